@@ -1,0 +1,34 @@
+# A fresh machine needs two commands: `make demo` and `make test`. Both set up .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check bench docs clean
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: .venv/ready  ## convert the bundled decoder and show what it gained
+	$(BIN)/python scripts/demo.py
+
+test: .venv/ready  ## every test but the slow ones
+	$(BIN)/python -m pytest
+
+check: .venv/ready  ## format, lint, types, floors, generated pages
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python scripts/make_docs.py --check
+
+bench: .venv/ready  ## the speed figures of docs/results.md
+	$(BIN)/python benchmarks/mntp_step.py
+	$(BIN)/python benchmarks/encode.py
+
+docs: .venv/ready  ## write the generated pages
+	$(BIN)/python scripts/make_docs.py
+
+clean:
+	rm -rf .venv demo

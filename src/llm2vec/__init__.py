@@ -1,0 +1,35 @@
+"""LLM2Vec: turn any decoder-only language model into a proven text encoder.
+
+Importing the package imports nothing heavy; names are resolved when they are first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llm2vec.conversion import Conversion, convert
+    from llm2vec.encoder import LLM2Vec
+    from llm2vec.errors import LLM2VecError
+    from llm2vec.presets import preset
+    from llm2vec.recipe import Recipe
+
+__all__ = ["Conversion", "LLM2Vec", "LLM2VecError", "Recipe", "convert", "preset"]
+
+_HOMES = {
+    "Conversion": "llm2vec.conversion",
+    "LLM2Vec": "llm2vec.encoder",
+    "LLM2VecError": "llm2vec.errors",
+    "Recipe": "llm2vec.recipe",
+    "convert": "llm2vec.conversion",
+    "preset": "llm2vec.presets",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'llm2vec' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,32 @@
+"""The errors this package raises on purpose: what is wrong, the value, and what to do.
+
+Everything a user can cause is an `LLM2VecError`; the command line prints its message as one line. Anything else is a bug.
+"""
+
+
+class LLM2VecError(Exception):
+    """The parent of every error raised on purpose."""
+
+
+class UsageError(LLM2VecError):
+    """The call itself is wrong: an unknown key, a value out of range, a missing extra. Exit code 2."""
+
+
+class ModelError(LLM2VecError):
+    """A model folder or hub id cannot be loaded as what it was given for."""
+
+
+class NotConvertible(ModelError):
+    """The decoder cannot be made fully bidirectional; the message says why and how much of it could."""
+
+
+class ProofFailed(ModelError):
+    """A property that was just created does not hold when tested by behaviour."""
+
+
+class CorpusError(LLM2VecError):
+    """A corpus or data file cannot be read as texts."""
+
+
+class RunError(LLM2VecError):
+    """A conversion cannot start or go on: a changed recipe, a NaN loss, no space left."""
