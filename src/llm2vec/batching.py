@@ -1,0 +1,90 @@
+"""Texts to batches and batches to states: by token budget, longest first, without padding where the model can.
+
+A model whose live attention implementation is the packed one (proved for it when it was loaded) reads many texts in
+one row; any other gets right-padded rows. Either way states come back flat, text after text.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from llm2vec.attention import PACKED, packed_inputs, padded_inputs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+MAX_TOKENS = 2048
+"""Tokens in a batch on a CPU: past this, two cores gain nothing (docs/results.md)."""
+
+MAX_TOKENS_GPU = 32_768
+
+
+def is_packed(model: "PreTrainedModel") -> bool:
+    """Whether texts go through this model in one row, each seeing only itself."""
+    return bool(model.config._attn_implementation == PACKED)
+
+
+def plan(lengths: Sequence[int], *, max_tokens: int, max_texts: int | None = None, padded: bool) -> list[list[int]]:
+    """Indices of texts in batches, longest first, each batch at most `max_tokens` tokens (padding counted).
+
+    A single text longer than the budget makes a batch of its own. Texts without tokens are in no batch.
+
+    Example:
+        >>> plan([3, 9, 0, 4], max_tokens=10, padded=False)
+        [[1], [3, 0]]
+    """
+    order = sorted((index for index in range(len(lengths)) if lengths[index]), key=lambda i: (-lengths[i], i))
+    batches: list[list[int]] = []
+    used = 0
+    for index in order:
+        longest = lengths[batches[-1][0]] if batches else 0
+        cost = longest if padded else lengths[index]
+        full = not batches or used + cost > max_tokens or len(batches[-1]) == max_texts
+        if full:
+            batches.append([index])
+            used = lengths[index]
+        else:
+            batches[-1].append(index)
+            used += cost
+    return batches
+
+
+def model_inputs(
+    documents: Sequence[Sequence[int]], *, packed: bool, pad_id: int, device: torch.device | str = "cpu"
+) -> dict[str, Any]:
+    """What to call a model with: one packed row, or right-padded rows."""
+    if packed:
+        return packed_inputs(documents, device=device)
+    return padded_inputs(documents, pad_id=pad_id, device=device)
+
+
+def flatten(states_BTD: Tensor, lengths: Sequence[int]) -> Tensor:
+    """States without padding: states_ND, text after text. A packed row is flat already."""
+    if states_BTD.shape[0] == 1:
+        return states_BTD[0, : sum(lengths)]
+    real_BT = torch.arange(states_BTD.shape[1], device=states_BTD.device) < torch.tensor(
+        lengths, device=states_BTD.device
+    ).unsqueeze(1)
+    return states_BTD[real_BT]
+
+
+def token_states(model: "PreTrainedModel", documents: Sequence[Sequence[int]], *, pad_id: int) -> Tensor:
+    """Last hidden states of all tokens of the given documents, flat: states_ND.
+
+    Args:
+        model: A body (no LM head), bidirectional or causal.
+        documents: Token ids; none of them empty.
+        pad_id: What fills the rows of a model that is not packed.
+    """
+    output = model(**model_inputs(documents, packed=is_packed(model), pad_id=pad_id, device=model.device))
+    return flatten(output.last_hidden_state, [len(document) for document in documents])
+
+
+def layer_states(model: "PreTrainedModel", documents: Sequence[Sequence[int]], *, pad_id: int) -> tuple[Tensor, ...]:
+    """States after the embedding and after each layer, each flat: a tuple of states_ND."""
+    inputs = model_inputs(documents, packed=is_packed(model), pad_id=pad_id, device=model.device)
+    output = model(**inputs, output_hidden_states=True)
+    lengths = [len(document) for document in documents]
+    return tuple(flatten(states_BTD, lengths) for states_BTD in output.hidden_states)

@@ -1,0 +1,202 @@
+"""The command line: each command parses, calls one function and prints.
+
+Nothing heavy is imported until a command runs, so `--help` and errors of use answer at once.
+"""
+
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from llm2vec.errors import LLM2VecError, UsageError
+from llm2vec.presets import PRESETS, preset
+from llm2vec.recipe import Recipe, merged, read_settings, read_yaml, to_yaml
+from llm2vec.terminal import Drawn, answer, people, results, table
+
+app = typer.Typer(
+    name="llm2vec",
+    help="Turn a decoder-only language model into a text encoder, and prove it.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+_SMALL_MODEL_BYTES = 800_000_000
+"""Weights up to this size are converted by the `small` preset when none is named."""
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else there.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one knob of the recipe.")]
+PresetName = Annotated[str | None, typer.Option("--preset", help=f"Recipe to start from: {', '.join(PRESETS)}.")]
+RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="A recipe file (YAML).")]
+TrustRemoteCode = Annotated[bool, typer.Option(help="Run model code that comes with the model.")]
+
+
+def main() -> None:
+    """Run the command line; every error on purpose is one line, exit code 1 (failed) or 2 (wrong use)."""
+    _quiet_libraries()
+    try:
+        app()
+    except UsageError as error:
+        people.print(f"llm2vec: {error}", markup=False)
+        sys.exit(2)
+    except LLM2VecError as error:
+        people.print(f"llm2vec: {error}", markup=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        people.print("llm2vec: stopped. The same command goes on from the last checkpoint.")
+        sys.exit(130)
+
+
+def _quiet_libraries() -> None:
+    for name, value in {
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TOKENIZERS_PARALLELISM": "true",
+    }.items():
+        os.environ.setdefault(name, value)
+    warnings.simplefilter("ignore")
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "`llm2vec convert --out encoder` the bundled decoder, on texts it writes itself\n\n"
+    "`llm2vec convert Qwen/Qwen3-0.6B --corpus texts.txt --out encoder --set mntp.steps=500`\n\n"
+    "`llm2vec convert ./decoder --corpus 'data/*.jsonl' --column body --out encoder --keep-stages`"
+)
+def convert(
+    decoder: Annotated[str, typer.Argument(help="A folder, a hub id, or `bundled`.")] = "bundled",
+    out: Annotated[Path, typer.Option(help="The encoder folder to make.")] = Path("encoder"),
+    corpus: Annotated[str | None, typer.Option(help="Files, folder, glob, `hub:NAME`, or `self`.")] = None,
+    column: Annotated[str | None, typer.Option(help="Column of jsonl, csv, parquet or hub data.")] = None,
+    preset_name: PresetName = None,
+    recipe_file: RecipeFile = None,
+    sets: Sets = None,
+    keep_stages: Annotated[bool, typer.Option("--keep-stages", help="Keep each stage's folder in OUT.stages.")] = False,
+    start_over: Annotated[bool, typer.Option("--start-over", help="Throw away what stands under OUT.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
+    json: Json = False,
+) -> None:
+    """Convert a decoder to an encoder: bidirectional attention, MNTP, SimCSE.
+
+    Killed at any moment, the same command goes on where it was.
+    """
+    named: dict[str, Any] = {"decoder": decoder}
+    if corpus is not None or column is not None:
+        named["corpus"] = {key: value for key, value in {"source": corpus, "column": column}.items() if value}
+    if trust_remote_code:
+        named["trust_remote_code"] = True
+    recipe = _recipe(decoder, preset_name, recipe_file, named, sets)
+    drawn = Drawn()
+    from llm2vec.conversion import convert as run
+
+    try:
+        conversion = run(recipe, out, keep_stages=keep_stages, start_over=start_over, progress=drawn)
+    finally:
+        drawn.close()
+    provenance = conversion.provenance
+    if json:
+        answer({"folder": str(conversion.folder), "stages": {k: str(v) for k, v in conversion.stages.items()}} | provenance)
+    else:
+        _summary(out, provenance)
+
+
+def _recipe(
+    decoder: str, name: str | None, file: Path | None, named: dict[str, Any], sets: list[str] | None
+) -> Recipe:
+    base = name or ("small" if _is_small(decoder) else "paper")
+    from_file = read_yaml(file) if file is not None else {}
+    layers = [preset(base) if file is None or name else {}, from_file, named, read_settings(sets or [])]
+    return Recipe.read(merged(*layers))
+
+
+def _is_small(decoder: str) -> bool:
+    weights = list(Path(decoder).expanduser().glob("*.safetensors"))
+    return decoder == "bundled" or (bool(weights) and sum(file.stat().st_size for file in weights) < _SMALL_MODEL_BYTES)
+
+
+def _summary(out: Path, provenance: dict[str, Any]) -> None:
+    rows = []
+    for stage in provenance["stages"]:
+        evaluations = [line for line in stage["metrics"] if "eval_loss" in line]
+        losses = [line for line in stage["metrics"] if "loss" in line]
+        if evaluations:
+            first, last = evaluations[0], evaluations[-1]
+            rows.append(["MNTP held-out loss", f"{first['eval_loss']:.3f}", f"{last['eval_loss']:.3f}"])
+            rows.append(["MNTP perplexity", f"{first['eval_perplexity']:.1f}", f"{last['eval_perplexity']:.1f}"])
+            rows.append(["MNTP masked accuracy", f"{first['eval_accuracy']:.1%}", f"{last['eval_accuracy']:.1%}"])
+        elif losses:
+            rows.append([f"{stage['stage']} loss", f"{losses[0]['loss']:.3f}", f"{losses[-1]['loss']:.3f}"])
+    table("", ["", "before", "after"], rows)
+    for proof in [*provenance["stages"][-1]["switch"]["proofs"], provenance["read_back"]]:
+        results.print(f"proved: {proof['name']} (margin {proof['margin']:.1e})")
+    results.print(f'\n{out} is ready: SentenceTransformer("{out}"), or llm2vec encode {out} "some text"')
+
+
+@app.command(epilog="Example: `llm2vec recipe --preset mistral-7b > recipe.yaml`")
+def recipe(
+    preset_name: PresetName = None,
+    recipe_file: RecipeFile = None,
+    sets: Sets = None,
+    json: Json = False,
+) -> None:
+    """Print a whole recipe: every knob with its value, unit and source."""
+    chosen = _recipe("bundled", preset_name, recipe_file, {}, sets)
+    if json:
+        answer(chosen.to_dict())
+    else:
+        sys.stdout.write(to_yaml(chosen))
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "`llm2vec encode encoder 'a text' 'another'`\n\n"
+    "`llm2vec encode encoder --file texts.txt --out vectors.npy`\n\n"
+    "`cat texts.txt | llm2vec encode encoder --out vectors.parquet --normalize`"
+)
+def encode(
+    model: Annotated[str, typer.Argument(help="An encoder folder or hub id.")],
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts; none: standard input, a text a line.")] = None,
+    file: Annotated[Path | None, typer.Option(help="Texts from a file: .txt, .jsonl, .csv, .parquet.")] = None,
+    column: Annotated[str | None, typer.Option(help="Column of that file.")] = None,
+    out: Annotated[Path | None, typer.Option(help=".npy, .jsonl or .parquet; none: JSON lines to stdout.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Put before every text, not pooled.")] = None,
+    prompt_name: Annotated[str | None, typer.Option(help="The same, by its name in the encoder's settings.")] = None,
+    normalize: Annotated[bool, typer.Option("--normalize", help="Scale vectors to length 1.")] = False,
+    batch_size: Annotated[int | None, typer.Option(help="Texts at a time; none: by token budget.")] = None,
+    json: Json = False,
+) -> None:
+    """Encode texts to vectors."""
+    from llm2vec.vectors import check_target, texts_for, write_vectors
+
+    if out is not None:
+        check_target(out)
+    rows = texts_for(texts, file=file, column=column, stdin=sys.stdin)
+    from llm2vec.encoder import LLM2Vec
+
+    encoder = LLM2Vec.from_pretrained(model)
+    vectors = encoder.encode(
+        rows,
+        prompt=prompt,
+        prompt_name=prompt_name,
+        normalize=normalize or None,
+        batch_size=batch_size,
+        show_progress_bar=len(rows) > 1000 and people.is_terminal,
+        convert_to="numpy",
+    )
+    if out is None and json:
+        answer([{"text": text, "vector": vector.tolist()} for text, vector in zip(rows, vectors, strict=True)])
+        return
+    write_vectors(out, rows, vectors, stdout=sys.stdout)
+    if json:
+        answer({"out": str(out), "texts": len(rows), "dimension": encoder.dimension})
+    elif out is not None:
+        people.print(f"{len(rows):,} vectors of {encoder.dimension} numbers in {out}")
+
+
+if __name__ == "__main__":
+    main()

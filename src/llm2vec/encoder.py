@@ -1,0 +1,223 @@
+"""`LLM2Vec`, the encoder users hold: load a folder, encode texts, save.
+
+Texts take one straight line: tokens, batches by token budget, the backbone, pooling. A vector depends on its text (and
+prompt) alone, never on what else was in the batch.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from llm2vec import backbone, batching
+from llm2vec.errors import ModelError, UsageError
+from llm2vec.files import whole_folder
+from llm2vec.folder import Settings, pooling_named, read_settings, write_settings
+from llm2vec.pooling import pool
+from llm2vec.recipe import Pooling
+from llm2vec.tokens import Tokens, borders, tokenize
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_WINDOW = 8192
+"""Texts tokenised and sorted together: bounds memory, and leaves next to no padding."""
+
+
+class LLM2Vec(nn.Module):
+    """A text encoder made from a decoder.
+
+    Attributes:
+        model: The backbone, without LM head.
+        tokenizer: Its tokenizer.
+        settings: Pooling, lengths, prompts.
+        switch: How the backbone was made bidirectional and the measured proofs; None for a causal baseline.
+
+    Example:
+        >>> encoder = LLM2Vec.from_pretrained("encoder")  # doctest: +SKIP
+        >>> encoder.encode(["Some text.", "Another."]).shape  # doctest: +SKIP
+        torch.Size([2, 192])
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        settings: Settings | None = None,
+        switch: "backbone.Switch | None" = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.settings = settings or Settings()
+        self.switch = switch
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        enable_bidirectional: bool | None = None,
+        pooling_mode: str | None = None,
+        max_length: int | None = None,
+        normalize: bool | None = None,
+        device: str | None = None,
+        dtype: "torch.dtype | str" = "auto",
+        attention: str | None = None,
+        **hub: Any,
+    ) -> Self:
+        """Load an encoder folder, or any decoder, and prove that it is bidirectional.
+
+        Args:
+            source: A folder or a hub id.
+            enable_bidirectional: False keeps a decoder causal (the "Uni" baseline); None: as the folder says.
+            pooling_mode: Overrides the folder's pooling.
+            max_length: Overrides the folder's longest sequence, in tokens; cut to the model's positions.
+            normalize: Overrides whether vectors are scaled to length 1.
+            device: Where to; None: a GPU if there is one.
+            dtype: Of the weights; "auto": as saved.
+            attention: Attention implementation to load with; None: SDPA, or what the family needs.
+            **hub: `revision`, `token`, `cache_dir`, `trust_remote_code`, for model, tokenizer and config alike.
+
+        Raises:
+            ModelError: The source cannot be loaded, or cannot be made bidirectional.
+        """
+        settings = (read_settings(Path(source)) if Path(source).is_dir() else None) or Settings()
+        settings = settings.changed(
+            pooling_mode=None if pooling_mode is None else pooling_named(pooling_mode),
+            max_length=max_length,
+            normalize=normalize,
+            bidirectional=enable_bidirectional,
+        )
+        tokenizer = backbone.load_tokenizer(source, **hub)
+        model = backbone.load(source, head=False, dtype=dtype, device=device, attention=attention, **hub).eval()
+        backbone.check_vocabulary(model, tokenizer)
+        if not settings.bidirectional and backbone.is_bidirectional(model.config):
+            raise ModelError(f"{source} is bidirectional already; its causal baseline is the decoder it was made from")
+        switch = backbone.make_bidirectional(model) if settings.bidirectional else None
+        limit = backbone.position_limit(model.config)
+        if limit is not None and settings.max_length > limit:
+            settings = settings.changed(max_length=limit)
+        return cls(model, tokenizer, settings=settings, switch=switch)
+
+    @property
+    def dimension(self) -> int:
+        """Length of a vector."""
+        return int(self.model.config.get_text_config().hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the backbone is."""
+        return self.model.device
+
+    def encode(
+        self,
+        sentences: str | Sequence[str],
+        batch_size: int | None = None,
+        show_progress_bar: bool = False,
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        normalize: bool | None = None,
+        convert_to: Literal["tensor", "numpy"] = "tensor",
+    ) -> Tensor | np.ndarray:
+        """Vectors of texts, in their order.
+
+        Args:
+            sentences: Texts, or one text (the result then has no first axis).
+            batch_size: At most so many texts at a time; None: as many as a token budget allows.
+            show_progress_bar: Draw one, with time left.
+            prompt: What stands before every text; it takes part in attention and is not pooled.
+            prompt_name: The same, by its name in the settings.
+            normalize: Scale to length 1; None: as the settings say.
+            convert_to: Kind of array; on the CPU, in float32.
+
+        Returns:
+            embedding_BD. A text without tokens (the empty string) gives the zero vector.
+
+        Raises:
+            UsageError: Not texts, or an unknown prompt name.
+        """
+        texts = [sentences] if isinstance(sentences, str) else list(sentences)
+        if wrong := next((text for text in texts if not isinstance(text, str)), None):
+            raise UsageError(f"encode takes texts, not {type(wrong).__name__}: {wrong!r}")
+        prompts = self._prompts(len(texts), prompt, prompt_name)
+        embedding_BD = torch.zeros(len(texts), self.dimension)
+        with tqdm(total=len(texts), desc="encode", unit="text", disable=not show_progress_bar) as bar:
+            for start in range(0, len(texts), _WINDOW):
+                window = slice(start, start + _WINDOW)
+                tokens = self.tokens(texts[window], prompts=prompts and prompts[window])
+                self._encode_window(tokens, embedding_BD[window], batch_size=batch_size, bar=bar)
+        if self.settings.normalize if normalize is None else normalize:
+            embedding_BD = nn.functional.normalize(embedding_BD, dim=-1)
+        result = embedding_BD[0] if isinstance(sentences, str) else embedding_BD
+        return result.numpy() if convert_to == "numpy" else result
+
+    def tokens(self, texts: Sequence[str], *, prompts: Sequence[str] | None = None) -> list[Tokens]:
+        """Token ids as the backbone reads them, and each text's own range."""
+        found = tokenize(self.tokenizer, texts, max_length=self.settings.max_length, prompts=prompts)
+        if not self.settings.skip_instruction:
+            return [Tokens(each.ids, 0, len(each.ids)) for each in found]
+        return found
+
+    @torch.inference_mode()
+    def _encode_window(self, tokens: list[Tokens], out_BD: Tensor, *, batch_size: int | None, bar: "tqdm[Any]") -> None:
+        lengths = [len(each.ids) for each in tokens]
+        budget = batching.MAX_TOKENS if self.device.type == "cpu" else batching.MAX_TOKENS_GPU
+        batches = batching.plan(
+            lengths, max_tokens=budget, max_texts=batch_size, padded=not batching.is_packed(self.model)
+        )
+        was_training = self.model.training
+        self.model.eval()
+        for batch in batches:
+            out_BD[batch] = self.embed([tokens[index] for index in batch]).cpu()
+            bar.update(len(batch))
+        bar.update(len(tokens) - sum(map(len, batches)))
+        self.model.train(was_training)
+
+    def embed(self, tokens: Sequence[Tokens]) -> Tensor:
+        """Vectors of one batch, differentiable: embedding_BD, float32, on the model's device."""
+        states_ND = batching.token_states(
+            self.model, [each.ids for each in tokens], pad_id=int(self.tokenizer.pad_token_id)
+        )
+        return pool_tokens(states_ND, tokens, pooling=self.settings.pooling_mode)
+
+    def _prompts(self, count: int, prompt: str | None, prompt_name: str | None) -> list[str] | None:
+        if prompt_name is not None:
+            if prompt_name not in self.settings.prompts:
+                known = ", ".join(self.settings.prompts) or "none"
+                raise UsageError(f"there is no prompt named {prompt_name!r}; there are: {known}")
+            prompt = self.settings.prompts[prompt_name]
+        if not prompt or not prompt.strip():
+            return None
+        return [prompt.strip() + self.settings.separator] * count
+
+    def save(self, output_path: str | Path) -> None:
+        """Write a folder that opens here, in plain `SentenceTransformer` and in plain `AutoModel`; whole or not at all."""
+        with whole_folder(Path(output_path)) as partial:
+            self.write(partial)
+
+    def write(self, folder: Path) -> None:
+        """Write weights, tokenizer and settings into a folder that is there."""
+        backbone.save_model(self.model, folder)
+        self.tokenizer.save_pretrained(folder)
+        edges = borders(self.tokenizer)
+        write_settings(
+            self.settings,
+            folder,
+            tokenizer=self.tokenizer,
+            dimension=self.dimension,
+            own_tokens_only=self.settings.skip_instruction and bool(edges.before or edges.after),
+        )
+
+
+def pool_tokens(states_ND: Tensor, tokens: Sequence[Tokens], *, pooling: Pooling) -> Tensor:
+    """Vectors of a batch from its flat states: embedding_BD in float32."""
+    bounds_B3 = torch.tensor([(len(each.ids), each.first, each.end) for each in tokens], device=states_ND.device)
+    lengths_B, first_B, end_B = bounds_B3.unbind(1)
+    return pool(states_ND, lengths_B=lengths_B, first_B=first_B, end_B=end_B, pooling=pooling)

@@ -1,0 +1,89 @@
+"""How the command line looks: progress with time left, one-line errors, JSON on standard output.
+
+People read standard error; standard output holds results alone. Only `cli` uses this.
+"""
+
+import json
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+_LINE_EVERY_S = 15.0
+"""Without a terminal, a line of progress at most so often."""
+
+people = Console(stderr=True, highlight=False)
+results = Console(highlight=False, soft_wrap=True)
+
+
+class Drawn:
+    """Draws long work: a bar on a terminal, now and then a line elsewhere."""
+
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._name, self._total, self._done, self._spoke = "", 0, 0, 0.0
+        self._numbers: dict[str, float] = {}
+
+    def start(self, task: str, *, total: int | None) -> None:
+        self.close()
+        self._name, self._total, self._done, self._numbers = task, total or 0, 0, {}
+        self._started = self._spoke = time.monotonic()
+        if people.is_terminal:
+            columns = (TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            left = (TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[numbers]}"))
+            self._bar = Progress(*columns, *left, console=people, transient=True)
+            self._task = self._bar.add_task(task, total=total, numbers="")
+            self._bar.start()
+
+    def advance(self, done: int, **numbers: float) -> None:
+        self._done = done
+        self._numbers.update(numbers)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, numbers=_shown(self._numbers))
+        elif time.monotonic() - self._spoke > _LINE_EVERY_S:
+            self._spoke = time.monotonic()
+            people.print(f"{self._name}: {self._place()}  {_shown(self._numbers)}")
+
+    def finish(self, **numbers: float) -> None:
+        self._numbers.update(numbers)
+        self.close()
+        took = time.monotonic() - self._started
+        people.print(f"{self._name}: {self._done:,} in {took:.0f} s  {_shown(self._numbers)}".rstrip())
+
+    def note(self, message: str) -> None:
+        people.print(message)
+
+    def close(self) -> None:
+        """Take the bar off the screen."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _place(self) -> str:
+        if not self._total or not self._done:
+            return f"{self._done:,}"
+        left = (time.monotonic() - self._started) * (self._total - self._done) / self._done
+        return f"{self._done:,} of {self._total:,}, {left:.0f} s left"
+
+
+def _shown(numbers: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:,.0f}" if value >= 100 else f"{name} {value:.3f}" for name, value in numbers.items())
+
+
+def answer(value: Any) -> None:
+    """One JSON document on standard output."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """A small table on standard output; the first column is names, the others are numbers."""
+    drawn = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        drawn.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        drawn.add_row(*row)
+    results.print(drawn)
