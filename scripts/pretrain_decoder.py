@@ -51,7 +51,9 @@ class Size:
         length: Tokens in a sequence.
         batch: Sequences in a step.
         tokens: Tokens to train on when no time budget is given.
-        learning_rate: Peak; linear warm-up, constant, then linear to zero over the last `decay` of the run.
+        matrix_learning_rate: Peak of Muon, which trains the matrices of the layers: linear warm-up, constant, then
+            linear to zero over the last `decay` of the run.
+        learning_rate: Peak of AdamW, which trains embeddings, norms and biases; same schedule.
         decay: Share of the run in which the learning rate falls.
     """
 
@@ -59,27 +61,36 @@ class Size:
     layers: int = 5
     heads: int = 3
     inner: int = 512
-    vocabulary: int = 8192
+    vocabulary: int = 6144
     length: int = 128
     batch: int = 32
     tokens: int = 20_000_000
+    matrix_learning_rate: float = 0.03
     learning_rate: float = 4e-3
     decay: float = 0.4
 
 
 SIZES = {
     "cpu": Size(),
-    "tiny": Size(hidden=64, layers=3, heads=4, inner=160, tokens=1_500_000, learning_rate=8e-3),
+    "tiny": Size(hidden=64, layers=3, heads=4, inner=160, tokens=1_500_000),
     "gpu": Size(
-        hidden=512, layers=8, heads=8, inner=1376, length=512, batch=128, tokens=400_000_000, learning_rate=2e-3
+        hidden=512,
+        layers=8,
+        heads=8,
+        inner=1376,
+        length=512,
+        batch=128,
+        tokens=400_000_000,
+        matrix_learning_rate=0.02,
+        learning_rate=2e-3,
     ),
 }
 
 
 def paragraphs(path: Path) -> Iterator[str]:
     """The lines of a text file that hold text."""
-    opened: Any = lzma.open(path, "rt", encoding="utf8") if path.suffix == ".xz" else path.open(encoding="utf8")
-    with opened as file:
+    opener: Any = lzma.open if path.suffix == ".xz" else open
+    with opener(path, "rt", encoding="utf8") as file:
         for line in file:
             if text := line.strip():
                 yield text
@@ -144,7 +155,7 @@ class Source:
                         file.write(np.asarray([*row, tokenizer.eos_token_id], dtype=np.uint16).tobytes())
                     chunk = []
         ids_path.with_suffix(".json").write_text(json.dumps({"bytes": size}))
-        os.replace(partial, ids_path)
+        partial.replace(ids_path)
 
     def draw(self, random: np.random.Generator, length: int) -> np.ndarray:
         """A sequence from the part that is trained on."""
@@ -158,7 +169,11 @@ class Source:
 
     def held_out(self, length: int, most: int) -> np.ndarray:
         """Sequences from the held-out part."""
-        starts = [start for start in range(0, len(self.ids) - length, length) if self._held(start) and self._held(start + length)]
+        starts = [
+            start
+            for start in range(0, len(self.ids) - length, length)
+            if self._held(start) and self._held(start + length)
+        ]
         picked = starts[:: max(1, len(starts) // most)][:most]
         return np.stack([self.ids[start : start + length].astype(np.int64) for start in picked])
 
@@ -173,7 +188,13 @@ def new_model(arch: str, size: Size, tokenizer: PreTrainedTokenizerFast) -> PreT
         "pad_token_id": tokenizer.pad_token_id,
     }
     if arch == "gpt2":
-        shape |= {"n_embd": size.hidden, "n_layer": size.layers, "n_head": size.heads, "n_inner": size.inner, "n_positions": 512}
+        shape |= {
+            "n_embd": size.hidden,
+            "n_layer": size.layers,
+            "n_head": size.heads,
+            "n_inner": size.inner,
+            "n_positions": 512,
+        }
     else:
         shape |= {
             "hidden_size": size.hidden,
@@ -192,7 +213,9 @@ def new_model(arch: str, size: Size, tokenizer: PreTrainedTokenizerFast) -> PreT
 
 
 @torch.no_grad()
-def held_out_report(model: PreTrainedModel, sources: list[Source], length: int, most: int) -> dict[str, dict[str, float]]:
+def held_out_report(
+    model: PreTrainedModel, sources: list[Source], length: int, most: int
+) -> dict[str, dict[str, float]]:
     """Loss in nats a token, perplexity and bits a byte on the held-out part of each source."""
     model.eval()
     report = {}
@@ -211,11 +234,16 @@ class Run:
 
     def __init__(self, model: PreTrainedModel, size: Size, folder: Path, budget_s: float | None) -> None:
         self.model, self.size, self.folder, self.budget_s = model, size, folder, budget_s
-        matrices = [weight for weight in model.parameters() if weight.ndim == 2]
-        others = [weight for weight in model.parameters() if weight.ndim != 2]
-        groups = [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
-        self.fused = torch.cuda.is_available()
-        self.optimizer = torch.optim.AdamW(groups, lr=size.learning_rate, betas=(0.9, 0.98), fused=True)
+        embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+        inner = [each for each in model.parameters() if each.ndim == 2 and id(each) not in embeddings]
+        others = [each for each in model.parameters() if each.ndim != 2 or id(each) in embeddings]
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.Muon(inner, lr=size.matrix_learning_rate, weight_decay=0.05, momentum=0.95),
+            torch.optim.AdamW(others, lr=size.learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+        ]
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["peak"] = group["lr"]
         self.step, self.spent_s = 0, 0.0
         if (folder / "state.json").exists():
             self._resume()
@@ -229,18 +257,23 @@ class Run:
     def set_learning_rate(self) -> None:
         """Linear warm-up over 200 steps, constant, linear to zero."""
         falling = min(1.0, (1 - self.done()) / self.size.decay)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.size.learning_rate * min(1.0, (self.step + 1) / 200) * max(falling, 0.0)
+        share = min(1.0, (self.step + 1) / 100) * max(falling, 0.0)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * share
 
     def save(self) -> None:
         """Write a checkpoint beside the old one, then point to it."""
         name = f"step-{self.step}"
         (self.folder / name).mkdir(parents=True, exist_ok=True)
-        save_file({key: value.contiguous() for key, value in _untied(self.model).items()}, self.folder / name / "model.safetensors")
-        torch.save(self.optimizer.state_dict(), self.folder / name / "optimizer.pt")
+        save_file(
+            {key: value.contiguous() for key, value in _untied(self.model).items()},
+            self.folder / name / "model.safetensors",
+        )
+        torch.save([each.state_dict() for each in self.optimizers], self.folder / name / "optimizer.pt")
         partial = self.folder / "state.json.partial"
         partial.write_text(json.dumps({"step": self.step, "spent_s": self.spent_s, "at": name}))
-        os.replace(partial, self.folder / "state.json")
+        partial.replace(self.folder / "state.json")
         for old in self.folder.glob("step-*"):
             if old.name != name:
                 for file in old.iterdir():
@@ -251,7 +284,9 @@ class Run:
         state = json.loads((self.folder / "state.json").read_text())
         self.step, self.spent_s = state["step"], state["spent_s"]
         self.model.load_state_dict(load_file(self.folder / state["at"] / "model.safetensors"), strict=False)
-        self.optimizer.load_state_dict(torch.load(self.folder / state["at"] / "optimizer.pt", weights_only=True))
+        states = torch.load(self.folder / state["at"] / "optimizer.pt", weights_only=True)
+        for optimizer, kept in zip(self.optimizers, states, strict=True):
+            optimizer.load_state_dict(kept)
 
 
 def _untied(model: PreTrainedModel) -> dict[str, torch.Tensor]:
@@ -275,8 +310,9 @@ def train(run: Run, sources: list[Source], *, seed: int, marks: dict[float, Path
             loss = forward(input_ids=ids_BT, labels=ids_BT, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
-        run.optimizer.step()
-        run.optimizer.zero_grad(set_to_none=True)
+        for optimizer in run.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         run.step += 1
         run.spent_s += time.perf_counter() - started
         if run.step % 50 == 0:
@@ -322,8 +358,8 @@ language: en
 {facts["size"]["hidden"]}. Made to be converted to an encoder and to test on; it knows very little.
 
 Trained from random weights on {facts["tokens"]:,} tokens in {facts["minutes"]:.0f} minutes on {facts["hardware"]},
-seed {facts["seed"]}, sequences of {facts["size"]["length"]} tokens, AdamW with peak learning rate
-{facts["size"]["learning_rate"]}. Command: `{facts["command"]}`
+seed {facts["seed"]}, sequences of {facts["size"]["length"]} tokens, Muon for the matrices of the layers and AdamW for
+the rest. Command: `{facts["command"]}`
 
 | held-out text | nats a token | perplexity | bits a byte |
 | --- | --- | --- | --- |
@@ -341,15 +377,21 @@ What it writes:
 def main() -> None:
     """Parse, train, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", type=Path, default=Path("../shared/data/text"), help="folder of .txt or .txt.xz files")
+    parser.add_argument(
+        "--text", type=Path, default=Path("../shared/data/text"), help="folder of .txt or .txt.xz files"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of the finished decoder")
     parser.add_argument("--work", type=Path, help="folder for token ids and checkpoints; default: OUT.work")
     parser.add_argument("--config", choices=SIZES, default="cpu")
     parser.add_argument("--arch", choices=("llama", "qwen3", "gpt2", "gemma3_text"), default="llama")
     parser.add_argument("--tokenizer", help="use the tokenizer of this decoder instead of training one")
     parser.add_argument("--minutes", type=float, help="end after so much training time; default: by tokens")
-    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="change a number of the configuration")
-    parser.add_argument("--keep", nargs="*", type=float, default=[], help="shares of the run at which to keep the model")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="NAME=VALUE", help="change a number of the configuration"
+    )
+    parser.add_argument(
+        "--keep", nargs="*", type=float, default=[], help="shares of the run at which to keep the model"
+    )
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     changes = {key: type(getattr(Size(), key))(value) for key, value in (text.split("=") for text in arguments.set)}
@@ -378,7 +420,9 @@ def main() -> None:
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "tokens": run.step * size.batch * size.length,
         "minutes": run.spent_s / 60,
-        "hardware": f"{os.cpu_count()} cores ({platform.machine()})" if model.device.type == "cpu" else torch.cuda.get_device_name(),
+        "hardware": f"{os.cpu_count()} cores ({platform.machine()})"
+        if model.device.type == "cpu"
+        else torch.cuda.get_device_name(),
         "seed": arguments.seed,
         "command": f"python scripts/pretrain_decoder.py --config {arguments.config} --arch {arguments.arch}"
         + (f" --minutes {arguments.minutes:g}" if arguments.minutes else "")

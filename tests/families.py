@@ -9,8 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from llm2vec import backbone
-from llm2vec.attention import PACKED
+from llm2vec import backbone, decoder
 from llm2vec.errors import ModelError, NotConvertible
 from llm2vec.head import masked_rows
 from llm2vec.shrink import shrink
@@ -99,7 +98,7 @@ def outcome(model_type: str) -> Outcome:
     """Build, switch and prove a type as `make_bidirectional` would choose, then under the other implementation too."""
     try:
         config = AutoConfig.for_model(model_type, **FILLED_IN.get(model_type, {}))
-        backbone.check_is_decoder(config, model_type)
+        decoder.check_is_decoder(config, model_type)
         model = tiny(model_type)
     except ModelError as error:
         return Outcome(model_type, reason=str(error))
@@ -109,7 +108,9 @@ def outcome(model_type: str) -> Outcome:
         switch = backbone.make_bidirectional(model)
     except NotConvertible as error:
         return Outcome(model_type, reason=str(error))
-    under = {name: "proven" if switch.attention == name else proven_under(model_type, name) for name in ("eager", "sdpa")}
+    under = {
+        name: "proven" if switch.attention == name else proven_under(model_type, name) for name in ("eager", "sdpa")
+    }
     return Outcome(
         model_type,
         **under,
@@ -136,7 +137,13 @@ def proven_under(model_type: str, attention: str) -> str:
 def lively(model: PreTrainedModel) -> PreTrainedModel:
     """Give logit scales and caps values that matter, and the head a bias that is not zero, where there are any."""
     for config in {id(each): each for each in (model.config, model.config.get_text_config(decoder=True))}.values():
-        for name in ("logit_scale", "logits_scaling", "final_logit_softcapping", "logits_soft_cap", "lm_head_multiplier"):
+        for name in (
+            "logit_scale",
+            "logits_scaling",
+            "final_logit_softcapping",
+            "logits_soft_cap",
+            "lm_head_multiplier",
+        ):
             derived = isinstance(getattr(type(config), name, None), property)
             if isinstance(getattr(config, name, None), int | float) and not derived:
                 setattr(config, name, 3.0)
@@ -163,3 +170,15 @@ def head_difference(model: PreTrainedModel) -> float:
         with masked_rows(model, (rows // 11, rows % 11)):
             paired_MV = model(**inputs).logits[0]
     return max(float((each - full_NV).abs().max()) for each in (picked_MV, paired_MV))
+
+
+def row(outcome: Outcome) -> str:
+    """A type's line of `docs/families.md`: what holds for the family, no measured numbers."""
+    if outcome.uses is None:
+        return f"| `{outcome.model_type}` | refused | | {outcome.reason} |"
+    windows = sum(window is not None for window in outcome.windows)
+    notes = [f"{windows} of {len(outcome.windows)} layers have windows"] if windows else []
+    notes += [
+        f"{name}: {said}" for name, said in (("eager", outcome.eager), ("sdpa", outcome.sdpa)) if said != "proven"
+    ]
+    return f"| `{outcome.model_type}` | {outcome.uses} | {'yes' if outcome.packs else 'no'} | {'; '.join(notes)} |"

@@ -83,13 +83,12 @@ def packed_mask(
 
     So a row of many texts never costs a mask of its length squared.
     """
-    from transformers.masking_utils import sdpa_mask
+    from transformers import masking_utils
 
     if attention_mask is None and batch_size == 1 and not use_vmap:
         return None
-    mask_BHTT: Tensor | None = sdpa_mask(
-        *args, attention_mask=attention_mask, batch_size=batch_size, use_vmap=use_vmap, **kwargs
-    )
+    kwargs.update(attention_mask=attention_mask, batch_size=batch_size, use_vmap=use_vmap)
+    mask_BHTT: Tensor | None = masking_utils.sdpa_mask(*args, **kwargs)
     return mask_BHTT
 
 
@@ -102,7 +101,7 @@ def packed_attention(
     *,
     dropout: float = 0.0,
     scaling: float | None = None,
-    is_causal: bool | None = None,
+    is_causal: bool | None = None,  # noqa: ARG001  # transformers passes it
     sliding_window: int | None = None,
     document_lengths: Sequence[int] | None = None,
     seen_window: Callable[[int | None], None] | None = None,
@@ -139,12 +138,12 @@ def packed_attention(
 
 def _runs(lengths: Sequence[int], *rows_1HTK: Tensor) -> Iterator[list[Tensor]]:
     """For each run of texts of equal length: every given row cut into a batch of those texts."""
-    start = 0
-    for length, run in groupby(lengths):
-        count = len(list(run))
-        cut = slice(start, start + count * length)
-        yield [row[0, :, cut].unflatten(1, (count, length)).transpose(0, 1) for row in rows_1HTK]
-        start += count * length
+    runs = [(length, len(list(run))) for length, run in groupby(lengths)]
+    widths = [length * count for length, count in runs]
+    # one split a row: its gradient is one concatenation, where that of slices would be a row of zeros for each
+    parts = zip(*(row[0].split(widths, 1) for row in rows_1HTK), strict=True)
+    for (length, count), rows_HTK in zip(runs, parts, strict=True):
+        yield [row.unflatten(1, (count, length)).transpose(0, 1) for row in rows_HTK]
 
 
 def _together(
@@ -163,7 +162,7 @@ def _together(
 def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """Stock SDPA; or the family's own eager formula for what SDPA cannot do (and would refuse, or silently leave out)."""
+    """Stock SDPA; the family's own eager formula for what SDPA cannot do (would refuse, or silently leave out)."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     attend: Callable[..., tuple[Tensor, None]] = sdpa_attention_forward

@@ -6,6 +6,7 @@ Nothing heavy is imported until a command runs, so `--help` and errors of use an
 import os
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +28,22 @@ app = typer.Typer(
 
 _SMALL_MODEL_BYTES = 800_000_000
 """Weights up to this size are converted by the `small` preset when none is named."""
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        sys.stdout.write(version("llm2vec") + "\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    pass
+
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else there.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one knob of the recipe.")]
@@ -100,14 +117,13 @@ def convert(
         drawn.close()
     provenance = conversion.provenance
     if json:
-        answer({"folder": str(conversion.folder), "stages": {k: str(v) for k, v in conversion.stages.items()}} | provenance)
+        stages = {name: str(place) for name, place in conversion.stages.items()}
+        answer({"folder": str(conversion.folder), "stages": stages, **provenance})
     else:
         _summary(out, provenance)
 
 
-def _recipe(
-    decoder: str, name: str | None, file: Path | None, named: dict[str, Any], sets: list[str] | None
-) -> Recipe:
+def _recipe(decoder: str, name: str | None, file: Path | None, named: dict[str, Any], sets: list[str] | None) -> Recipe:
     base = name or ("small" if _is_small(decoder) else "paper")
     from_file = read_yaml(file) if file is not None else {}
     layers = [preset(base) if file is None or name else {}, from_file, named, read_settings(sets or [])]
@@ -119,7 +135,7 @@ def _is_small(decoder: str) -> bool:
     return decoder == "bundled" or (bool(weights) and sum(file.stat().st_size for file in weights) < _SMALL_MODEL_BYTES)
 
 
-def _summary(out: Path, provenance: dict[str, Any]) -> None:
+def _summary(out: Path, provenance: Mapping[str, Any]) -> None:
     rows = []
     for stage in provenance["stages"]:
         evaluations = [line for line in stage["metrics"] if "eval_loss" in line]
@@ -135,6 +151,56 @@ def _summary(out: Path, provenance: dict[str, Any]) -> None:
     for proof in [*provenance["stages"][-1]["switch"]["proofs"], provenance["read_back"]]:
         results.print(f"proved: {proof['name']} (margin {proof['margin']:.1e})")
     results.print(f'\n{out} is ready: SentenceTransformer("{out}"), or llm2vec encode {out} "some text"')
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "`llm2vec info Qwen/Qwen3-0.6B`\n\n"
+    "`llm2vec info ./decoder --preset small --set mntp.steps=200 --json`"
+)
+def info(
+    model: Annotated[str, typer.Argument(help="A folder, a hub id, or `bundled`.")] = "bundled",
+    preset_name: PresetName = None,
+    recipe_file: RecipeFile = None,
+    sets: Sets = None,
+    trust_remote_code: TrustRemoteCode = False,
+    json: Json = False,
+) -> None:
+    """Say what would happen to a model, before anything is trained. Reads its configuration alone."""
+    named: dict[str, Any] = {"decoder": model, **({"trust_remote_code": True} if trust_remote_code else {})}
+    recipe = _recipe(model, preset_name, recipe_file, named, sets)
+    from llm2vec.info import describe
+
+    found = describe(recipe)
+    if json:
+        answer(found.to_dict())
+        return
+    verdict = "can be converted" if found.convertible else "cannot be converted"
+    results.print(f"{found.source}: {found.model_type}, {verdict}")
+    if not found.convertible:
+        results.print(f"  {found.reason}")
+    already = " (bidirectional already)" if found.bidirectional else ""
+    kinds = ", ".join(f"{count} {kind}" for kind, count in found.layer_types.items())
+    windows = ", ".join(f"{count} x {window}" for window, count in found.windows.items())
+    rows = [
+        ["parameters", f"{found.parameters:,}, {found.head_parameters:,} of them the head's"],
+        ["layers", kinds + already],
+        ["windows, tokens to either side", windows],
+        ["vector", f"{found.hidden} numbers, pooling {found.pooling}"],
+        ["longest text", f"{found.positions:,} tokens" if found.positions else "no limit known"],
+        ["weights", f"{found.weights_bytes / 1e6:,.1f} MB"],
+    ]
+    if found.attention:
+        rows.append(["attention", found.attention + (", texts packed without padding" if found.packs else ", padded")])
+    for each in found.estimates:
+        minutes = max(each.seconds / 60, 0.1)
+        cost = f"{each.steps:,} steps, about {minutes:,.1f} minutes and {each.memory_bytes / 1e9:,.2f} GB here"
+        rows.append([f"{each.stage}, estimated", cost])
+    table("", ["", ""], rows)
+    for proof in found.proofs:
+        results.print(f"a small copy: {proof.name} (margin {proof.margin:.1e})")
+    for note in found.notes:
+        results.print(f"note: {note}")
 
 
 @app.command(epilog="Example: `llm2vec recipe --preset mistral-7b > recipe.yaml`")

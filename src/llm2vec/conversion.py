@@ -19,9 +19,9 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llm2vec import backbone
+from llm2vec import backbone, decoder
 from llm2vec.encoder import LLM2Vec
-from llm2vec.errors import ModelError, ProofFailed, RunError, UsageError
+from llm2vec.errors import ProofFailed, RunError, UsageError
 from llm2vec.files import PARTIAL, fingerprint_folder, publish, read_json, whole_file, whole_folder, write_json
 from llm2vec.folder import PROVENANCE_FILE, Settings, model_card
 from llm2vec.progress import Progress, Silent
@@ -32,9 +32,6 @@ from llm2vec.stages.simcse import attention_dropouts, train_simcse
 from llm2vec.stages.training import weights_dtype
 from llm2vec.texts import SELF, corpus_fingerprint, read_texts, self_texts, sentences
 from llm2vec.tokens import TokenStore, store_tokens
-
-BUNDLED = "bundled"
-BUNDLED_FOLDER = Path(__file__).parent / "assets" / "decoder"
 
 _RUN_FILE = "run.json"
 _STAGE_FILE = "stage.json"
@@ -109,7 +106,7 @@ class _Job:
     def __init__(self, recipe: Recipe, out: Path, progress: Progress) -> None:
         self.recipe, self.out, self.progress = recipe, out, progress
         self.work = out.with_name(out.name + ".stages")
-        self.source = decoder_source(recipe.decoder)
+        self.source = decoder.place(recipe.decoder)
         self.made: list[str] = []
         self.processes = PartialState(cpu=not torch.cuda.is_available())
 
@@ -177,7 +174,7 @@ class _Job:
 
     def make_bidirectional(self, folder: Path) -> None:
         """Stage 0: the decoder, bidirectional and proven, nothing trained."""
-        tokenizer = backbone.load_tokenizer(self.source, **self._hub())
+        tokenizer = decoder.load_tokenizer(self.source, **self._hub())
         if self.recipe.corpus.source == SELF:
             self._write_own_texts(tokenizer)
         model = self._load(self.source, tokenizer, self.recipe.mntp, head=True)
@@ -185,6 +182,12 @@ class _Job:
         switch = backbone.make_bidirectional(model)
         for note in switch.notes:
             self.progress.note(note)
+        near = [window for window in switch.windows if window is not None]
+        if near:
+            self.progress.note(
+                f"{len(near)} of {len(switch.windows)} layers keep their windows, now to either side: "
+                f"{', '.join(map(str, sorted(set(near))))} tokens"
+            )
         with whole_folder(folder) as partial:
             LLM2Vec(model, tokenizer, settings=self._settings()).write(partial)
             write_json(partial / _STAGE_FILE, {"stage": "bi", "switch": switch.to_dict(), "metrics": []})
@@ -195,7 +198,7 @@ class _Job:
         if not recipe.steps:
             return
         with _scratch(folder) as scratch:
-            tokenizer = backbone.load_tokenizer(self.work / "0-bi")
+            tokenizer = decoder.load_tokenizer(self.work / "0-bi")
             length = recipe.max_length if recipe.layout == "lines" else None
             texts = self._texts(self.recipe.corpus)
             with self.processes.main_process_first():
@@ -215,7 +218,7 @@ class _Job:
             return
         with _scratch(folder) as scratch:
             source = self.work / self.made[-1]
-            tokenizer = backbone.load_tokenizer(source)
+            tokenizer = decoder.load_tokenizer(source)
             texts = self._texts(recipe.corpus or self.recipe.corpus)
             if recipe.sentences:
                 texts = (sentence for text in texts for sentence in sentences(text))
@@ -290,10 +293,10 @@ class _Job:
         overrides: Mapping[str, float] | None = None,
     ) -> PreTrainedModel:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model = backbone.load(
+        model = decoder.load(
             source, head=head, dtype=weights_dtype(recipe, device), config_overrides=overrides, **self._hub()
         )
-        backbone.check_vocabulary(model, tokenizer)
+        decoder.check_vocabulary(model, tokenizer)
         return model
 
     def _check_lengths(self, model: PreTrainedModel) -> None:
@@ -312,7 +315,7 @@ class _Job:
         place = self._own_texts()
         if place.is_file():
             return
-        writer = backbone.load(self.source, head=True, dtype=torch.float32, **self._hub()).eval()
+        writer = decoder.load(self.source, head=True, dtype=torch.float32, **self._hub()).eval()
         written = self_texts(writer, tokenizer, self.recipe.corpus, seed=self.recipe.seed, progress=self.progress)
         with whole_file(place) as partial:
             partial.write_text("".join(text + "\n" for text in written), encoding="utf8")
@@ -362,22 +365,6 @@ class _Job:
                 write_json(partial / _STAGE_FILE, facts)
 
         self.on_main(write)
-
-
-def decoder_source(decoder: str) -> str | Path:
-    """The folder or hub id that a recipe's `decoder` stands for.
-
-    Raises:
-        ModelError: It looks like a path and nothing is there.
-    """
-    if decoder == BUNDLED:
-        return BUNDLED_FOLDER
-    path = Path(decoder).expanduser()
-    if path.is_dir():
-        return path
-    if path.is_absolute() or decoder.startswith((".", "~")) or decoder.count("/") > 1:
-        raise ModelError(f"there is no folder {decoder}")
-    return decoder
 
 
 def prove_read_back(encoder: LLM2Vec, folder: Path) -> Proof:

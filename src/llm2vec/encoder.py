@@ -6,14 +6,14 @@ prompt) alone, never on what else was in the batch.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from llm2vec import backbone, batching
+from llm2vec import backbone, batching, decoder
 from llm2vec.errors import ModelError, UsageError
 from llm2vec.files import whole_folder
 from llm2vec.folder import Settings, pooling_named, read_settings, write_settings
@@ -94,9 +94,9 @@ class LLM2Vec(nn.Module):
             normalize=normalize,
             bidirectional=enable_bidirectional,
         )
-        tokenizer = backbone.load_tokenizer(source, **hub)
-        model = backbone.load(source, head=False, dtype=dtype, device=device, attention=attention, **hub).eval()
-        backbone.check_vocabulary(model, tokenizer)
+        tokenizer = decoder.load_tokenizer(source, **hub)
+        model = decoder.load(source, head=False, dtype=dtype, device=device, attention=attention, **hub).eval()
+        decoder.check_vocabulary(model, tokenizer)
         if not settings.bidirectional and backbone.is_bidirectional(model.config):
             raise ModelError(f"{source} is bidirectional already; its causal baseline is the decoder it was made from")
         switch = backbone.make_bidirectional(model) if settings.bidirectional else None
@@ -115,6 +115,30 @@ class LLM2Vec(nn.Module):
         """Where the backbone is."""
         return self.model.device
 
+    @overload
+    def encode(
+        self,
+        sentences: str | Sequence[str],
+        batch_size: int | None = None,
+        show_progress_bar: bool = False,
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        normalize: bool | None = None,
+        convert_to: Literal["tensor"] = "tensor",
+    ) -> Tensor: ...
+    @overload
+    def encode(
+        self,
+        sentences: str | Sequence[str],
+        batch_size: int | None = None,
+        show_progress_bar: bool = False,
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        normalize: bool | None = None,
+        convert_to: Literal["numpy"],
+    ) -> np.ndarray: ...
     def encode(
         self,
         sentences: str | Sequence[str],
@@ -144,8 +168,8 @@ class LLM2Vec(nn.Module):
             UsageError: Not texts, or an unknown prompt name.
         """
         texts = [sentences] if isinstance(sentences, str) else list(sentences)
-        if wrong := next((text for text in texts if not isinstance(text, str)), None):
-            raise UsageError(f"encode takes texts, not {type(wrong).__name__}: {wrong!r}")
+        if wrong := [text for text in texts if not isinstance(text, str)]:
+            raise UsageError(f"encode takes texts, not {type(wrong[0]).__name__}: {wrong[0]!r}")
         prompts = self._prompts(len(texts), prompt, prompt_name)
         embedding_BD = torch.zeros(len(texts), self.dimension)
         with tqdm(total=len(texts), desc="encode", unit="text", disable=not show_progress_bar) as bar:
@@ -198,12 +222,12 @@ class LLM2Vec(nn.Module):
         return [prompt.strip() + self.settings.separator] * count
 
     def save(self, output_path: str | Path) -> None:
-        """Write a folder that opens here, in plain `SentenceTransformer` and in plain `AutoModel`; whole or not at all."""
+        """Write a folder that opens here, in `SentenceTransformer` and in `AutoModel`; whole or not at all."""
         with whole_folder(Path(output_path)) as partial:
             self.write(partial)
 
     def write(self, folder: Path) -> None:
-        """Write weights, tokenizer and settings into a folder that is there."""
+        """Fill a folder that is there: weights, tokenizer, settings."""
         backbone.save_model(self.model, folder)
         self.tokenizer.save_pretrained(folder)
         edges = borders(self.tokenizer)

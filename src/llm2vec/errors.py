@@ -1,6 +1,7 @@
 """The errors this package raises on purpose: what is wrong, the value, and what to do.
 
-Everything a user can cause is an `LLM2VecError`; the command line prints its message as one line. Anything else is a bug.
+Everything a user can cause is an `LLM2VecError`; the command line prints its message as one line.
+Anything else is a bug.
 """
 
 
@@ -30,3 +31,8 @@ class CorpusError(LLM2VecError):
 
 class RunError(LLM2VecError):
     """A conversion cannot start or go on: a changed recipe, a NaN loss, no space left."""
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's error says, cut to one line that fits into ours."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

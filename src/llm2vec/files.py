@@ -30,7 +30,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     try:
         with disk_space_checked(path):
             yield partial
-        os.replace(partial, path)
+        partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -57,8 +57,8 @@ def publish(built: Path, path: Path) -> None:
     old = path.with_name(path.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if path.exists():
-        os.replace(path, old)
-    os.replace(built, path)
+        path.replace(old)
+    built.replace(path)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -20,8 +20,8 @@ def masked_rows(model: "PreTrainedModel", rows: Tensor | tuple[Tensor, Tensor]) 
 
     Args:
         model: A language model, with or without adapters.
-        rows: The M positions: counted text after text, padding included (as in `hidden_BTD.flatten(0, 1)`); or a pair of
-            row and position numbers.
+        rows: The M positions: counted text after text, padding included (as in `hidden_BTD.flatten(0, 1)`); or a pair
+            of row and position numbers.
 
     Raises:
         ValueError: The model has no LM head.

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from llm2vec.attention import PACKED, packed_inputs, padded_inputs
+from llm2vec.decoder import embedding_rows
 from llm2vec.errors import ProofFailed
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def prove_bidirectional(body: "PreTrainedModel") -> tuple[Proof, ...]:
 
 
 def decoder_layers(body: "PreTrainedModel") -> nn.ModuleList | None:
-    """The model's layers: its first list of as many modules as the configuration names. None if there is no such list."""
+    """The model's layers: its first list of as many modules as the configuration names. None if there is none."""
     config = body.config.get_text_config(decoder=True)
     counts = [getattr(config, name, None) for name in ("num_hidden_layers", "num_layers")]
     lists = [module for module in body.modules() if isinstance(module, nn.ModuleList)]
@@ -121,7 +122,7 @@ class _Draws:
         config = body.config.get_text_config(decoder=True)
         self._random = torch.Generator().manual_seed(0)
         self._device = body.device
-        vocabulary = body.get_input_embeddings().weight.shape[0]
+        vocabulary = embedding_rows(body)
         special = {_first(getattr(config, name, None)) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
         ids = torch.arange(min(vocabulary, 50_000))
         kept = ids[~torch.isin(ids, torch.tensor([each for each in special if each is not None], dtype=torch.long))]
@@ -227,8 +228,8 @@ def _moved(before: Tensor, after: Tensor) -> Reach:
 def _layers_see_both_ways(body: "PreTrainedModel", draws: _Draws, *, padded: int) -> Proof:
     """In every layer position i sees j exactly if j sees i; padding is seen by none.
 
-    A layer where each position sees only itself is neither direction (it has no attention, or that of an earlier layer's
-    keys), but not all of them may be such.
+    A layer where each position sees only itself is neither direction (it has no attention, or that of an earlier
+    layer's keys), but not all of them may be such.
     """
     name = "every layer attends to both sides" + (", padded" if padded else "")
     real = _TOKENS - padded
@@ -356,9 +357,9 @@ def prove_dropout(model: "PreTrainedModel") -> Proof:
     Raises:
         ProofFailed: They do not differ.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     adapters_off: AbstractContextManager[Any] = (
-        model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
+        model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()  # type: ignore[operator]
     )
     with _probing(model), adapters_off:
         ids_BT = _Draws(base).ids(2, _TOKENS)

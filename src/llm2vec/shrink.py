@@ -1,7 +1,7 @@
 """A configuration made small: the same family with the same kinds of layers, in a model that is built in milliseconds.
 
-What a switch does depends on the kinds of layers, not on their sizes, so a small random copy answers what would happen to
-a large model before anything is downloaded. It knows names of configuration fields, never of families.
+What a switch does depends on the kinds of layers, not on their sizes, so a small random copy answers what would happen
+to a large model before anything is downloaded. It knows names of configuration fields, never of families.
 """
 
 from collections.abc import Mapping
@@ -18,12 +18,22 @@ _HIDDEN = _HEADS * _HEAD
 DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
 """Names families give to the number of their layers."""
 
-_NOT_COPIED = ("model_type", "transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype", "auto_map")
+_NOT_COPIED = (
+    "model_type",
+    "transformers_version",
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "auto_map",
+)
 
 SMALL: Mapping[str, Any] = {
     # widths
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "embed_dim", "word_embed_proj_dim", "dim_model"), _HIDDEN),
-    **dict.fromkeys(("embedding_size", "decoder_hidden_size", "attention_hidden_size", "decoder_attention_dim"), _HIDDEN),
+    **dict.fromkeys(
+        ("embedding_size", "decoder_hidden_size", "attention_hidden_size", "decoder_attention_dim"), _HIDDEN
+    ),
     **dict.fromkeys(("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "decoder_ffn_dim", "d_inner"), 96),
     **dict.fromkeys(("dff", "dim_ff", "feed_forward_size", "intermediate_size_mlp", "block_ff_dim"), 96),
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "shared_intermediate_size"), 48),
@@ -33,7 +43,9 @@ SMALL: Mapping[str, Any] = {
     **dict.fromkeys(("encoder_attention_heads", "swa_num_attention_heads"), _HEADS),
     **dict.fromkeys(("num_key_value_heads", "n_head_kv", "swa_num_key_value_heads", "num_kv_heads"), 2),
     **dict.fromkeys(("num_global_key_value_heads",), 2),
-    **dict.fromkeys(("head_dim", "dim_head", "attention_head_dim", "kv_channels", "v_head_dim", "global_head_dim"), _HEAD),
+    **dict.fromkeys(
+        ("head_dim", "dim_head", "attention_head_dim", "kv_channels", "v_head_dim", "global_head_dim"), _HEAD
+    ),
     **dict.fromkeys(("index_head_dim",), _HEAD),
     **dict.fromkeys(("index_n_heads",), _HEADS),
     **dict.fromkeys(("swa_head_dim", "swa_v_head_dim", "d_kv"), _HEAD),
@@ -41,7 +53,16 @@ SMALL: Mapping[str, Any] = {
     **dict.fromkeys(("qk_head_dim",), _HEAD),
     **dict.fromkeys(("kv_lora_rank", "q_lora_rank", "o_lora_rank"), 32),
     # depths beside the decoder's own
-    **dict.fromkeys(("encoder_layers", "num_layers_per_stack", "num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers"), 1),
+    **dict.fromkeys(
+        (
+            "encoder_layers",
+            "num_layers_per_stack",
+            "num_nextn_predict_layers",
+            "mtp_num_hidden_layers",
+            "num_mtp_layers",
+        ),
+        1,
+    ),
     # experts
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
     **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "top_k_experts"), 2),

@@ -71,7 +71,9 @@ class Drawn:
 
 
 def _shown(numbers: dict[str, float]) -> str:
-    return "  ".join(f"{name} {value:,.0f}" if value >= 100 else f"{name} {value:.3f}" for name, value in numbers.items())
+    return "  ".join(
+        f"{name} {value:,.0f}" if value >= 100 else f"{name} {value:.3f}" for name, value in numbers.items()
+    )
 
 
 def answer(value: Any) -> None:

@@ -74,7 +74,7 @@ def corpus_files(source: str) -> list[Path]:
         if _kind(path) not in _READERS:
             raise CorpusError(f"{source}: cannot read {_kind(path) or 'a file without ending'}; can: {_kinds()}")
         return [path]
-    files = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if _kind(Path(name)) in _READERS)
+    files = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if _kind(Path(name)) in _READERS)  # noqa: PTH207
     if not files:
         hint = f"; for a data set of the hub write {HUB}{source}" if "/" in source and not path.suffix else ""
         raise CorpusError(f"corpus {source} does not exist{hint}")
@@ -191,7 +191,9 @@ def sentences(text: str) -> list[str]:
         >>> sentences("It rained. We stayed in! Mr. Smith left.")
         ['It rained.', 'We stayed in!', 'Mr. Smith left.']
     """
-    pieces = re.split(r"(?<=[.!?])(?<!\b[A-Z][a-z]\.)(?<!\bMrs\.)(?<!\b[A-Z]\.)\s+(?=[\"'“‘(]?[A-Z0-9])", text.strip())
+    pieces = re.split(
+        r"(?<=[.!?])(?<!\b[A-Z][a-z]\.)(?<!\bMrs\.)(?<!\b[A-Z]\.)\s+(?=[\"'“\u2018(]?[A-Z0-9])", text.strip()
+    )
     return [piece for piece in pieces if piece]
 
 
@@ -251,7 +253,9 @@ def _sample(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", corp
     )
     start_BT = start_BT.to(model.device)
     # every row starts alike, so the mask is all ones; without it a start token that is also the padding is masked
-    written_BT = model.generate(start_BT, attention_mask=torch.ones_like(start_BT), generation_config=settings)
+    written_BT = model.generate(  # type: ignore[operator]
+        start_BT, attention_mask=torch.ones_like(start_BT), generation_config=settings
+    )
     return written_BT[:, 0 if start is None else 1 :]
 
 

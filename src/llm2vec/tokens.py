@@ -83,7 +83,9 @@ def tokenize(
         end = len(row) - edges.after
         first = next((place for place in range(edges.before, end) if offsets[place][1] > len(prompt)), end)
         if first == end and text and len(row) >= max_length:
-            raise UsageError(f"the prompt {prompt[:60]!r} fills all {max_length} tokens; shorten it or raise max_length")
+            raise UsageError(
+                f"the prompt {prompt[:60]!r} fills all {max_length} tokens; shorten it or raise max_length"
+            )
         result.append(Tokens(row, first, end))
     return result
 
@@ -119,7 +121,7 @@ def store_tokens(
     *,
     max_length: int | None,
     min_tokens: int = 1,
-    seen: Callable[[int], None] = lambda texts: None,
+    seen: Callable[[int], None] = lambda _: None,
 ) -> TokenStore:
     """Tokenise a corpus into a folder, special tokens included, and open it.
 
@@ -142,7 +144,11 @@ def store_tokens(
     with whole_folder(folder) as partial, (partial / "ids.bin").open("wb") as file:
         for chunk in chunks(texts, _CHUNK):
             rows = tokenizer(
-                chunk, truncation=max_length is not None, max_length=max_length, return_attention_mask=False, verbose=False
+                chunk,
+                truncation=max_length is not None,
+                max_length=max_length,
+                return_attention_mask=False,
+                verbose=False,
             )["input_ids"]
             for row in rows:
                 if len(row) >= least:

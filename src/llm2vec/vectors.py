@@ -64,4 +64,6 @@ def write_vectors(out: Path | None, texts: Sequence[str], vectors_BD: np.ndarray
 
 def _write_lines(file: IO[str], texts: Sequence[str], vectors_BD: np.ndarray) -> None:
     for text, vector in zip(texts, vectors_BD, strict=True):
-        file.write(json.dumps({"text": text, "vector": [round(float(x), 7) for x in vector]}, ensure_ascii=False) + "\n")
+        file.write(
+            json.dumps({"text": text, "vector": [round(float(x), 7) for x in vector]}, ensure_ascii=False) + "\n"
+        )

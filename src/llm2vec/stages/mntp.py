@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llm2vec import batching
+from llm2vec.decoder import embedding_rows
 from llm2vec.errors import CorpusError, UsageError
 from llm2vec.head import masked_rows
 from llm2vec.progress import Progress
@@ -243,14 +244,17 @@ def mask_id(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, choice: 
     ids = tokenizer(token, add_special_tokens=False)["input_ids"]
     if choice == "blank" and ids and tokenizer.unk_token_id not in ids:
         return int(ids[-1])
-    raise UsageError(f"mask_token={choice}: {token!r} is no token of the vocabulary; choose blank, eos or another token")
+    raise UsageError(
+        f"mask_token={choice}: {token!r} is no token of the vocabulary; choose blank, eos or another token"
+    )
 
 
 def _add_mask_row(model: PreTrainedModel) -> int:
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = embedding_rows(model)
     model.resize_token_embeddings(rows + 1, mean_resizing=False)
+    embeddings: tuple[Any, ...] = (model.get_input_embeddings(), model.get_output_embeddings())
     with torch.no_grad():
-        for embedding in (model.get_input_embeddings(), model.get_output_embeddings()):
+        for embedding in embeddings:
             embedding.weight[rows] = embedding.weight[:rows].mean(0)
     return rows
 
@@ -280,7 +284,7 @@ def train_mntp(
         UsageError, CorpusError, RunError: As `mask_id`, `split` and `train` say.
     """
     vocabulary = len(tokenizer)
-    rows_before = model.get_input_embeddings().weight.shape[0]
+    rows_before = embedding_rows(model)
     masking = Masking(
         probability=recipe.mask_probability,
         whole=recipe.masking == "all",
@@ -289,7 +293,9 @@ def train_mntp(
         special=tuple(tokenizer.all_special_ids),
     )
     isolated = recipe.layout == "packed"
-    rows: Rows = Lines(store) if recipe.layout == "lines" else Blocks(store, length=recipe.max_length, isolated=isolated)
+    rows: Rows = (
+        Lines(store) if recipe.layout == "lines" else Blocks(store, length=recipe.max_length, isolated=isolated)
+    )
     training, held_out = split(rows, recipe.held_out)
     draw = Draw(len(training), seed=seed)
     packed, pad_id = batching.is_packed(model), int(tokenizer.pad_token_id)
@@ -305,7 +311,6 @@ def train_mntp(
     task = Task("MNTP", len(training), batch_of, mntp_loss, True, evaluate, recipe.eval_every)
     log = train(trained, task, recipe, folder=folder, seed=seed, progress=progress)
     merged = merge(trained, dtype=dtype)
-    if merged.get_input_embeddings().weight.shape[0] != rows_before:
+    if embedding_rows(merged) != rows_before:
         merged.resize_token_embeddings(rows_before)
     return merged.eval(), log
-

@@ -101,15 +101,15 @@ def add_adapters(
 
 
 def _name_of(model: nn.Module, module: nn.Module) -> str:
-    return next(name for name, each in model.named_modules() if each is module)
+    names: list[str] = [name for name, each in model.named_modules() if each is module]
+    return names[0]
 
 
 def merge(model: PreTrainedModel | PeftModel, *, dtype: torch.dtype) -> PreTrainedModel:
     """Merge adapters in float32, whatever the weights' type, and return plain weights of type `dtype`."""
-    if not isinstance(model, PeftModel):
-        return model.requires_grad_(False).to(dtype)  # type: ignore[arg-type]  # transformers narrows `to`
-    merged: PreTrainedModel = model.float().merge_and_unload()  # type: ignore[operator]  # via __getattr__
-    return merged.requires_grad_(False).to(dtype)  # type: ignore[arg-type]
+    merged: Any = model.float().merge_and_unload() if isinstance(model, PeftModel) else model  # type: ignore[operator]
+    plain: PreTrainedModel = merged.requires_grad_(False).to(dtype)
+    return plain
 
 
 def precision(recipe: StageRecipe, device: torch.device) -> torch.dtype:
@@ -121,7 +121,7 @@ def precision(recipe: StageRecipe, device: torch.device) -> torch.dtype:
 
 
 def weights_dtype(recipe: StageRecipe, device: torch.device) -> torch.dtype:
-    """Type of the weights while a stage runs, and of what it saves: trained weights are float32, frozen ones compute."""
+    """Type of the weights while a stage runs, and of what it saves: trained ones are float32, frozen ones compute."""
     return torch.float32 if recipe.method == "full" else precision(recipe, device)
 
 
@@ -191,7 +191,7 @@ class _StageTrainer(Trainer):
         if self.lr_scheduler is None:
             self.lr_scheduler = get_scheduler(
                 self.args.lr_scheduler_type,
-                optimizer=optimizer or self.optimizer,
+                optimizer=optimizer or self.optimizer,  # type: ignore[arg-type]  # there is one by now
                 num_warmup_steps=int(self.args.warmup_steps),
                 num_training_steps=max(self._horizon, num_training_steps),
             )
@@ -199,13 +199,15 @@ class _StageTrainer(Trainer):
         return scheduler
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]  # it is `_Numbers`
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        trained = (weight for weight in self.model.parameters() if weight.requires_grad)
+        trained = (weight for weight in model.parameters() if weight.requires_grad)
         if not all(bool(torch.isfinite(weight).all()) for weight in trained):
-            raise RunError(f"{self._task.name}: weights are not finite at step {self.state.global_step}; lower the learning rate")
-        folder = Path(self.args.output_dir)
+            raise RunError(
+                f"{self._task.name}: weights are not finite at step {self.state.global_step}; lower the learning rate"
+            )
+        folder = Path(str(self.args.output_dir))
         with disk_space_checked(folder):
             super()._save_checkpoint(model, trial)
             if self.args.should_save:
@@ -215,7 +217,9 @@ class _StageTrainer(Trainer):
 class _Reporting(TrainerCallback):
     """Progress for people, metrics for machines, evaluation on time."""
 
-    def __init__(self, task: Task, trainer: _StageTrainer, recipe: StageRecipe, folder: Path, progress: Progress) -> None:
+    def __init__(
+        self, task: Task, trainer: _StageTrainer, recipe: StageRecipe, folder: Path, progress: Progress
+    ) -> None:
         self._task, self._trainer, self._recipe = task, trainer, recipe
         self._folder, self._progress = folder, progress
         self._since = (time.perf_counter(), 0, 0)
@@ -252,7 +256,7 @@ class _Reporting(TrainerCallback):
         if self._task.evaluate is None:
             return
         started = time.perf_counter()
-        metrics = dict(self._task.evaluate(self._trainer.model))
+        metrics = dict(self._task.evaluate(self._trainer.model))  # type: ignore[arg-type]  # it has one
         self._trainer.log({f"eval_{name}": value for name, value in metrics.items()})
         self._shown.update({name: value for name, value in metrics.items() if name == "accuracy"})
         then, tokens, step = self._since
