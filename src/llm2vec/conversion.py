@@ -24,6 +24,7 @@ from llm2vec.encoder import LLM2Vec
 from llm2vec.errors import ProofFailed, RunError, UsageError
 from llm2vec.files import PARTIAL, fingerprint_folder, publish, read_json, whole_file, whole_folder, write_json
 from llm2vec.folder import PROVENANCE_FILE, Settings, model_card
+from llm2vec.machine import default_device
 from llm2vec.progress import Progress, Silent
 from llm2vec.proofs import Proof, prove_dropout
 from llm2vec.recipe import CorpusRecipe, Recipe, StageRecipe, differences
@@ -31,7 +32,7 @@ from llm2vec.stages.mntp import train_mntp
 from llm2vec.stages.simcse import attention_dropouts, train_simcse
 from llm2vec.stages.training import weights_dtype
 from llm2vec.texts import SELF, corpus_fingerprint, read_texts, self_texts, sentences
-from llm2vec.tokens import TokenStore, store_tokens
+from llm2vec.tokens import TokenStore, separator_for, store_tokens
 
 _RUN_FILE = "run.json"
 _STAGE_FILE = "stage.json"
@@ -108,7 +109,7 @@ class _Job:
         self.work = out.with_name(out.name + ".stages")
         self.source = decoder.place(recipe.decoder)
         self.made: list[str] = []
-        self.processes = PartialState(cpu=not torch.cuda.is_available())
+        self.processes = PartialState(cpu=default_device().type == "cpu")
 
     def on_main(self, work: Callable[[], None]) -> None:
         """Do what only one of several processes should, while the others wait."""
@@ -189,7 +190,7 @@ class _Job:
                 f"{', '.join(map(str, sorted(set(near))))} tokens"
             )
         with whole_folder(folder) as partial:
-            LLM2Vec(model, tokenizer, settings=self._settings()).write(partial)
+            LLM2Vec(model, tokenizer, settings=self._settings(tokenizer)).write(partial)
             write_json(partial / _STAGE_FILE, {"stage": "bi", "switch": switch.to_dict(), "metrics": []})
 
     def mntp(self, folder: Path) -> None:
@@ -292,9 +293,8 @@ class _Job:
         head: bool,
         overrides: Mapping[str, float] | None = None,
     ) -> PreTrainedModel:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = decoder.load(
-            source, head=head, dtype=weights_dtype(recipe, device), config_overrides=overrides, **self._hub()
+            source, head=head, dtype=weights_dtype(recipe, default_device()), config_overrides=overrides, **self._hub()
         )
         decoder.check_vocabulary(model, tokenizer)
         return model
@@ -323,13 +323,15 @@ class _Job:
     def _own_texts(self) -> Path:
         return self.work / "self.txt"
 
-    def _settings(self) -> Settings:
+    def _settings(self, tokenizer: PreTrainedTokenizerBase) -> Settings:
         encoder = self.recipe.encoder
+        separator = encoder.separator
         return Settings(
             pooling_mode=encoder.pooling,
             max_length=encoder.max_length,
             normalize=encoder.normalize,
             prompts=dict(encoder.prompts),
+            separator=separator_for(tokenizer, encoder.prompts.values()) if separator is None else separator,
         )
 
     def _texts(self, corpus: CorpusRecipe) -> Iterator[str]:
@@ -361,7 +363,7 @@ class _Job:
     ) -> None:
         def write() -> None:
             with whole_folder(folder) as partial:
-                LLM2Vec(model, tokenizer, settings=self._settings()).write(partial)
+                LLM2Vec(model, tokenizer, settings=self._settings(tokenizer)).write(partial)
                 write_json(partial / _STAGE_FILE, facts)
 
         self.on_main(write)
@@ -381,7 +383,9 @@ def prove_read_back(encoder: LLM2Vec, folder: Path) -> Proof:
     ours_BD = encoder.encode(texts, convert_to="numpy")
     theirs_BD = opened.encode(texts, convert_to_numpy=True, show_progress_bar=False)
     margin = _distance(ours_BD, theirs_BD)
-    for name in encoder.settings.prompts:  # their mean with a prompt may have another length, never another direction
+    # weighted means of a prompted text cannot be said in their format: weights start at the prompt there, at the text here
+    prompts = {} if encoder.settings.pooling_mode == "weighted_mean" else encoder.settings.prompts
+    for name in prompts:  # their mean with a prompt may have another length, never another direction
         ours = encoder.encode(texts, prompt_name=name, normalize=True, convert_to="numpy")
         theirs = opened.encode(texts, prompt_name=name, normalize_embeddings=True, show_progress_bar=False)
         margin = max(margin, _distance(ours, theirs))

@@ -27,6 +27,7 @@ from transformers import (
 from transformers.utils import logging
 
 from llm2vec.errors import ModelError, first_line
+from llm2vec.machine import default_device
 
 BUNDLED = "bundled"
 BUNDLED_FOLDER = Path(__file__).parent / "assets" / "decoder"
@@ -38,7 +39,7 @@ _OTHER_SENSES = ("vision", "audio", "image", "speech", "vq")
 """What the names of sub-configurations of multimodal models start with."""
 
 
-def place(name: str) -> str | Path:
+def place(name: str | Path) -> str | Path:
     """The folder or hub id that a recipe's `decoder` stands for.
 
     Raises:
@@ -74,6 +75,7 @@ def load_tokenizer(
     Raises:
         ModelError: There is none, it is damaged, it gives no character offsets, or it has no token to pad with.
     """
+    _check_place(source)
     hub = _hub(revision, token, cache_dir, trust_remote_code)
     with _errors_of(source, "a tokenizer"), quiet():
         tokenizer = AutoTokenizer.from_pretrained(str(source), padding_side="right", **hub)
@@ -133,8 +135,7 @@ def load(
         )
     if missing := sorted(info["missing_keys"]):
         raise ModelError(f"{source} has no weights for {missing[0]} and {len(missing) - 1} others: it is incomplete")
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    loaded: PreTrainedModel = model.to(place)
+    loaded: PreTrainedModel = model.to(device or default_device())
     return loaded
 
 
@@ -148,10 +149,7 @@ def load_config(source: str | Path, **hub: Any) -> PreTrainedConfig:
         raise ModelError(
             f"transformers {version('transformers')} ignores the switch: pip install 'transformers>={OLDEST}'"
         )
-    if _is_path(source) and not Path(source).is_dir():
-        raise ModelError(f"there is no folder {source}")
-    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
-        raise ModelError(f"{source} is no model: there is no config.json in it")
+    _check_place(source)
     with _errors_of(source, "a model"), quiet():
         config: PreTrainedConfig = AutoConfig.from_pretrained(str(source), **hub)
     check_is_decoder(config, source)
@@ -224,6 +222,13 @@ def _errors_of(source: str | Path, what: str) -> Iterator[None]:
         ) from error
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, TypeError, AttributeError) as error:
         raise ModelError(f"cannot load {what} from {source}: {first_line(error)}") from error
+
+
+def _check_place(source: str | Path) -> None:
+    if _is_path(source) and not Path(source).is_dir():
+        raise ModelError(f"there is no folder {source}")
+    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
+        raise ModelError(f"{source} is no model: there is no config.json in it")
 
 
 def _is_path(source: str | Path) -> bool:

@@ -4,7 +4,7 @@ Texts take one straight line: tokens, batches by token budget, the backbone, poo
 prompt) alone, never on what else was in the batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
@@ -74,7 +74,7 @@ class LLM2Vec(nn.Module):
         """Load an encoder folder, or any decoder, and prove that it is bidirectional.
 
         Args:
-            source: A folder or a hub id.
+            source: A folder, a hub id, or `bundled`: the project's own small decoder.
             enable_bidirectional: False keeps a decoder causal (the "Uni" baseline); None: as the folder says.
             pooling_mode: Overrides the folder's pooling.
             max_length: Overrides the folder's longest sequence, in tokens; cut to the model's positions.
@@ -87,6 +87,7 @@ class LLM2Vec(nn.Module):
         Raises:
             ModelError: The source cannot be loaded, or cannot be made bidirectional.
         """
+        source = decoder.place(source)
         settings = (read_settings(Path(source)) if Path(source).is_dir() else None) or Settings()
         settings = settings.changed(
             pooling_mode=None if pooling_mode is None else pooling_named(pooling_mode),
@@ -176,7 +177,7 @@ class LLM2Vec(nn.Module):
             for start in range(0, len(texts), _WINDOW):
                 window = slice(start, start + _WINDOW)
                 tokens = self.tokens(texts[window], prompts=prompts and prompts[window])
-                self._encode_window(tokens, embedding_BD[window], batch_size=batch_size, bar=bar)
+                embedding_BD[window] = self.encode_tokens(tokens, batch_size=batch_size, seen=bar.update)
         if self.settings.normalize if normalize is None else normalize:
             embedding_BD = nn.functional.normalize(embedding_BD, dim=-1)
         result = embedding_BD[0] if isinstance(sentences, str) else embedding_BD
@@ -190,7 +191,21 @@ class LLM2Vec(nn.Module):
         return found
 
     @torch.inference_mode()
-    def _encode_window(self, tokens: list[Tokens], out_BD: Tensor, *, batch_size: int | None, bar: "tqdm[Any]") -> None:
+    def encode_tokens(
+        self,
+        tokens: Sequence[Tokens],
+        *,
+        batch_size: int | None = None,
+        seen: Callable[[int], object] = lambda _: None,
+    ) -> Tensor:
+        """Vectors of tokenised texts, in their order: embedding_BD, float32, on the CPU.
+
+        Args:
+            tokens: As from `tokens`; their ranges say what is pooled.
+            batch_size: At most so many texts at a time; None: as many as a token budget allows.
+            seen: Told how many texts are done, after each batch.
+        """
+        embedding_BD = torch.zeros(len(tokens), self.dimension)
         lengths = [len(each.ids) for each in tokens]
         budget = batching.MAX_TOKENS if self.device.type == "cpu" else batching.MAX_TOKENS_GPU
         batches = batching.plan(
@@ -199,10 +214,11 @@ class LLM2Vec(nn.Module):
         was_training = self.model.training
         self.model.eval()
         for batch in batches:
-            out_BD[batch] = self.embed([tokens[index] for index in batch]).cpu()
-            bar.update(len(batch))
-        bar.update(len(tokens) - sum(map(len, batches)))
+            embedding_BD[batch] = self.embed([tokens[index] for index in batch]).cpu()
+            seen(len(batch))
+        seen(len(tokens) - sum(map(len, batches)))
         self.model.train(was_training)
+        return embedding_BD
 
     def embed(self, tokens: Sequence[Tokens]) -> Tensor:
         """Vectors of one batch, differentiable: embedding_BD, float32, on the model's device."""

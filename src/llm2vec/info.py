@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from llm2vec import backbone, decoder
 from llm2vec.errors import ModelError, NotConvertible, first_line
+from llm2vec.machine import default_device
 from llm2vec.proofs import Proof, decoder_layers
 from llm2vec.recipe import MntpRecipe, Recipe, SimcseRecipe, StageRecipe
 from llm2vec.shrink import shrink
@@ -181,7 +182,7 @@ def _estimate(
     kept = tokens / stage.accumulation
     states = kept * text.hidden_size * (_STATES_A_LAYER * depth + (len(layers or ()) if depth == 1 else 0))
     logits = kept * read * decoder.embedding_rows(model) * 3
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     wide = 4 if stage.method == "full" or device.type == "cpu" else 2
     trained = parameters * 12 if stage.method == "full" else parameters // 50 * 16
     memory = parameters * wide + trained + (states + logits) * (2 if wide == 2 else 4)
@@ -190,7 +191,7 @@ def _estimate(
 
 def _operations_per_s() -> float:
     """Floating-point operations a second that training gets out of this machine, by a timed matrix product."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     size, dtype = (4096, torch.bfloat16) if device.type == "cuda" else (512, torch.float32)
     square = torch.ones(size, size, device=device, dtype=dtype)
     best = float("inf")

@@ -95,6 +95,20 @@ def _borders(tokenizer: "PreTrainedTokenizerBase") -> Borders:
     return borders(tokenizer)
 
 
+def separator_for(tokenizer: "PreTrainedTokenizerBase", prompts: Iterable[str]) -> str:
+    """What to put between these prompts and a text: a space, or a line break where a space would not do.
+
+    Other libraries count a prompt's tokens by tokenising it alone. That is right only where prompt and text share no
+    token, and most tokenizers join a space to the word that follows it.
+    """
+
+    def stands_alone(prompt: str) -> bool:
+        alone, joined = tokenizer([prompt, prompt + "Some text"], add_special_tokens=False)["input_ids"]
+        return bool(joined[: len(alone)] == alone)
+
+    return " " if all(stands_alone(prompt.strip() + " ") for prompt in prompts) else "\n"
+
+
 class TokenStore:
     """The token ids of a corpus on disk: text `i` is `store[i]`, a read-only uint32 array."""
 

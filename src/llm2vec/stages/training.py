@@ -6,6 +6,7 @@ state, so that a resumed run sees exactly what an uninterrupted one would have.
 
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from transformers import (
 
 from llm2vec.errors import RunError, UsageError
 from llm2vec.files import disk_space_checked, write_json
+from llm2vec.machine import keep_freed_memory
 from llm2vec.progress import Progress
 from llm2vec.recipe import StageRecipe
 
@@ -91,6 +93,7 @@ def add_adapters(
         bias="none",
         target_modules=list(recipe.lora.targets) if recipe.lora.targets else "all-linear",
         modules_to_save=[_name_of(model, head)] if train_head and head is not None else None,
+        ensure_weight_tying=tied and train_head,
     )
     if recipe.gradient_checkpointing:
         model.enable_input_require_grads()
@@ -208,7 +211,9 @@ class _StageTrainer(Trainer):
                 f"{self._task.name}: weights are not finite at step {self.state.global_step}; lower the learning rate"
             )
         folder = Path(str(self.args.output_dir))
-        with disk_space_checked(folder):
+        with disk_space_checked(folder), warnings.catch_warnings():
+            # peft sees that a mask token's row was added to the embeddings; a resumed run adds the same one
+            warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`")
             super()._save_checkpoint(model, trial)
             if self.args.should_save:
                 (folder / f"checkpoint-{self.state.global_step}" / _COMPLETE).touch()
@@ -291,6 +296,7 @@ def train(
     """
     if recipe.batch_size % recipe.accumulation:
         raise UsageError(f"batch_size {recipe.batch_size} is not a multiple of accumulation {recipe.accumulation}")
+    keep_freed_memory()
     arguments = _arguments(recipe, folder, seed=seed, device=next(model.parameters()).device)
     per_step = recipe.batch_size * arguments.world_size
     epochs = recipe.schedule_epochs

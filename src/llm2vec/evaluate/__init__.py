@@ -1,0 +1,1 @@
+"""What a conversion gained, measured; each module is one kind of measurement."""

@@ -1,0 +1,48 @@
+"""What tests share: small real decoders, and a place to skip what needs more."""
+
+from pathlib import Path
+
+import pytest
+
+from llm2vec import LLM2Vec
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+DECODERS = Path(__file__).parent / "assets" / "decoders"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run the slow tests too")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--slow"):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """The folder of data beside the checkout, which is not part of the project."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs {SHARED.name}/ beside the checkout")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def encoder():
+    """The bundled decoder, bidirectional and untrained."""
+    return LLM2Vec.from_pretrained("bundled")
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """A hundred and twenty short texts in a file."""
+    place = tmp_path / "texts.txt"
+    subjects = ("The old miller", "A tired nurse", "My brother", "The youngest pupil", "Nobody")
+    verbs = ("opened", "painted", "sold", "forgot", "mended", "carried")
+    objects = ("the green door", "a heavy box", "two red boats", "the broken clock")
+    lines = [f"{a} {b} {c} before the rain came." for a in subjects for b in verbs for c in objects]
+    place.write_text("\n".join(lines) + "\n")
+    return place

@@ -1,0 +1,58 @@
+"""Batches: nothing lost, the budget kept, and no text sees another."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm2vec import backbone, batching, decoder
+
+ROUNDING = 1e-5
+"""float32 states of size 1 to 10 from matrix products of another shape, relative to their size."""
+
+
+@given(
+    lengths=st.lists(st.integers(0, 60), max_size=40),
+    max_tokens=st.integers(1, 100),
+    max_texts=st.none() | st.integers(1, 5),
+    padded=st.booleans(),
+)
+def test_a_plan_holds_every_text_once_within_its_budget(lengths, max_tokens, max_texts, padded):
+    batches = batching.plan(lengths, max_tokens=max_tokens, max_texts=max_texts, padded=padded)
+    assert sorted(sum(batches, [])) == [index for index, length in enumerate(lengths) if length]
+    for batch in batches:
+        inside = [lengths[index] for index in batch]
+        cost = max(inside) * len(inside) if padded else sum(inside)
+        assert cost <= max_tokens or len(batch) == 1
+        assert max_texts is None or len(batch) <= max_texts
+
+
+@pytest.fixture(scope="module")
+def packed_and_padded():
+    models = [decoder.load(decoder.BUNDLED_FOLDER, head=False, dtype=torch.float32).eval() for _ in range(2)]
+    for model in models:
+        backbone.make_bidirectional(model)
+    models[1].set_attn_implementation("sdpa")
+    assert [batching.is_packed(model) for model in models] == [True, False]
+    return models
+
+
+@settings(max_examples=25, deadline=None)
+@given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=6), seed=st.integers(0, 99))
+def test_texts_come_out_packed_and_padded_as_they_do_alone(packed_and_padded, lengths, seed):
+    random = torch.Generator().manual_seed(seed)
+    documents = [torch.randint(2, 4000, (length,), generator=random).tolist() for length in lengths]
+    with torch.inference_mode():
+        for model in packed_and_padded:
+            together_ND = batching.token_states(model, documents, pad_id=1)
+            alone_ND = torch.cat([batching.token_states(model, [ids], pad_id=1) for ids in documents])
+            assert float((together_ND - alone_ND).norm() / alone_ND.norm()) < ROUNDING
+
+
+def test_states_of_every_layer_end_in_the_last_hidden_state(packed_and_padded):
+    documents = [[5, 6, 7], [8, 9]]
+    with torch.inference_mode():
+        for model in packed_and_padded:
+            layers = batching.layer_states(model, documents, pad_id=1)
+            assert len(layers) == model.config.num_hidden_layers + 1
+            torch.testing.assert_close(layers[-1], batching.token_states(model, documents, pad_id=1))

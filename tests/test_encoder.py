@@ -1,0 +1,202 @@
+"""The encoder users hold: vectors that depend on their text alone, and folders that open elsewhere."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm2vec import LLM2Vec
+from llm2vec.decoder import BUNDLED_FOLDER
+from llm2vec.errors import ModelError, UsageError
+
+TEXTS = [
+    "The mill by the river has stood empty for years.",
+    "Yes.",
+    "Rain is expected in the north, while the south stays dry and warm until the weekend.",
+    "Two trains left at nine.",
+]
+POOLINGS = ("mean", "weighted_mean", "last", "first")
+ROUNDING = 1e-5
+"""What the issue allows a float32 vector to move with its batch, relative to its length."""
+
+
+def distance(ours, theirs):
+    ours, theirs = np.asarray(ours), np.asarray(theirs)
+    return float((np.linalg.norm(ours - theirs, axis=-1) / np.linalg.norm(theirs, axis=-1).clip(1e-9)).max())
+
+
+@settings(max_examples=20, deadline=None)
+@given(texts=st.lists(st.text(max_size=60), min_size=1, max_size=8), batch_size=st.none() | st.integers(1, 3))
+def test_a_vector_never_depends_on_what_else_is_in_the_batch(encoder, texts, batch_size):
+    together = encoder.encode(texts, batch_size=batch_size, convert_to="numpy")
+    alone = np.stack([encoder.encode(text, convert_to="numpy") for text in texts])
+    assert distance(together, alone) < ROUNDING
+
+
+def test_order_is_kept_whatever_the_lengths(encoder):
+    forwards = encoder.encode(TEXTS)
+    backwards = encoder.encode(TEXTS[::-1])
+    torch.testing.assert_close(forwards, backwards.flip(0), atol=1e-4, rtol=1e-4)
+
+
+def test_an_empty_text_gives_the_zero_vector_alone_and_in_a_batch(encoder):
+    assert float(encoder.encode("").norm()) == 0
+    assert encoder.encode(["", TEXTS[0]]).norm(dim=1).tolist()[0] == 0
+    assert encoder.encode([]).shape == (0, encoder.dimension)
+
+
+def test_a_prompt_changes_the_vector_but_is_not_pooled(encoder):
+    prompt = "Retrieve texts about the weather:"
+    found = encoder.encode(TEXTS[2], prompt=prompt)
+    assert not torch.allclose(found, encoder.encode(TEXTS[2]), atol=1e-3)
+    tokenizer = encoder.tokenizer
+    ids = tokenizer(f"{prompt} {TEXTS[2]}", return_tensors="pt")["input_ids"]
+    own = len(tokenizer(" " + TEXTS[2])["input_ids"])
+    with torch.inference_mode():
+        states_1TD = encoder.model(input_ids=ids, use_cache=False).last_hidden_state
+    torch.testing.assert_close(found, states_1TD[0, -own:].mean(0), atol=1e-4, rtol=1e-4)
+
+
+def test_every_pooling_equals_stock_states_pooled_by_hand():
+    for name, by_hand in {
+        "mean": lambda states_TD: states_TD.mean(0),
+        "weighted_mean": lambda states_TD: torch.einsum(
+            "td,t->d", states_TD, torch.arange(1.0, len(states_TD) + 1) / sum(range(1, len(states_TD) + 1))
+        ),
+        "eos": lambda states_TD: states_TD[-1],
+        "last": lambda states_TD: states_TD[-1],
+        "bos": lambda states_TD: states_TD[0],
+    }.items():
+        encoder = LLM2Vec.from_pretrained("bundled", pooling_mode=name)
+        ids = encoder.tokenizer(TEXTS[0], return_tensors="pt")["input_ids"]
+        with torch.inference_mode():
+            states_TD = encoder.model(input_ids=ids, use_cache=False).last_hidden_state[0]
+        torch.testing.assert_close(encoder.encode(TEXTS[0]), by_hand(states_TD), atol=1e-4, rtol=1e-4)
+
+
+def test_a_text_longer_than_the_model_is_cut_to_its_positions(encoder):
+    assert encoder.settings.max_length == 512
+    assert torch.isfinite(encoder.encode("word " * 3000)).all()
+
+
+def test_normalised_vectors_have_length_one(encoder):
+    torch.testing.assert_close(encoder.encode(TEXTS, normalize=True).norm(dim=1), torch.ones(len(TEXTS)))
+
+
+@pytest.mark.parametrize("wrong", [[None], ["a", 3], [["a", "b"]]])
+def test_what_is_no_text_is_refused(encoder, wrong):
+    with pytest.raises(UsageError, match="encode takes texts, not"):
+        encoder.encode(wrong)
+
+
+def test_an_unknown_prompt_name_is_answered_with_the_known_ones(encoder):
+    with pytest.raises(UsageError, match="no prompt named 'query'; there are: none"):
+        encoder.encode(TEXTS, prompt_name="query")
+
+
+def test_an_unknown_pooling_is_an_error():
+    with pytest.raises(UsageError, match="no pooling 'max'"):
+        LLM2Vec.from_pretrained("bundled", pooling_mode="max")
+
+
+def test_a_causal_baseline_stays_causal():
+    uni = LLM2Vec.from_pretrained("bundled", enable_bidirectional=False, pooling_mode="first")
+    first, second = uni.encode(["The door opened.", "The door closed again."])
+    torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-5)
+    assert uni.switch is None
+
+
+OTHERS = """
+import sys, json
+from sentence_transformers import SentenceTransformer
+texts, *folders = json.loads(sys.argv[1])
+for folder in folders:
+    opened = SentenceTransformer(folder)
+    print(json.dumps([opened.encode(texts, prompt_name=name).tolist() for name in (None, "query")]))
+"""
+
+
+def test_saved_folders_give_the_same_vectors_in_sentence_transformers_in_a_fresh_process(tmp_path):
+    ours = []
+    for pooling in POOLINGS:
+        encoder = saved_with_a_prompt(pooling, tmp_path / pooling)
+        again = LLM2Vec.from_pretrained(tmp_path / pooling)
+        ours.append([encoder.encode(TEXTS, prompt_name=name).tolist() for name in (None, "query")])
+        assert distance([again.encode(TEXTS, prompt_name=name) for name in (None, "query")], ours[-1]) < ROUNDING
+    asked = json.dumps([TEXTS, *(str(tmp_path / pooling) for pooling in POOLINGS)])
+    done = subprocess.run([sys.executable, "-c", OTHERS, asked], capture_output=True, text=True, check=True)
+    theirs = [json.loads(line) for line in done.stdout.splitlines()[-len(POOLINGS) :]]
+    for pooling, found, wanted in zip(POOLINGS, theirs, ours, strict=True):
+        assert distance(found[0], wanted[0]) < ROUNDING, pooling
+        if pooling != "weighted_mean":  # its weights start at the prompt there, at the text here and in the paper's code
+            assert distance(found[1], wanted[1]) < ROUNDING, pooling
+
+
+def saved_with_a_prompt(pooling, folder):
+    encoder = LLM2Vec.from_pretrained("bundled", pooling_mode=pooling, normalize=True)
+    encoder.settings = encoder.settings.changed(prompts={"query": "Find it:"}, separator="\n")
+    encoder.save(folder)
+    return encoder
+
+
+def test_saving_leaves_no_trace_of_the_packed_implementation(encoder, tmp_path):
+    encoder.save(tmp_path / "folder")
+    assert "llm2vec_packed" not in (tmp_path / "folder" / "config.json").read_text()
+    assert encoder.model.config._attn_implementation == "llm2vec_packed"
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """A copy of the bundled decoder to damage."""
+    place = tmp_path / "copy"
+    place.mkdir()
+    for file in BUNDLED_FOLDER.iterdir():
+        (place / file.name).write_bytes(file.read_bytes())
+    return place
+
+
+def test_a_folder_without_weights_is_one_clear_line(copied):
+    (copied / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="cannot load a model from .*copy"):
+        LLM2Vec.from_pretrained(copied)
+
+
+def test_damaged_weights_are_one_clear_line(copied):
+    (copied / "model.safetensors").write_bytes((copied / "model.safetensors").read_bytes()[:1000])
+    with pytest.raises(ModelError, match="damaged|cannot load"):
+        LLM2Vec.from_pretrained(copied)
+
+
+def test_a_tokenizer_without_padding_token_gets_one_that_plain_sentence_transformers_can_use(copied, tmp_path):
+    settings = json.loads((copied / "tokenizer_config.json").read_text())
+    del settings["pad_token"]
+    (copied / "tokenizer_config.json").write_text(json.dumps(settings))
+    encoder = LLM2Vec.from_pretrained(copied)
+    encoder.save(tmp_path / "saved")
+    assert json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())["pad_token"] == "<|endoftext|>"
+
+
+def test_a_tokenizer_of_another_model_is_refused(copied):
+    config = json.loads((copied / "config.json").read_text())
+    tokenizer = json.loads((copied / "tokenizer.json").read_text())
+    tokenizer["added_tokens"].append({**tokenizer["added_tokens"][0], "id": config["vocab_size"] + 7, "content": "<x>"})
+    tokenizer["model"]["vocab"]["<x>"] = config["vocab_size"] + 7
+    (copied / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ModelError, match="tokenizer does not belong to the model"):
+        LLM2Vec.from_pretrained(copied)
+
+
+@pytest.mark.parametrize("source", ["./nowhere", "/nowhere/at/all"])
+def test_a_missing_folder_is_one_clear_line(source):
+    with pytest.raises(ModelError, match=f"there is no folder {source}"):
+        LLM2Vec.from_pretrained(source)
+
+
+def test_a_folder_that_is_no_model_is_one_clear_line(tmp_path):
+    with pytest.raises(ModelError, match="no model: there is no config.json"):
+        LLM2Vec.from_pretrained(tmp_path)

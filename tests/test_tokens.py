@@ -1,0 +1,72 @@
+"""Tokens: which of them are a text's own, and a corpus of them on disk."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm2vec.decoder import BUNDLED_FOLDER, load_tokenizer
+from llm2vec.errors import CorpusError, UsageError
+from llm2vec.tokens import borders, separator_for, store_tokens, tokenize
+
+TOKENIZER = load_tokenizer(BUNDLED_FOLDER)
+PLAIN = st.text(alphabet=st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=30)
+
+
+@given(prompt=PLAIN, text=PLAIN)
+def test_the_texts_own_tokens_hold_the_whole_text_and_next_to_nothing_of_the_prompt(prompt, text):
+    (tokens,) = tokenize(TOKENIZER, [text], max_length=512, prompts=[prompt])
+    own = TOKENIZER.decode(tokens.ids[tokens.first : tokens.end])
+    before = TOKENIZER.decode(tokens.ids[: tokens.first])
+    assert TOKENIZER.decode(tokens.ids) == prompt + text
+    if "\ufffd" not in own + before:  # a character cut into bytes at the border shows no text on either side
+        assert own.endswith(text)
+        assert prompt.startswith(before)
+
+
+@pytest.mark.parametrize("prompt", ["Find a match:", "Find a match: ", "Find a match:\n"])
+def test_a_prompt_that_ends_in_a_space_takes_no_token_of_the_text(prompt):
+    (with_prompt,) = tokenize(TOKENIZER, ["green doors"], max_length=512, prompts=[prompt])
+    own = TOKENIZER.decode(with_prompt.ids[with_prompt.first : with_prompt.end])
+    assert own.strip() == "green doors"
+
+
+def test_a_long_text_is_cut_on_the_right_and_keeps_its_beginning():
+    whole = tokenize(TOKENIZER, ["one two three four five six seven"], max_length=512)[0]
+    cut = tokenize(TOKENIZER, ["one two three four five six seven"], max_length=4)[0]
+    assert cut.ids == whole.ids[:4]
+    assert (cut.first, cut.end) == (0, 4)
+
+
+def test_a_prompt_that_leaves_no_room_is_an_error():
+    with pytest.raises(UsageError, match="fills all 4 tokens"):
+        tokenize(TOKENIZER, ["text"], max_length=4, prompts=["a very long prompt that never ends "])
+
+
+def test_an_empty_text_has_no_tokens_of_its_own():
+    assert [each.first == each.end for each in tokenize(TOKENIZER, ["", "a"], max_length=8)] == [True, False]
+
+
+def test_a_separator_keeps_prompt_and_text_in_tokens_of_their_own():
+    separator = separator_for(TOKENIZER, ["Find it:", "Answer: "])
+    alone, joined = TOKENIZER(["Find it:" + separator, "Find it:" + separator + "Some text"])["input_ids"]
+    assert joined[: len(alone)] == alone
+    assert (separator, separator_for(TOKENIZER, [])) == ("\n", " ")
+
+
+def test_borders_are_measured():
+    edges = borders(TOKENIZER)
+    assert (edges.before, edges.after) == (0, 0)
+
+
+def test_a_stored_corpus_gives_the_tokenizers_ids_back(tmp_path):
+    texts = ["One text.", "", "Another, longer text.", "x"]
+    store = store_tokens(TOKENIZER, texts, tmp_path / "store", max_length=None, min_tokens=2)
+    expected = [ids for ids in TOKENIZER(texts)["input_ids"] if len(ids) >= 2]
+    assert [store[index].tolist() for index in range(len(store))] == expected
+    assert store.tokens == sum(map(len, expected))
+
+
+def test_a_corpus_without_a_usable_text_is_an_error_and_leaves_nothing(tmp_path):
+    with pytest.raises(CorpusError, match="none of the 2 texts has 3 tokens"):
+        store_tokens(TOKENIZER, ["a", "b"], tmp_path / "store", max_length=None, min_tokens=3)
+    assert list(tmp_path.iterdir()) == []
