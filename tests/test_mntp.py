@@ -1,19 +1,20 @@
 """MNTP: what is masked, what is read, and that only the masked rows need the head."""
 
+from itertools import chain
+
 import numpy as np
 import pytest
 import torch
+from conftest import DECODERS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import DECODERS
 from llm2vec import backbone, decoder
 from llm2vec.errors import CorpusError, UsageError
 from llm2vec.progress import Silent
-from llm2vec.recipe import MntpRecipe
+from llm2vec.recipe import CorpusRecipe, MntpRecipe
 from llm2vec.stages.mntp import Blocks, Lines, Masking, collate, mask_id, mntp_loss, split, train_mntp
 from llm2vec.texts import read_texts
-from llm2vec.recipe import CorpusRecipe
 from llm2vec.tokens import store_tokens
 
 MASK, SPECIAL = 99, (0, 1)
@@ -33,13 +34,15 @@ def arrays(segments):
 @given(segments=SEGMENTS, seed=st.integers(0, 1000), whole=st.booleans())
 def test_targets_are_the_original_tokens_one_place_after_the_state_that_is_read(segments, seed, whole):
     masked, places, targets = masking(whole=whole)(arrays(segments), seed=(seed,))
-    original, changed = sum(segments, []), sum(masked, [])
+    original, changed = list(chain.from_iterable(segments)), list(chain.from_iterable(masked))
     firsts = set(np.cumsum([0, *map(len, segments[:-1])]).tolist())
     chosen = (places + 1).tolist()
     assert [original[place] for place in chosen] == targets.tolist()
     assert not firsts & set(chosen), "the first token of a text has nothing before it"
     assert not any(original[place] in SPECIAL for place in chosen)
-    assert all(old == new for place, (old, new) in enumerate(zip(original, changed)) if place not in chosen)
+    assert all(
+        old == new for place, (old, new) in enumerate(zip(original, changed, strict=True)) if place not in chosen
+    )
     if whole:
         assert all(changed[place] == MASK for place in chosen)
 

@@ -20,9 +20,7 @@ def expected(shared):
     return json.loads((folder / "inputs.json").read_text()), np.load(folder / "expected.npz")
 
 
-@pytest.mark.parametrize(
-    ("mode", "pooling"), [*(("bi", pooling) for pooling in SUFFIXES), ("uni", "weighted_mean")]
-)
+@pytest.mark.parametrize(("mode", "pooling"), [*(("bi", pooling) for pooling in SUFFIXES), ("uni", "weighted_mean")])
 def test_plain_and_prompted_texts_agree(mode, pooling, expected, shared):
     inputs, vectors = expected
     encoder = LLM2Vec.from_pretrained(

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-
 from conftest import DECODERS
+
 from llm2vec import backbone, decoder
 from llm2vec.errors import ProofFailed, UsageError
 from llm2vec.progress import Silent
@@ -69,9 +69,7 @@ def trained(store, folder, **changes):
     noisy = dict.fromkeys(attention_dropouts(DECODERS / "qwen3"), recipe.dropout)
     model = decoder.load(DECODERS / "qwen3", head=False, dtype=torch.float32, config_overrides=noisy)
     backbone.make_bidirectional(model)
-    model, log = train_simcse(
-        model, tokenizer, store, recipe, pooling="mean", folder=folder, seed=3, progress=Silent()
-    )
+    model, log = train_simcse(model, tokenizer, store, recipe, pooling="mean", folder=folder, seed=3, progress=Silent())
     return model, [line["loss"] for line in log if "loss" in line]
 
 

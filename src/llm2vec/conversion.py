@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llm2vec import backbone, decoder
 from llm2vec.encoder import LLM2Vec
-from llm2vec.errors import ProofFailed, RunError, UsageError
+from llm2vec.errors import ModelError, ProofFailed, RunError, UsageError
 from llm2vec.files import PARTIAL, fingerprint_folder, publish, read_json, whole_file, whole_folder, write_json
 from llm2vec.folder import PROVENANCE_FILE, Settings, model_card
 from llm2vec.machine import default_device
@@ -84,10 +84,8 @@ def convert(
         LLM2VecError: Whatever is wrong with decoder, corpus or recipe; finished stages are kept.
     """
     job = _Job(recipe, Path(out), progress or Silent())
-    if start_over and job.processes.is_main_process:
-        shutil.rmtree(job.out, ignore_errors=True)
-        shutil.rmtree(job.work, ignore_errors=True)
-    job.processes.wait_for_everyone()
+    if start_over:
+        job.on_main(job.forget)
     if job.finished():
         job.progress.note(f"{job.out} is finished already; --start-over makes it again")
         return job.result()
@@ -128,6 +126,12 @@ class _Job:
             raise RunError(f"{self.out} exists and is no encoder made here; choose another --out or remove it")
         self._refuse_changes(read_json(provenance), self.out)
         return True
+
+    def forget(self) -> None:
+        """Remove what an earlier run made under this name, and nothing else."""
+        for folder, ours in ((self.out, PROVENANCE_FILE), (self.work, _RUN_FILE)):
+            if (folder / ours).is_file():
+                shutil.rmtree(folder)
 
     def begin(self) -> None:
         """Claim the work folder, or go on in it."""
@@ -175,11 +179,11 @@ class _Job:
 
     def make_bidirectional(self, folder: Path) -> None:
         """Stage 0: the decoder, bidirectional and proven, nothing trained."""
+        self._check_decoder()
         tokenizer = decoder.load_tokenizer(self.source, **self._hub())
         if self.recipe.corpus.source == SELF:
             self._write_own_texts(tokenizer)
         model = self._load(self.source, tokenizer, self.recipe.mntp, head=True)
-        self._check_lengths(model)
         switch = backbone.make_bidirectional(model)
         for note in switch.notes:
             self.progress.note(note)
@@ -299,8 +303,11 @@ class _Job:
         decoder.check_vocabulary(model, tokenizer)
         return model
 
-    def _check_lengths(self, model: PreTrainedModel) -> None:
-        limit = backbone.position_limit(model.config)
+    def _check_decoder(self) -> None:
+        config = decoder.load_config(self.source, **self._hub())
+        if backbone.is_bidirectional(config):
+            raise ModelError(f"{self.source} is bidirectional already; give the decoder that it was made from")
+        limit = backbone.position_limit(config)
         recipe = self.recipe
         lengths = {
             "mntp.max_length": recipe.mntp.max_length if recipe.mntp.steps else 0,
@@ -379,17 +386,18 @@ def prove_read_back(encoder: LLM2Vec, folder: Path) -> Proof:
     from transformers import AutoModel
 
     texts = list(_PROBE_TEXTS)
-    opened = SentenceTransformer(str(folder), device=str(encoder.device))
+    with decoder.quiet():
+        opened = SentenceTransformer(str(folder), device=str(encoder.device))
+        plain = AutoModel.from_pretrained(folder).eval().to(encoder.device)
     ours_BD = encoder.encode(texts, convert_to="numpy")
     theirs_BD = opened.encode(texts, convert_to_numpy=True, show_progress_bar=False)
     margin = _distance(ours_BD, theirs_BD)
-    # weighted means of a prompted text cannot be said in their format: weights start at the prompt there, at the text here
+    # no settings of theirs amount to our weighted mean of a prompted text: their weights start at the prompt
     prompts = {} if encoder.settings.pooling_mode == "weighted_mean" else encoder.settings.prompts
     for name in prompts:  # their mean with a prompt may have another length, never another direction
         ours = encoder.encode(texts, prompt_name=name, normalize=True, convert_to="numpy")
         theirs = opened.encode(texts, prompt_name=name, normalize_embeddings=True, show_progress_bar=False)
         margin = max(margin, _distance(ours, theirs))
-    plain = AutoModel.from_pretrained(folder).eval().to(encoder.device)
     ids = torch.tensor([encoder.tokens(texts[:1])[0].ids], device=encoder.device)
     with torch.inference_mode():
         states = [model(input_ids=ids, use_cache=False).last_hidden_state for model in (plain, encoder.model)]

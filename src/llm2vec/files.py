@@ -30,7 +30,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     try:
         with disk_space_checked(path):
             yield partial
-        partial.replace(path)
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -47,7 +47,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     try:
         with disk_space_checked(path):
             yield partial
-        publish(partial, path)
+            publish(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

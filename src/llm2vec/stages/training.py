@@ -29,6 +29,7 @@ from transformers import (
     TrainingArguments,
     get_scheduler,
 )
+from transformers.pytorch_utils import Conv1D
 
 from llm2vec.errors import RunError, UsageError
 from llm2vec.files import disk_space_checked, write_json
@@ -94,6 +95,7 @@ def add_adapters(
         target_modules=list(recipe.lora.targets) if recipe.lora.targets else "all-linear",
         modules_to_save=[_name_of(model, head)] if train_head and head is not None else None,
         ensure_weight_tying=tied and train_head,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
     if recipe.gradient_checkpointing:
         model.enable_input_require_grads()

@@ -1,0 +1,106 @@
+"""The command line: quick answers, one-line errors, one JSON document, exit codes."""
+
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+from conftest import DECODERS
+
+PROGRAM = [sys.executable, "-m", "llm2vec"]
+QUICK_S = 2.0
+"""Twice what a person is promised: the machine may be busy."""
+
+
+def run(*arguments, stdin=None):
+    return subprocess.run([*PROGRAM, *map(str, arguments)], capture_output=True, text=True, input=stdin)
+
+
+@pytest.mark.parametrize("command", [[], ["convert"], ["recipe"], ["encode"], ["info"]])
+def test_help_comes_at_once_with_examples(command):
+    started = time.monotonic()
+    done = run(*command, "--help")
+    assert time.monotonic() - started < QUICK_S
+    assert done.returncode == 0
+    assert "Usage" in done.stdout
+    assert not command or "llm2vec " + command[0] in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["convert", "--set", "mntp.step=3"], "did you mean 'mntp.steps'"),
+        (["convert", "--set", "mntp.steps"], "write KEY=VALUE"),
+        (["convert", "--set", "mntp.steps=-1"], "mntp.steps"),
+        (["convert", "--preset", "huge"], "no preset 'huge'"),
+        (["convert", "--recipe", "nowhere.yaml"], "does not exist"),
+        (["recipe", "--set", "seeds=3"], "did you mean 'seed'"),
+        (["encode", "bundled", "text", "--out", "vectors.doc"], "the ending says the format"),
+    ],
+)
+def test_wrong_use_is_one_line_at_once_and_exit_code_2(arguments, said):
+    started = time.monotonic()
+    done = run(*arguments)
+    assert time.monotonic() - started < QUICK_S
+    assert done.returncode == 2
+    assert said in done.stderr.replace("\n", " ")
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_what_fails_is_one_line_and_exit_code_1(tmp_path):
+    for arguments in (
+        ["encode", "./nowhere", "text"],
+        ["info", tmp_path],
+        ["convert", "./nowhere", "--out", tmp_path / "o"],
+    ):
+        done = run(*arguments)
+        assert done.returncode == 1
+        assert len(done.stderr.strip().splitlines()) <= 2
+        assert done.stderr.startswith("llm2vec: ")
+
+
+def test_convert_and_encode_speak_json_alone_on_standard_output(corpus, tmp_path):
+    out = tmp_path / "encoder"
+    sets = ["mntp.steps=2", "mntp.batch_size=4", "mntp.max_length=32", "simcse.steps=1", "simcse.batch_size=4"]
+    sets += ["simcse.max_length=16", "encoder.max_length=64"]
+    settings = [part for each in sets for part in ("--set", each)]
+    done = run("convert", DECODERS / "gpt2", "--corpus", corpus, "--out", out, "--json", *settings)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["read_back"]["passed"]
+    done = run("encode", out, "a text", "another", "--json")
+    rows = json.loads(done.stdout)
+    assert [row["text"] for row in rows] == ["a text", "another"]
+    done = run("encode", out, "--out", tmp_path / "v.npy", stdin="a text\n\nanother\n")
+    vectors = np.load(tmp_path / "v.npy")
+    assert vectors.shape == (3, 64)
+    assert not vectors[1].any()
+    np.testing.assert_allclose(vectors[[0, 2]], [row["vector"] for row in rows], atol=1e-5)
+    texts = tmp_path / "in.jsonl"
+    texts.write_text('{"body": "a text"}\n{"body": "another"}\n')
+    done = run("encode", out, "--file", texts, "--column", "body", "--out", tmp_path / "v.parquet", "--normalize")
+    table = pyarrow.parquet.read_table(tmp_path / "v.parquet").to_pydict()
+    assert table["text"] == ["a text", "another"]
+    assert np.linalg.norm(table["vector"], axis=1) == pytest.approx(1, abs=1e-5)
+
+
+def test_info_says_what_would_happen():
+    done = run("info", DECODERS / "gemma3", "--json")
+    found = json.loads(done.stdout)
+    assert found["convertible"]
+    assert found["layer_types"] == {"sliding_attention": 2, "full_attention": 1}
+    assert found["windows"] == {"32": 2, "none": 1}
+    assert found["parameters"] == 534_752 or found["parameters"] > 500_000
+    assert [stage["stage"] for stage in found["estimates"]] == ["MNTP", "SimCSE"]
+
+
+def test_info_refuses_a_hybrid_with_the_share_that_would_switch(tmp_path):
+    import families
+
+    families.small_config("qwen3_next").save_pretrained(tmp_path)
+    found = json.loads(run("info", tmp_path, "--json").stdout)
+    assert not found["convertible"]
+    assert "of its 4 layers would switch" in found["reason"]
