@@ -203,3 +203,19 @@ def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(corpus, tmp_pat
     kept = list((tmp_path / "out.stages" / "1-mntp.work").glob("checkpoint-*/complete"))
     assert kept
     assert not (tmp_path / "out").exists()
+
+
+def test_two_processes_share_each_step_and_make_one_encoder(corpus, tmp_path):
+    plain = {"lora": {"dropout": 0.0}}
+    whole = convert(recipe(corpus, mntp={"steps": 3, "batch_size": 8, **plain}, simcse={"steps": 0}), tmp_path / "one")
+    chosen = recipe(corpus, mntp={"steps": 3, "batch_size": 4, **plain}, simcse={"steps": 0})
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python", sys.executable]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [*launch, "-c", COMMAND, json.dumps(chosen.to_dict()), str(tmp_path / "two")],
+        check=True,
+        capture_output=True,
+        env=environment,
+    )
+    for name, weight in weights(whole.folder).items():
+        torch.testing.assert_close(weights(tmp_path / "two")[name], weight, atol=1e-4, rtol=1e-3, msg=name)

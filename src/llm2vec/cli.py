@@ -109,12 +109,16 @@ def convert(
         named["trust_remote_code"] = True
     recipe = _recipe(decoder, preset_name, recipe_file, named, sets)
     drawn = Drawn()
+    alone = os.environ.get("RANK", "0") == "0"  # of several processes, one speaks
     from llm2vec.conversion import convert as run
 
     try:
-        conversion = run(recipe, out, keep_stages=keep_stages, start_over=start_over, progress=drawn)
+        listener = drawn if alone else None
+        conversion = run(recipe, out, keep_stages=keep_stages, start_over=start_over, progress=listener)
     finally:
         drawn.close()
+    if not alone:
+        return
     provenance = conversion.provenance
     if json:
         stages = {name: str(place) for name, place in conversion.stages.items()}
