@@ -20,6 +20,7 @@ from llm2vec.folder import Settings, pooling_named, read_settings, write_setting
 from llm2vec.pooling import pool
 from llm2vec.recipe import Pooling
 from llm2vec.tokens import Tokens, borders, tokenize
+from llm2vec.words import Merge, Reading, Words, find_words, joined, word_states, word_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -110,6 +111,11 @@ class LLM2Vec(nn.Module):
     def dimension(self) -> int:
         """Length of a vector."""
         return int(self.model.config.get_text_config().hidden_size)
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens in a batch."""
+        return batching.MAX_TOKENS if self.device.type == "cpu" else batching.MAX_TOKENS_GPU
 
     @property
     def device(self) -> torch.device:
@@ -207,9 +213,8 @@ class LLM2Vec(nn.Module):
         """
         embedding_BD = torch.zeros(len(tokens), self.dimension)
         lengths = [len(each.ids) for each in tokens]
-        budget = batching.MAX_TOKENS if self.device.type == "cpu" else batching.MAX_TOKENS_GPU
         batches = batching.plan(
-            lengths, max_tokens=budget, max_texts=batch_size, padded=not batching.is_packed(self.model)
+            lengths, max_tokens=self.max_tokens, max_texts=batch_size, padded=not batching.is_packed(self.model)
         )
         was_training = self.model.training
         self.model.eval()
@@ -219,6 +224,46 @@ class LLM2Vec(nn.Module):
         seen(len(tokens) - sum(map(len, batches)))
         self.model.train(was_training)
         return embedding_BD
+
+    def words(
+        self,
+        texts: Sequence[str] | Sequence[Sequence[str]],
+        *,
+        reading: Reading = "own",
+        merge: Merge = "mean",
+    ) -> list[Words]:
+        """The words of texts, where they stand, and a vector for each (paper, section 3.1).
+
+        Args:
+            texts: Raw texts, cut at spaces and punctuation; or lists of words, which are joined by spaces.
+            reading: A word's own tokens, or those one place before, where MNTP writes.
+            merge: How the states of several tokens become one vector.
+
+        Example:
+            >>> encoder.words(["New York is big."])[0].words  # doctest: +SKIP
+            ('New', 'York', 'is', 'big', '.')
+        """
+        pairs = [(text, find_words(text)) if isinstance(text, str) else joined(text) for text in texts]
+        read = word_tokens(
+            self.tokenizer,
+            [text for text, _ in pairs],
+            [offsets for _, offsets in pairs],
+            max_length=self.settings.max_length,
+        )
+        found = word_states(
+            self.model,
+            read,
+            pad_id=int(self.tokenizer.pad_token_id),
+            max_tokens=self.max_tokens,
+            readings=(reading,),
+            merge=merge,
+        )
+        vectors_ND = found[reading][0] if found else torch.zeros(0, self.dimension)
+        parts = vectors_ND.split([len(offsets) for _, offsets in pairs])
+        return [
+            Words(tuple(text[start:end] for start, end in offsets), tuple(offsets), part_WD)
+            for (text, offsets), part_WD in zip(pairs, parts, strict=True)
+        ]
 
     def embed(self, tokens: Sequence[Tokens]) -> Tensor:
         """Vectors of one batch, differentiable: embedding_BD, float32, on the model's device."""

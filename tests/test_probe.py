@@ -1,0 +1,112 @@
+"""Reading labelled sentences, entities out of labels, and the probe itself."""
+
+import json
+
+import pytest
+
+from llm2vec import LLM2Vec
+from llm2vec.errors import CorpusError
+from llm2vec.evaluate.analysis import BUNDLED_SETS
+from llm2vec.evaluate.columns import Tagged, entities, read_tagged
+from llm2vec.evaluate.probe import probe
+
+
+@pytest.mark.parametrize(
+    ("tags", "found"),
+    [
+        ("B-A I-A O B-A", {(0, 2, "A"), (3, 4, "A")}),
+        ("I-A I-A B-A O", {(0, 2, "A"), (2, 3, "A")}),
+        ("B-A E-A S-B O", {(0, 2, "A"), (2, 3, "B")}),
+        ("B-A L-A U-B U-B", {(0, 2, "A"), (2, 3, "B"), (3, 4, "B")}),
+        ("I-A I-B O I-B", {(0, 1, "A"), (1, 2, "B"), (3, 4, "B")}),
+        ("O O", set()),
+        ("S-A I-A", {(0, 1, "A"), (1, 2, "A")}),
+    ],
+)
+def test_entities_are_read_in_every_scheme(tags, found):
+    assert entities(tags.split()) == found
+
+
+def test_the_three_kinds_of_files_say_the_same(tmp_path):
+    wanted = [Tagged(("He", "left"), ("PRON", "VERB")), Tagged(("Stop",), ("VERB",))]
+    (tmp_path / "a.txt").write_text("He x PRON\nleft y VERB\n\n\nStop z VERB\n")
+    rows = [("1", "He", "PRON"), ("2-3", "left it", "X"), ("2", "left", "VERB"), ("2.1", "was", "X")]
+    lines = ["\t".join([number, word, "_", tag, *"______"]) for number, word, tag in rows]
+    (tmp_path / "a.conllu").write_text(
+        "# text\n" + "\n".join(lines) + "\n\n" + "\t".join(["1", "Stop", "_", "VERB", *"______"])
+    )
+    objects = [{"tokens": each.words, "pos": each.tags} for each in wanted]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, objects)))
+    assert read_tagged(tmp_path / "a.txt") == wanted
+    assert read_tagged(tmp_path / "a.txt", column="2") == wanted
+    assert read_tagged(tmp_path / "a.conllu") == wanted
+    assert read_tagged(tmp_path / "a.jsonl", column="pos") == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "column", "said"),
+    [
+        ("a.txt", "a b\nc\n", None, "has not 2 columns"),
+        ("a.txt", "a b\n", "5", "no column 5"),
+        ("a.txt", "a b\n", "pos", "have numbers, not names"),
+        ("a.txt", "\n\n", None, "holds no sentence"),
+        ("a.conllu", "1\ta\n", None, "10 columns"),
+        ("a.conllu", "", "tense", "no column 'tense'"),
+        ("a.jsonl", '{"tokens": ["a"], "tags": []}', None, "1 tokens but 0 labels"),
+        ("a.jsonl", '{"words": ["a"]}', None, "needs `tokens` and `tags`; it has words"),
+        ("a.jsonl", "{", None, "not JSON"),
+    ],
+)
+def test_a_wrong_file_is_one_clear_line(name, text, column, said, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(CorpusError, match=said):
+        read_tagged(tmp_path / name, column=column)
+
+
+@pytest.fixture(scope="module")
+def sets():
+    return [read_tagged(BUNDLED_SETS / f"words.{part}.jsonl", column="pos") for part in ("train", "test")]
+
+
+def test_a_probe_beats_the_most_frequent_label_by_far_and_has_an_interval(encoder, sets):
+    found = probe(encoder, *sets, seeds=2)
+    assert found.low < found.value < found.high
+    assert found.value > 0.5
+    assert set(found.by_reading) == {"own", "before"}
+    assert found.reading == max(found.by_reading, key=found.by_reading.get)
+    assert found.value == pytest.approx(found.accuracy)
+    assert found.by_label["NOUN"]["f1"] > 0.5
+
+
+def test_a_probe_is_the_same_each_time(encoder, sets):
+    short = [each[:60] for each in sets]
+    assert probe(encoder, *short, seeds=1) == probe(encoder, *short, seeds=1)
+
+
+def test_each_layer_has_a_value_and_the_last_is_the_probes_own(encoder, sets):
+    found = probe(encoder, *sets, seeds=1, reading="own", every_layer=True)
+    assert len(found.by_layer) == encoder.model.config.num_hidden_layers + 1
+    assert found.by_layer[-1] == pytest.approx(found.value)
+
+
+def test_a_causal_baseline_can_be_probed(sets):
+    uni = LLM2Vec.from_pretrained("bundled", enable_bidirectional=False)
+    assert probe(uni, *sets, seeds=1).value > 0.5
+
+
+def test_labels_that_training_never_saw_count_as_wrong(encoder):
+    train = [Tagged(("one", "cat"), ("NUM", "NOUN"))] * 20
+    found = probe(encoder, train, [Tagged(("one", "runs"), ("NUM", "VERB"))], seeds=1)
+    assert (found.unseen, found.value) == (1, 0.5)
+
+
+def test_entities_are_scored_whole(encoder):
+    train = [Tagged(("New", "York", "sleeps"), ("B-LOC", "I-LOC", "O"))] * 20
+    found = probe(encoder, train, train[:2], metric="entity-f1", seeds=1)
+    assert found.value == 1.0
+    assert found.by_label == {"LOC": {"precision": 1.0, "recall": 1.0, "f1": 1.0, "count": 2.0}}
+
+
+def test_one_label_is_too_few(encoder):
+    with pytest.raises(CorpusError, match="two labels or more"):
+        probe(encoder, [Tagged(("a",), ("X",))] * 10, [Tagged(("a",), ("X",))])

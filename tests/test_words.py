@@ -1,0 +1,52 @@
+"""Word vectors against a plain loop, and words of every kind of text."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+TEXTS = ["The unbelievable miller's dog, Rex, barked.", "x", "No.", "Antidisestablishmentarianism   is\tlong"]
+
+
+@pytest.mark.parametrize("merge", ["mean", "first", "last"])
+@pytest.mark.parametrize("reading", ["own", "before"])
+def test_a_words_vector_is_that_of_its_tokens_by_a_plain_loop(encoder, reading, merge):
+    found = encoder.words(TEXTS, reading=reading, merge=merge)
+    for text, words in zip(TEXTS, found, strict=True):
+        assert [text[start:end] for start, end in words.offsets] == list(words.words)
+        encoded = encoder.tokenizer(text, return_offsets_mapping=True)
+        with torch.inference_mode():
+            states_TD = encoder.model(input_ids=torch.tensor([encoded["input_ids"]]), use_cache=False)[0][0]
+        for (start, end), vector in zip(words.offsets, words.vectors_WD, strict=True):
+            own = [i for i, (first, last) in enumerate(encoded["offset_mapping"]) if first < end and last > start]
+            own = {"mean": own, "first": own[:1], "last": own[-1:]}[merge]
+            places = own if reading == "own" else [max(place - 1, 0) for place in own]
+            torch.testing.assert_close(vector, states_TD[places].mean(0), atol=1e-4, rtol=1e-4)
+
+
+def test_given_words_are_taken_as_they_are(encoder):
+    (found,) = encoder.words([["New York", "is", "", "big"]])
+    assert found.words == ("New York", "is", "", "big")
+    assert not found.vectors_WD[2].any(), "a word without a token has the zero vector"
+    assert found.vectors_WD[[0, 1, 3]].norm(dim=1).min() > 0
+
+
+def test_words_beyond_the_longest_sequence_have_the_zero_vector(encoder):
+    (found,) = encoder.words(["word " * 600])
+    lengths_W = found.vectors_WD.norm(dim=1)
+    assert lengths_W[:400].min() > 0
+    assert lengths_W[-1] == 0
+
+
+def test_no_texts_and_empty_texts_have_no_words(encoder):
+    assert encoder.words([]) == []
+    assert [len(each.words) for each in encoder.words(["", " "])] == [0, 0]
+
+
+@settings(max_examples=20, deadline=None)
+@given(texts=st.lists(st.text(max_size=30), max_size=4))
+def test_any_text_is_read_and_batches_do_not_matter(encoder, texts):
+    together = encoder.words(texts)
+    for text, found in zip(texts, together, strict=True):
+        (alone,) = encoder.words([text])
+        torch.testing.assert_close(found.vectors_WD, alone.vectors_WD, atol=1e-4, rtol=1e-4)
