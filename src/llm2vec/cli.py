@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from llm2vec import cli_evaluate
 from llm2vec.errors import LLM2VecError, UsageError
 from llm2vec.presets import PRESETS, preset
 from llm2vec.recipe import Recipe, merged, read_settings, read_yaml, to_yaml
@@ -267,6 +268,8 @@ def encode(
     elif out is not None:
         people.print(f"{len(rows):,} vectors of {encoder.dimension} numbers in {out}")
 
+
+cli_evaluate.register(app)
 
 if __name__ == "__main__":
     main()

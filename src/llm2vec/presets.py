@@ -53,16 +53,18 @@ def _published(decoder: str, **mntp: Any) -> dict[str, Any]:
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "small": {
+        "corpus": {"self_texts": 2560, "temperature": 0.8},
         "mntp": {
-            "steps": 600,
+            "steps": 200,
             "batch_size": 32,
             "max_length": 128,
             "method": "full",
             "learning_rate": 5e-4,
             "schedule": "cosine",
-            "warmup_steps": 30,
+            "warmup_steps": 20,
+            "eval_every": 50,
         },
-        "simcse": {"steps": 150, "batch_size": 64, "max_length": 64, "learning_rate": 1e-4},
+        "simcse": {"steps": 60, "batch_size": 64, "max_length": 48, "learning_rate": 1e-4},
         "encoder": {"max_length": 256},
     },
     "paper": {"mntp": _PAPER_MNTP, "simcse": _PAPER_SIMCSE},

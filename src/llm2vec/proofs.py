@@ -40,6 +40,9 @@ _STRENGTHS = (3.0, 0.3, 1.0, 10.0, 0.1, 3.0, 0.3, 1.0)
 """Disturbances tried, in standard deviations of the states: a saturated softmax hides a pair in one draw, a mask in all
 (bidirectional-attention study, section 3)."""
 
+_ROUNDS = 4
+"""All strengths are tried so often, each time on another text: trained heads can be saturated on most texts."""
+
 _ALONE_AFTER = 2
 """Draws after which a layer that moves only the disturbed token is believed to."""
 
@@ -233,10 +236,9 @@ def _layers_see_both_ways(body: "PreTrainedModel", draws: _Draws, *, padded: int
     """
     name = "every layer attends to both sides" + (", padded" if padded else "")
     real = _TOKENS - padded
-    ids_T = draws.ids(_TOKENS)
     reach: list[Reach] = []
-    for seed, strength in enumerate(_STRENGTHS):
-        new = layer_reach(body, ids_T, padded=padded, strength=strength, seed=seed)
+    for seed, strength in enumerate(_STRENGTHS * _ROUNDS):
+        new = layer_reach(body, draws.ids(_TOKENS), padded=padded, strength=strength, seed=seed)
         reach = [_either(*pair) for pair in zip(reach, new, strict=True)] if reach else new
         if not reach:
             return Proof(name, False, 0.0, "the model has no plain list of layers to look into")

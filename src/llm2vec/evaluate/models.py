@@ -1,0 +1,71 @@
+"""What is compared: an encoder folder, a decoder read causally, and floors that know nothing.
+
+A model is named by a folder or hub id; `uni:DECODER` reads a decoder causally, `random:DECODER` gives the same
+architecture random weights, `tfidf` counts words.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from llm2vec import decoder
+from llm2vec.encoder import LLM2Vec
+
+UNI, RANDOM, TFIDF = "uni:", "random:", "tfidf"
+
+
+class Embedder(Protocol):
+    """Something that turns texts into vectors."""
+
+    def __call__(self, texts: Sequence[str], *, prompt: str | None = None) -> np.ndarray:
+        """Vectors of texts: embedding_BD."""
+
+
+def open_encoder(name: str, *, pooling: str | None = None) -> LLM2Vec:
+    """An encoder by its name.
+
+    Raises:
+        ModelError: There is no such model.
+    """
+    if name.startswith(UNI):
+        return LLM2Vec.from_pretrained(name.removeprefix(UNI), enable_bidirectional=False, pooling_mode=pooling)
+    if not name.startswith(RANDOM):
+        return LLM2Vec.from_pretrained(name, pooling_mode=pooling)
+    encoder = LLM2Vec.from_pretrained(name.removeprefix(RANDOM), pooling_mode=pooling)
+    config = decoder.load_config(decoder.place(name.removeprefix(RANDOM)))
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        for weight in encoder.model.parameters():
+            if weight.ndim > 1:
+                weight.normal_(0.0, float(getattr(config, "initializer_range", 0.02)))
+    return encoder
+
+
+def open_embedder(name: str, *, pooling: str | None = None) -> Embedder:
+    """A model as a function from texts to vectors."""
+    if name == TFIDF:
+        return _Tfidf()
+    encoder = open_encoder(name, pooling=pooling)
+
+    def embed(texts: Sequence[str], *, prompt: str | None = None) -> np.ndarray:
+        return encoder.encode(list(texts), prompt=prompt, convert_to="numpy")
+
+    return embed
+
+
+class _Tfidf:
+    """Weighted word counts, the vocabulary and weights of the first texts it is given."""
+
+    def __init__(self) -> None:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        self._count = TfidfVectorizer(max_features=20_000, sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")  # noqa: S106
+        self._fitted = False
+
+    def __call__(self, texts: Sequence[str], *, prompt: str | None = None) -> np.ndarray:
+        found = self._count.transform(texts) if self._fitted else self._count.fit_transform(texts)
+        self._fitted = True
+        vectors_BD: np.ndarray = found.toarray().astype(np.float32)
+        return vectors_BD

@@ -1,0 +1,94 @@
+"""Sentence tasks: each against a case whose score is known, and wrong files."""
+
+import json
+
+import numpy as np
+import pytest
+
+from llm2vec.errors import CorpusError
+from llm2vec.evaluate.models import open_embedder
+from llm2vec.evaluate.sentences import classification, clustering, pairs, retrieval, sts
+
+
+def by_first_letters(texts, *, prompt=None):
+    """Vectors that only tell how often a, b and c occur."""
+    return np.array([[text.count(letter) + 1e-9 for letter in "abc"] for text in texts])
+
+
+def lines(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_similarity_is_ranked_by_cosine(tmp_path):
+    rows = [("5", "aa", "a"), ("3", "ab", "aab"), ("2", "ab", "aaaab"), ("0", "a", "b")] * 10
+    (tmp_path / "sts.tsv").write_text("".join("\t".join(row) + "\n" for row in rows))
+    found = sts(by_first_letters, tmp_path / "sts.tsv")
+    assert (found.metric, found.value) == ("spearman", pytest.approx(1.0))
+    objects = [dict(zip(("score", "text1", "text2"), row, strict=True)) for row in rows[::-1]]
+    assert sts(by_first_letters, lines(tmp_path / "sts.jsonl", objects)).value == pytest.approx(1.0)
+
+
+def test_pairs_are_ranked_by_cosine(tmp_path):
+    (tmp_path / "pairs.tsv").write_text("1\ta\taa\n1\tb\tb\n0\ta\tb\n0\tab\tc\n" * 10)
+    assert pairs(by_first_letters, tmp_path / "pairs.tsv").value == pytest.approx(1.0)
+
+
+def test_classes_that_are_apart_are_told_apart(tmp_path):
+    rows = [{"text": letter * (1 + index % 4), "label": letter} for index in range(30) for letter in "abc"]
+    path = lines(tmp_path / "c.jsonl", rows)
+    assert classification(by_first_letters, path, train=path).value > 0.95
+    assert clustering(by_first_letters, path).value > 0.6
+
+
+def beir(folder, judged):
+    lines(
+        folder / "corpus.jsonl", [{"_id": f"d{i}", "title": "", "text": text} for i, text in enumerate(["a", "b", "c"])]
+    )
+    lines(folder / "queries.jsonl", [{"_id": "q", "text": "aab"}, {"_id": "unjudged", "text": "c"}])
+    (folder / "qrels").mkdir()
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("judged", "gain", "rank"),
+    [("q\td0\t1\n", 1.0, 1.0), ("q\td1\t1\n", 1 / np.log2(3), 0.5), ("q\td2\t1\n", 0.5, 1 / 3)],
+)
+def test_a_documents_gain_falls_with_its_rank(judged, gain, rank, tmp_path):
+    found = retrieval(by_first_letters, beir(tmp_path, judged))
+    assert found.value == pytest.approx(gain)
+    assert found.others == {"recall@100": 1.0, "mrr@10": pytest.approx(rank)}
+
+
+@pytest.mark.parametrize(
+    ("judged", "said"),
+    [("q\td0\t1\nq\td0\t0\n", "judged twice"), ("other\td0\t1\n", "has not"), ("q d0 1\n", "three columns")],
+)
+def test_wrong_judgements_are_one_clear_line(judged, said, tmp_path):
+    with pytest.raises(CorpusError, match=said):
+        retrieval(by_first_letters, beir(tmp_path, judged))
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "said"),
+    [
+        (sts, "1\ta\n", "line 1: needs three columns"),
+        (sts, "high\ta\tb\n", "'high' is no number"),
+        (sts, "1\ta\tb\n1\ta\tc\n", "all scores are the same"),
+        (sts, "", "holds no row"),
+        (pairs, "1\ta\tb\n3\ta\tc\n", "labels must be 0 and 1"),
+    ],
+)
+def test_a_wrong_file_is_one_clear_line(task, text, said, tmp_path):
+    (tmp_path / "rows.tsv").write_text(text)
+    with pytest.raises(CorpusError, match=said):
+        task(by_first_letters, tmp_path / "rows.tsv")
+
+
+@pytest.mark.parametrize("name", ["bundled", "uni:bundled", "random:bundled", "tfidf"])
+def test_every_kind_of_model_embeds(name):
+    embed = open_embedder(name)
+    assert np.isfinite(embed(["a text of words", "another text"])).all()
+    assert len(embed(["later texts"])) == 1
