@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +17,9 @@ from llm2vec.errors import LLM2VecError, UsageError
 from llm2vec.presets import PRESETS, preset
 from llm2vec.recipe import Recipe, merged, read_settings, read_yaml, to_yaml
 from llm2vec.terminal import Drawn, answer, people, results, table
+
+if TYPE_CHECKING:
+    from llm2vec.info import Info
 
 app = typer.Typer(
     name="llm2vec",
@@ -179,7 +182,11 @@ def info(
     found = describe(recipe)
     if json:
         answer(found.to_dict())
-        return
+    else:
+        _show(found)
+
+
+def _show(found: "Info") -> None:
     verdict = "can be converted" if found.convertible else "cannot be converted"
     results.print(f"{found.source}: {found.model_type}, {verdict}")
     if not found.convertible:
