@@ -420,7 +420,7 @@ def main() -> None:
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "tokens": run.step * size.batch * size.length,
         "minutes": run.spent_s / 60,
-        "hardware": f"{os.cpu_count()} cores ({platform.machine()})"
+        "hardware": f"{torch.get_num_threads()} of {os.cpu_count()} cores ({platform.machine()})"
         if model.device.type == "cpu"
         else torch.cuda.get_device_name(),
         "seed": arguments.seed,

@@ -31,6 +31,7 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
+from llm2vec.decoder import quiet
 from llm2vec.errors import RunError, UsageError
 from llm2vec.files import disk_space_checked, write_json
 from llm2vec.machine import keep_freed_memory
@@ -213,7 +214,7 @@ class _StageTrainer(Trainer):
                 f"{self._task.name}: weights are not finite at step {self.state.global_step}; lower the learning rate"
             )
         folder = Path(str(self.args.output_dir))
-        with disk_space_checked(folder), warnings.catch_warnings():
+        with disk_space_checked(folder), warnings.catch_warnings(), quiet():
             # peft sees that a mask token's row was added to the embeddings; a resumed run adds the same one
             warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`")
             super()._save_checkpoint(model, trial)
