@@ -15,7 +15,7 @@ import llm2vec
 from llm2vec.evaluate.analysis import bundled_sentences, bundled_triples, future_tokens, neighbours
 from llm2vec.terminal import Drawn, people
 
-SHOWN = ("The night train was full of tourists.", "The pupils handed in their homework.", "Ice cream melts fast.")
+SHOWN = ("My sister sings in a choir.", "The coach shouted at the referee.", "I have had a sore throat for a week.")
 """Sentences whose neighbours are shown; those that the set does not hold are left out."""
 
 

@@ -40,7 +40,7 @@ def recipe_page() -> str:
         "part of it, and `--set mntp.steps=500` changes one knob. After a default: what it is, its unit, its source.",
         f"```yaml\n{to_yaml(Recipe())}```",
         "## Presets",
-        "`small` is taken for decoders under 800 MB of weights, `paper` for others; the five named after models "
+        "`small` is taken for decoders under 100 MB of weights, `paper` for others; the five named after models "
         "are the first implementation's published configurations.",
     ]
     for name in PRESETS:

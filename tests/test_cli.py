@@ -19,7 +19,9 @@ def run(*arguments, stdin=None):
     return subprocess.run([*PROGRAM, *map(str, arguments)], capture_output=True, text=True, input=stdin)
 
 
-@pytest.mark.parametrize("command", [[], ["convert"], ["recipe"], ["encode"], ["info"]])
+@pytest.mark.parametrize(
+    "command", [[], *([each] for each in ("convert", "recipe", "encode", "info", "probe", "evaluate"))]
+)
 def test_help_comes_at_once_with_examples(command):
     started = time.monotonic()
     done = run(*command, "--help")
@@ -104,3 +106,20 @@ def test_info_refuses_a_hybrid_with_the_share_that_would_switch(tmp_path):
     found = json.loads(run("info", tmp_path, "--json").stdout)
     assert not found["convertible"]
     assert "of its 4 layers would switch" in found["reason"]
+
+
+def test_probe_and_evaluate_compare_models_in_one_json_document(tmp_path):
+    from llm2vec.evaluate.analysis import BUNDLED_SETS
+
+    words = [BUNDLED_SETS / f"words.{part}.jsonl" for part in ("train", "test")]
+    arguments = ["--train", words[0], "--test", words[1], "--column", "pos", "--seeds", "1", "--json"]
+    done = run("probe", f"uni:{DECODERS / 'gpt2'}", DECODERS / "gpt2", *arguments)
+    found = json.loads(done.stdout)
+    assert list(found) == [f"uni:{DECODERS / 'gpt2'}", str(DECODERS / "gpt2")]
+    assert all(0.3 < each["low"] < each["value"] < each["high"] < 1 for each in found.values())
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_bytes((BUNDLED_SETS / "pairs.jsonl").read_bytes())
+    done = run("evaluate", DECODERS / "gpt2", "tfidf", "--task", "sts", "--data", pairs, "--json")
+    assert json.loads(done.stdout)["tfidf"]["metric"] == "spearman"
+    done = run("evaluate", "tfidf", "--task", "rank", "--data", pairs)
+    assert (done.returncode, done.stdout) == (2, "")

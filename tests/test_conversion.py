@@ -96,6 +96,27 @@ def test_a_conversion_killed_twice_ends_with_the_weights_of_an_uninterrupted_one
         torch.testing.assert_close(weights(out)[name], weight, atol=1e-6, rtol=1e-5, msg=name)
 
 
+def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(corpus, tmp_path):
+    sets = ["mntp.steps=300", "mntp.batch_size=4", "mntp.max_length=32", "mntp.save_every=2", "mntp.eval_blocks=2"]
+    sets += ["simcse.steps=0", "encoder.max_length=64"]
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "llm2vec", "convert", str(DECODERS / "qwen3"), "--corpus", str(corpus)]
+    command += ["--out", str(out), *(part for each in sets for part in ("--set", each))]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not list((tmp_path / "out.stages").glob("1-mntp.work/checkpoint-*/complete")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "The same command goes on from the last checkpoint" in said.replace("\n", " ")
+    assert "Traceback" not in said
+    assert not out.exists()
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "0-bi is there already" in done.stderr
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     place = tmp_path_factory.mktemp("finished")
@@ -160,6 +181,7 @@ def test_starting_over_makes_it_again_but_never_removes_what_is_not_ours(finishe
         ({"corpus": {"source": "nowhere.txt"}}, CorpusError, "does not exist"),
         ({"mntp": {"max_length": 4096}}, UsageError, r"mntp.max_length is 4096, but the decoder has 512 positions"),
         ({"encoder": {"max_length": 513}}, UsageError, r"--set encoder.max_length=512"),
+        ({"mntp": {"report_to": ["nowhere"]}}, UsageError, "report_to nowhere"),
         ({"mntp": {"accumulation": 3}}, UsageError, "not a multiple of accumulation 3"),
         ({"simcse": {"batch_size": 5000}}, UsageError, "is more than the corpus's 120 texts"),
         ({"mntp": {"mask_token": "<none>"}}, UsageError, "no token of the vocabulary"),

@@ -4,6 +4,7 @@ Nothing heavy is imported until a command runs, so `--help` and errors of use an
 """
 
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Mapping
@@ -30,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_SMALL_MODEL_BYTES = 800_000_000
+_SMALL_MODEL_BYTES = 100_000_000
 """Weights up to this size are converted by the `small` preset when none is named."""
 
 
@@ -56,9 +57,18 @@ RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="A recipe file
 TrustRemoteCode = Annotated[bool, typer.Option(help="Run model code that comes with the model.")]
 
 
+class _Stopped(BaseException):
+    """Ctrl-C, under a name that no library catches on the way to `main`."""
+
+
+def _stop(*_: object) -> None:
+    raise _Stopped
+
+
 def main() -> None:
     """Run the command line; every error on purpose is one line, exit code 1 (failed) or 2 (wrong use)."""
     _quiet_libraries()
+    signal.signal(signal.SIGINT, _stop)
     try:
         app()
     except UsageError as error:
@@ -67,7 +77,7 @@ def main() -> None:
     except LLM2VecError as error:
         people.print(f"llm2vec: {error}", markup=False)
         sys.exit(1)
-    except KeyboardInterrupt:
+    except _Stopped:
         people.print("llm2vec: stopped. The same command goes on from the last checkpoint.")
         sys.exit(130)
 

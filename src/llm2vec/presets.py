@@ -1,8 +1,8 @@
 """Recipes to start from, as what they change in the default recipe.
 
 `paper` is the method's own recipe for any model of a billion parameters or more; the five named after models are
-exactly the first implementation's published configurations. `small` is for models that a CPU can train: measured in
-docs/results.md.
+exactly the first implementation's published configurations. `small` is for models of a few million parameters, which a
+CPU trains in minutes (measured in docs/results.md); its learning rates are far too high for large ones.
 """
 
 from collections.abc import Mapping
@@ -53,18 +53,18 @@ def _published(decoder: str, **mntp: Any) -> dict[str, Any]:
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "small": {
-        "corpus": {"self_texts": 2560, "temperature": 0.8},
+        "corpus": {"self_texts": 2560, "self_tokens": 64, "temperature": 0.8},
         "mntp": {
-            "steps": 200,
+            "steps": 140,
             "batch_size": 32,
             "max_length": 128,
             "method": "full",
             "learning_rate": 5e-4,
             "schedule": "cosine",
             "warmup_steps": 20,
-            "eval_every": 50,
+            "eval_every": 70,
         },
-        "simcse": {"steps": 60, "batch_size": 64, "max_length": 48, "learning_rate": 1e-4},
+        "simcse": {"steps": 40, "batch_size": 64, "max_length": 48, "method": "full", "learning_rate": 1e-3},
         "encoder": {"max_length": 256},
     },
     "paper": {"mntp": _PAPER_MNTP, "simcse": _PAPER_SIMCSE},

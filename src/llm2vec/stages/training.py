@@ -32,7 +32,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from llm2vec.decoder import quiet
-from llm2vec.errors import RunError, UsageError
+from llm2vec.errors import RunError, UsageError, first_line
 from llm2vec.files import disk_space_checked, write_json
 from llm2vec.machine import keep_freed_memory
 from llm2vec.progress import Progress
@@ -295,7 +295,7 @@ def train(
 
     Raises:
         RunError: The loss became NaN or infinite; no space left.
-        UsageError: `accumulation` does not divide `batch_size`.
+        UsageError: `accumulation` does not divide `batch_size`, or `report_to` names what is not installed.
     """
     if recipe.batch_size % recipe.accumulation:
         raise UsageError(f"batch_size {recipe.batch_size} is not a multiple of accumulation {recipe.accumulation}")
@@ -303,14 +303,19 @@ def train(
     arguments = _arguments(recipe, folder, seed=seed, device=next(model.parameters()).device)
     per_step = recipe.batch_size * arguments.world_size
     epochs = recipe.schedule_epochs
-    trainer = _StageTrainer(
-        task=task,
-        horizon=recipe.steps if epochs is None else int(epochs * task.samples / per_step),
-        model=model,
-        args=arguments,
-        train_dataset=_Numbers(recipe.steps * per_step),
-        data_collator=task.collate,
-    )
+    try:
+        trainer = _StageTrainer(
+            task=task,
+            horizon=recipe.steps if epochs is None else int(epochs * task.samples / per_step),
+            model=model,
+            args=arguments,
+            train_dataset=_Numbers(recipe.steps * per_step),
+            data_collator=task.collate,
+        )
+    except (RuntimeError, ValueError, ImportError) as error:
+        if not recipe.report_to:
+            raise
+        raise UsageError(f"report_to {', '.join(recipe.report_to)}: {first_line(error)}") from error
     _without(trainer, ("PrinterCallback", "ProgressCallback"))
     trainer.add_callback(_Reporting(task, trainer, recipe, folder, progress))
     with disk_space_checked(folder):
