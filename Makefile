@@ -13,7 +13,7 @@ BIN := .venv/bin
 demo: .venv/ready  ## convert the bundled decoder and show what it gained
 	$(BIN)/python scripts/demo.py
 
-test: .venv/ready  ## every test but the slow ones
+test: .venv/ready  ## every test
 	$(BIN)/python -m pytest
 
 check: .venv/ready  ## format, lint, types, floors, generated pages

@@ -11,17 +11,6 @@ SHARED = ROOT.parent / "shared"
 DECODERS = Path(__file__).parent / "assets" / "decoders"
 
 
-def pytest_addoption(parser):
-    parser.addoption("--slow", action="store_true", help="run the slow tests too")
-
-
-def pytest_collection_modifyitems(config, items):
-    if not config.getoption("--slow"):
-        for item in items:
-            if "slow" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
-
-
 @pytest.fixture(scope="session")
 def shared():
     """The folder of data beside the checkout, which is not part of the project."""

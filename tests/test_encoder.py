@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm2vec import LLM2Vec
+from llm2vec import LLM2Vec, decoder
 from llm2vec.decoder import BUNDLED_FOLDER
 from llm2vec.errors import ModelError, UsageError
 
@@ -202,3 +202,9 @@ def test_a_missing_folder_is_one_clear_line(source):
 def test_a_folder_that_is_no_model_is_one_clear_line(tmp_path):
     with pytest.raises(ModelError, match="no model: there is no config.json"):
         LLM2Vec.from_pretrained(tmp_path)
+
+
+def test_transformers_too_old_for_the_switch_are_refused(monkeypatch):
+    monkeypatch.setattr(decoder, "version", lambda _: "5.1.3")
+    with pytest.raises(ModelError, match=r"transformers 5.1.3 ignores the switch: pip install 'transformers>=5.2.0'"):
+        LLM2Vec.from_pretrained("bundled")

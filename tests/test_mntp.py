@@ -211,3 +211,9 @@ def test_a_loss_that_is_no_number_stops_and_says_so(tokenizer, store, tmp_path):
 def test_lora_targets_that_fit_nothing_are_refused(tokenizer, store, tmp_path):
     with pytest.raises(UsageError, match="LoRA targets"):
         trained(tokenizer, store, tmp_path / "run", lora={"targets": ["nothing"]})
+
+
+def test_half_precision_trains_and_merges_in_float32(tokenizer, store, tmp_path):
+    model, losses, _ = trained(tokenizer, store, tmp_path / "run", precision="bfloat16", learning_rate=2e-3)
+    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
