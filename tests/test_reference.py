@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from llm2vec import LLM2Vec
+from llm2vec.errors import ModelError
 
 AGREEMENT = 1e-4
 """What the vectors may differ by, float32, element by element."""
@@ -49,3 +50,26 @@ def test_the_merged_folder_opens_and_agrees(expected, shared):
     ((prompt, _), *_) = inputs["pairs"]
     found = merged.encode([text for _, text in inputs["pairs"]], prompt=prompt, convert_to="numpy")
     np.testing.assert_allclose(found, vectors["chain/mntp+simcse"], atol=AGREEMENT, rtol=0)
+
+
+@pytest.mark.parametrize("names", [("adapter-mntp",), ("adapter-mntp", "adapter-simcse")])
+def test_a_chain_of_adapters_is_merged_in_order_and_agrees(names, expected, shared):
+    inputs, vectors = expected
+    reference = shared / "fixtures" / "reference"
+    chain = [reference / name for name in names]
+    encoder = LLM2Vec.from_pretrained(shared / "models" / "stories260K", chain)
+    assert encoder.settings.max_length == 128
+    key = "chain/" + "+".join(name.removeprefix("adapter-") for name in names)
+    prompt = inputs["pairs"][0][0] if len(names) > 1 else None  # as the fixtures were made
+    found = encoder.encode(inputs["texts"], prompt=prompt, convert_to="numpy")
+    np.testing.assert_allclose(found, vectors[key], atol=AGREEMENT, rtol=0)
+
+
+def test_an_adapter_of_another_model_is_refused(shared):
+    with pytest.raises(ModelError, match="adapter-mntp"):
+        LLM2Vec.from_pretrained("bundled", shared / "fixtures" / "reference" / "adapter-mntp")
+
+
+def test_a_folder_without_adapter_is_one_clear_line(tmp_path):
+    with pytest.raises(ModelError, match="is no adapter: there is no adapter_config.json"):
+        LLM2Vec.from_pretrained("bundled", tmp_path)

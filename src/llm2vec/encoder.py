@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from llm2vec import backbone, batching, decoder
+from llm2vec.adapters import merge_chain
 from llm2vec.errors import ModelError, UsageError
 from llm2vec.files import whole_folder
 from llm2vec.folder import Settings, pooling_named, read_settings, write_settings
@@ -62,10 +63,12 @@ class LLM2Vec(nn.Module):
     def from_pretrained(
         cls,
         source: str | Path,
+        peft_model_name_or_path: str | Path | Sequence[str | Path] | None = None,
         *,
         enable_bidirectional: bool | None = None,
         pooling_mode: str | None = None,
         max_length: int | None = None,
+        skip_instruction: bool | None = None,
         normalize: bool | None = None,
         device: str | None = None,
         dtype: "torch.dtype | str" = "auto",
@@ -76,9 +79,12 @@ class LLM2Vec(nn.Module):
 
         Args:
             source: A folder, a hub id, or `bundled`: the project's own small decoder.
+            peft_model_name_or_path: An adapter, or several in the order they were trained in; merged. The last
+                settings found are taken.
             enable_bidirectional: False keeps a decoder causal (the "Uni" baseline); None: as the folder says.
             pooling_mode: Overrides the folder's pooling.
             max_length: Overrides the folder's longest sequence, in tokens; cut to the model's positions.
+            skip_instruction: Overrides whether prompts are left out of pooling.
             normalize: Overrides whether vectors are scaled to length 1.
             device: Where to; None: a GPU if there is one.
             dtype: Of the weights; "auto": as saved.
@@ -89,16 +95,22 @@ class LLM2Vec(nn.Module):
             ModelError: The source cannot be loaded, or cannot be made bidirectional.
         """
         source = decoder.place(source)
-        settings = (read_settings(Path(source)) if Path(source).is_dir() else None) or Settings()
+        adapters = _as_list(peft_model_name_or_path)
+        folders = [Path(each) for each in (source, *adapters) if Path(each).is_dir()]
+        known = [found for folder in folders if (found := read_settings(folder)) is not None]
+        settings = known[-1] if known else Settings()
         settings = settings.changed(
             pooling_mode=None if pooling_mode is None else pooling_named(pooling_mode),
             max_length=max_length,
             normalize=normalize,
+            skip_instruction=skip_instruction,
             bidirectional=enable_bidirectional,
         )
         tokenizer = decoder.load_tokenizer(source, **hub)
         model = decoder.load(source, head=False, dtype=dtype, device=device, attention=attention, **hub).eval()
         decoder.check_vocabulary(model, tokenizer)
+        if adapters:
+            model = merge_chain(model, adapters, token=hub.get("token")).eval()
         if not settings.bidirectional and backbone.is_bidirectional(model.config):
             raise ModelError(f"{source} is bidirectional already; its causal baseline is the decoder it was made from")
         switch = backbone.make_bidirectional(model) if settings.bidirectional else None
@@ -299,6 +311,12 @@ class LLM2Vec(nn.Module):
             dimension=self.dimension,
             own_tokens_only=self.settings.skip_instruction and bool(edges.before or edges.after),
         )
+
+
+def _as_list(value: str | Path | Sequence[str | Path] | None) -> list[str | Path]:
+    if value is None:
+        return []
+    return [value] if isinstance(value, str | Path) else list(value)
 
 
 def pool_tokens(states_ND: Tensor, tokens: Sequence[Tokens], *, pooling: Pooling) -> Tensor:
