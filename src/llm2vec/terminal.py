@@ -15,7 +15,7 @@ from rich.table import Table
 _LINE_EVERY_S = 15.0
 """Without a terminal, a line of progress at most so often."""
 
-people = Console(stderr=True, highlight=False)
+people = Console(stderr=True, highlight=False, soft_wrap=True)
 results = Console(highlight=False, soft_wrap=True)
 
 
@@ -71,9 +71,7 @@ class Drawn:
 
 
 def _shown(numbers: dict[str, float]) -> str:
-    return "  ".join(
-        f"{name} {value:,.0f}" if value >= 100 else f"{name} {value:.3f}" for name, value in numbers.items()
-    )
+    return "  ".join(f"{name} {value:,.{0 if value >= 100 else 3}f}" for name, value in numbers.items())
 
 
 def answer(value: Any) -> None:
