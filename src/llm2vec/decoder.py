@@ -111,7 +111,7 @@ def load(
     Args:
         source: A folder or a hub id.
         head: With its LM head; else the body alone.
-        dtype: Of the weights; "auto": as saved.
+        dtype: Of the weights; "auto": as saved, but float32 on a CPU, where half precision is slow.
         device: Where to; None: a GPU if there is one.
         attention: Implementation of attention; None: what the folder or the family says, mostly SDPA.
         config_overrides: Values of the configuration to change before the layers are built.
@@ -129,13 +129,16 @@ def load(
         setattr(config.get_text_config(decoder=True), name, value)
     chosen = {} if attention is None else {"attn_implementation": attention}
     auto = AutoModelForCausalLM if head else AutoModel
+    where = torch.device(device or default_device())
+    if dtype == "auto" and where.type == "cpu":
+        dtype = torch.float32
     with _errors_of(source, "a model"), quiet():
         model, info = auto.from_pretrained(  # type: ignore[misc]  # a pair, by output_loading_info
             str(source), config=config, dtype=dtype, output_loading_info=True, **chosen, **hub
         )
     if missing := sorted(info["missing_keys"]):
         raise ModelError(f"{source} has no weights for {missing[0]} and {len(missing) - 1} others: it is incomplete")
-    loaded: PreTrainedModel = model.to(device or default_device())
+    loaded: PreTrainedModel = model.to(where)
     return loaded
 
 

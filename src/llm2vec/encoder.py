@@ -87,7 +87,7 @@ class LLM2Vec(nn.Module):
             skip_instruction: Overrides whether prompts are left out of pooling.
             normalize: Overrides whether vectors are scaled to length 1.
             device: Where to; None: a GPU if there is one.
-            dtype: Of the weights; "auto": as saved.
+            dtype: Of the weights; "auto": as saved, but float32 on a CPU, where half precision is slow.
             attention: Attention implementation to load with; None: SDPA, or what the family needs.
             **hub: `revision`, `token`, `cache_dir`, `trust_remote_code`, for model, tokenizer and config alike.
 

@@ -3,14 +3,15 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
-
-import numpy as np
+from typing import IO, TYPE_CHECKING
 
 from llm2vec.errors import CorpusError, UsageError
 from llm2vec.files import whole_file
 from llm2vec.recipe import CorpusRecipe
 from llm2vec.texts import read_texts
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _FORMATS = (".npy", ".jsonl", ".parquet")
 
@@ -41,13 +42,15 @@ def check_target(out: Path) -> None:
         raise UsageError(f"--out {out}: the ending says the format; there are {', '.join(_FORMATS)}")
 
 
-def write_vectors(out: Path | None, texts: Sequence[str], vectors_BD: np.ndarray, *, stdout: IO[str]) -> None:
+def write_vectors(out: Path | None, texts: Sequence[str], vectors_BD: "np.ndarray", *, stdout: IO[str]) -> None:
     """Write vectors as `.npy` (vectors alone), `.jsonl` or `.parquet` (`text`, `vector`); None: JSON lines."""
     if out is None:
         _write_lines(stdout, texts, vectors_BD)
         return
     with whole_file(out) as partial:
         if out.suffix == ".npy":
+            import numpy as np
+
             with partial.open("wb") as binary:
                 np.save(binary, vectors_BD)
         elif out.suffix == ".jsonl":
@@ -62,7 +65,7 @@ def write_vectors(out: Path | None, texts: Sequence[str], vectors_BD: np.ndarray
             parquet.write_table(pyarrow.table({"text": list(texts), "vector": column}), partial)
 
 
-def _write_lines(file: IO[str], texts: Sequence[str], vectors_BD: np.ndarray) -> None:
+def _write_lines(file: IO[str], texts: Sequence[str], vectors_BD: "np.ndarray") -> None:
     for text, vector in zip(texts, vectors_BD, strict=True):
         file.write(
             json.dumps({"text": text, "vector": [round(float(x), 7) for x in vector]}, ensure_ascii=False) + "\n"
