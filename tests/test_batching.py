@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm2vec import backbone, batching, decoder
+from llm2vec.places import BUNDLED_FOLDER
 
 ROUNDING = 1e-5
 """float32 states of size 1 to 10 from matrix products of another shape, relative to their size."""
@@ -31,7 +32,7 @@ def test_a_plan_holds_every_text_once_within_its_budget(lengths, max_tokens, max
 
 @pytest.fixture(scope="module")
 def packed_and_padded():
-    models = [decoder.load(decoder.BUNDLED_FOLDER, head=False, dtype=torch.float32).eval() for _ in range(2)]
+    models = [decoder.load(BUNDLED_FOLDER, head=False, dtype=torch.float32).eval() for _ in range(2)]
     for model in models:
         backbone.make_bidirectional(model)
     models[1].set_attn_implementation("sdpa")

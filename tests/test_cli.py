@@ -65,8 +65,9 @@ def test_what_fails_is_one_line_and_exit_code_1(tmp_path):
         ["info", tmp_path],
         ["convert", "./nowhere", "--out", tmp_path / "o"],
     ):
-        done = run(*arguments)
+        done = run_light(*arguments)
         assert done.returncode == 1
+        assert done.stdout == ""
         assert len(done.stderr.strip().splitlines()) <= 2
         assert done.stderr.startswith("llm2vec: ")
 
@@ -101,7 +102,7 @@ def test_info_says_what_would_happen():
     assert found["convertible"]
     assert found["layer_types"] == {"sliding_attention": 2, "full_attention": 1}
     assert found["windows"] == {"32": 2, "none": 1}
-    assert found["parameters"] == 534_752 or found["parameters"] > 500_000
+    assert 500_000 < found["parameters"] < 600_000
     assert [stage["stage"] for stage in found["estimates"]] == ["MNTP", "SimCSE"]
 
 

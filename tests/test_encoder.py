@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm2vec import LLM2Vec, decoder
-from llm2vec.decoder import BUNDLED_FOLDER
 from llm2vec.errors import ModelError, UsageError
+from llm2vec.places import BUNDLED_FOLDER
 
 TEXTS = [
     "The mill by the river has stood empty for years.",

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm2vec.decoder import BUNDLED_FOLDER, load_tokenizer
+from llm2vec.decoder import load_tokenizer
 from llm2vec.errors import CorpusError, UsageError
+from llm2vec.places import BUNDLED_FOLDER
 from llm2vec.tokens import borders, separator_for, store_tokens, tokenize
 
 TOKENIZER = load_tokenizer(BUNDLED_FOLDER)

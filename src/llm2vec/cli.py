@@ -15,9 +15,11 @@ import typer
 
 from llm2vec import cli_evaluate
 from llm2vec.errors import LLM2VecError, UsageError
+from llm2vec.places import check_place, place
 from llm2vec.presets import PRESETS, preset
 from llm2vec.recipe import Recipe, merged, read_settings, read_yaml, to_yaml
 from llm2vec.terminal import Drawn, answer, people, results, table
+from llm2vec.texts import HUB, SELF, corpus_files
 
 if TYPE_CHECKING:
     from llm2vec.info import Info
@@ -122,6 +124,9 @@ def convert(
     if trust_remote_code:
         named["trust_remote_code"] = True
     recipe = _recipe(decoder, preset_name, recipe_file, named, sets)
+    check_place(place(recipe.decoder))
+    if recipe.corpus.source != SELF and not recipe.corpus.source.startswith(HUB):
+        corpus_files(recipe.corpus.source)
     drawn = Drawn()
     alone = os.environ.get("RANK", "0") == "0"  # of several processes, one speaks
     from llm2vec.conversion import convert as run
@@ -187,6 +192,7 @@ def info(
     """Say what would happen to a model, before anything is trained. Reads its configuration alone."""
     named: dict[str, Any] = {"decoder": model, **({"trust_remote_code": True} if trust_remote_code else {})}
     recipe = _recipe(model, preset_name, recipe_file, named, sets)
+    check_place(place(model))
     from llm2vec.info import describe
 
     found = describe(recipe)
@@ -261,6 +267,7 @@ def encode(
     """Encode texts to vectors."""
     from llm2vec.vectors import check_target, texts_for, write_vectors
 
+    check_place(place(model))
     if out is not None:
         check_target(out)
     rows = texts_for(texts, file=file, column=column, stdin=sys.stdin)

@@ -24,6 +24,7 @@ from llm2vec.errors import ModelError, RunError, UsageError
 from llm2vec.files import PARTIAL, fingerprint_folder, publish, read_json, whole_file, whole_folder, write_json
 from llm2vec.folder import PROVENANCE_FILE, Settings, model_card
 from llm2vec.machine import default_device
+from llm2vec.places import place
 from llm2vec.progress import Progress, Silent
 from llm2vec.proofs import prove_dropout
 from llm2vec.readback import prove_read_back
@@ -96,7 +97,7 @@ class _Job:
     def __init__(self, recipe: Recipe, out: Path, progress: Progress) -> None:
         self.recipe, self.out, self.progress = recipe, out, progress
         self.work = out.with_name(out.name + ".stages")
-        self.source = decoder.place(recipe.decoder)
+        self.source = place(recipe.decoder)
         self.made: list[str] = []
         self.processes = PartialState(cpu=default_device().type == "cpu")
 

@@ -28,31 +28,13 @@ from transformers.utils import logging
 
 from llm2vec.errors import ModelError, first_line
 from llm2vec.machine import default_device
-
-BUNDLED = "bundled"
-BUNDLED_FOLDER = Path(__file__).parent / "assets" / "decoder"
+from llm2vec.places import check_place
 
 OLDEST = "5.2.0"
 """The first transformers that knows the switch to bidirectional attention; older ones ignore it silently."""
 
 _OTHER_SENSES = ("vision", "audio", "image", "speech", "vq")
 """What the names of sub-configurations of multimodal models start with."""
-
-
-def place(name: str | Path) -> str | Path:
-    """The folder or hub id that a recipe's `decoder` stands for.
-
-    Raises:
-        ModelError: It looks like a path and nothing is there.
-    """
-    if name == BUNDLED:
-        return BUNDLED_FOLDER
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
-    if _is_path(name):
-        raise ModelError(f"there is no folder {name}")
-    return name
 
 
 def load_tokenizer(
@@ -75,7 +57,7 @@ def load_tokenizer(
     Raises:
         ModelError: There is none, it is damaged, it gives no character offsets, or it has no token to pad with.
     """
-    _check_place(source)
+    check_place(source)
     hub = _hub(revision, token, cache_dir, trust_remote_code)
     with _errors_of(source, "a tokenizer"), quiet():
         tokenizer = AutoTokenizer.from_pretrained(str(source), padding_side="right", **hub)
@@ -152,7 +134,7 @@ def load_config(source: str | Path, **hub: Any) -> PreTrainedConfig:
         raise ModelError(
             f"transformers {version('transformers')} ignores the switch: pip install 'transformers>={OLDEST}'"
         )
-    _check_place(source)
+    check_place(source)
     with _errors_of(source, "a model"), quiet():
         config: PreTrainedConfig = AutoConfig.from_pretrained(str(source), **hub)
     check_is_decoder(config, source)
@@ -225,17 +207,6 @@ def _errors_of(source: str | Path, what: str) -> Iterator[None]:
         ) from error
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, TypeError, AttributeError) as error:
         raise ModelError(f"cannot load {what} from {source}: {first_line(error)}") from error
-
-
-def _check_place(source: str | Path) -> None:
-    if _is_path(source) and not Path(source).is_dir():
-        raise ModelError(f"there is no folder {source}")
-    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
-        raise ModelError(f"{source} is no model: there is no config.json in it")
-
-
-def _is_path(source: str | Path) -> bool:
-    return isinstance(source, Path) or source.startswith((".", "/", "~")) or source.count("/") > 1
 
 
 def _hub(revision: str | None, token: str | None, cache_dir: str | Path | None, trust: bool) -> dict[str, Any]:

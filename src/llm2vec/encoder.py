@@ -18,6 +18,7 @@ from llm2vec.adapters import merge_chain
 from llm2vec.errors import ModelError, UsageError
 from llm2vec.files import whole_folder
 from llm2vec.folder import Settings, pooling_named, read_settings, write_settings
+from llm2vec.places import place
 from llm2vec.pooling import pool
 from llm2vec.recipe import Pooling
 from llm2vec.tokens import Tokens, borders, tokenize
@@ -94,7 +95,7 @@ class LLM2Vec(nn.Module):
         Raises:
             ModelError: The source cannot be loaded, or cannot be made bidirectional.
         """
-        source = decoder.place(source)
+        source = place(source)
         adapters = _as_list(peft_model_name_or_path)
         folders = [Path(each) for each in (source, *adapters) if Path(each).is_dir()]
         known = [found for folder in folders if (found := read_settings(folder)) is not None]

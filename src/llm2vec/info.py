@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from llm2vec import backbone, decoder
 from llm2vec.errors import ModelError, NotConvertible, first_line
 from llm2vec.machine import default_device
+from llm2vec.places import place
 from llm2vec.proofs import Proof, decoder_layers
 from llm2vec.recipe import MntpRecipe, Recipe, SimcseRecipe, StageRecipe
 from llm2vec.shrink import shrink
@@ -106,7 +107,7 @@ def describe(recipe: Recipe) -> Info:
     Raises:
         ModelError: There is no configuration, or it is none of a decoder-only language model.
     """
-    source = decoder.place(recipe.decoder)
+    source = place(recipe.decoder)
     config = decoder.load_config(source, trust_remote_code=recipe.trust_remote_code)
     model = _without_memory(config, recipe)
     switch, reason = _try(config, recipe)

@@ -12,6 +12,7 @@ import torch
 
 from llm2vec import decoder
 from llm2vec.encoder import LLM2Vec
+from llm2vec.places import place
 
 UNI, RANDOM, TFIDF = "uni:", "random:", "tfidf"
 
@@ -34,7 +35,7 @@ def open_encoder(name: str, *, pooling: str | None = None) -> LLM2Vec:
     if not name.startswith(RANDOM):
         return LLM2Vec.from_pretrained(name, pooling_mode=pooling)
     encoder = LLM2Vec.from_pretrained(name.removeprefix(RANDOM), pooling_mode=pooling)
-    config = decoder.load_config(decoder.place(name.removeprefix(RANDOM)))
+    config = decoder.load_config(place(name.removeprefix(RANDOM)))
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         for weight in encoder.model.parameters():
