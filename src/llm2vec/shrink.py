@@ -146,7 +146,10 @@ def _small(name: str, value: Any, *, depth: int, kept: list[int]) -> Any:
         return _small_rope(value)
     if name.endswith("_token_id"):
         return min(value, 3) if isinstance(value, int) else [3]
-    return min(value, SMALL[name]) if isinstance(value, int) and name in SMALL else value
+    if not isinstance(value, int) or name not in SMALL:
+        return value
+    least = min(value, SMALL[name])
+    return 2 if least == 3 else least  # three heads do not divide the small width
 
 
 def _small_all(values: Mapping[str, Any]) -> dict[str, Any]:
