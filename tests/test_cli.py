@@ -29,7 +29,7 @@ def run(*arguments, stdin=None):
 
 
 @pytest.mark.parametrize(
-    "command", [[], *([each] for each in ("convert", "recipe", "encode", "info", "probe", "evaluate"))]
+    "command", [[], *([each] for each in ("convert", "recipe", "encode", "info", "probe", "tag", "evaluate", "report"))]
 )
 def test_help_imports_nothing_heavy_and_has_examples(command):
     done = run_light(*command, "--help")
@@ -122,8 +122,9 @@ def test_probe_and_evaluate_compare_models_in_one_json_document(tmp_path):
     arguments = ["--train", words[0], "--test", words[1], "--column", "pos", "--seeds", "1", "--json"]
     done = run("probe", f"uni:{DECODERS / 'gpt2'}", DECODERS / "gpt2", *arguments)
     found = json.loads(done.stdout)
-    assert list(found) == [f"uni:{DECODERS / 'gpt2'}", str(DECODERS / "gpt2")]
-    assert all(0.3 < each["low"] < each["value"] < each["high"] < 1 for each in found.values())
+    assert list(found) == [f"uni:{DECODERS / 'gpt2'}", str(DECODERS / "gpt2"), "floors"]
+    assert all(0.3 < each["low"] < each["value"] < each["high"] < 1 for name, each in found.items() if name != "floors")
+    assert found["floors"]["majority"] < found["floors"]["word identity"]
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_bytes((BUNDLED_SETS / "pairs.jsonl").read_bytes())
     done = run("evaluate", DECODERS / "gpt2", "tfidf", "--task", "sts", "--data", pairs, "--json")

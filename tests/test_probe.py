@@ -2,13 +2,19 @@
 
 import json
 
+import numpy as np
 import pytest
+import torch
+from conftest import DECODERS
 
 from llm2vec import LLM2Vec
-from llm2vec.errors import CorpusError
+from llm2vec.errors import CorpusError, ModelError
+from llm2vec.evaluate.agreement import floors, interval, value
 from llm2vec.evaluate.analysis import BUNDLED_SETS
 from llm2vec.evaluate.columns import Tagged, entities, read_tagged
+from llm2vec.evaluate.models import open_encoder
 from llm2vec.evaluate.probe import probe
+from llm2vec.evaluate.tagger import Tagger, save_probe
 
 
 @pytest.mark.parametrize(
@@ -110,3 +116,94 @@ def test_entities_are_scored_whole(encoder):
 def test_one_label_is_too_few(encoder):
     with pytest.raises(CorpusError, match="two labels or more"):
         probe(encoder, [Tagged(("a",), ("X",))] * 10, [Tagged(("a",), ("X",))])
+
+
+def test_floors_are_what_counting_words_gives():
+    train = [Tagged(("the", "cat", "runs"), ("DET", "NOUN", "VERB"))] * 2 + [Tagged(("runs",), ("NOUN",))]
+    test = [Tagged(("The", "runs", "dog"), ("DET", "VERB", "NOUN"))]
+    assert floors(train, test, "accuracy") == {"majority": pytest.approx(1 / 3), "word identity": 1.0}
+
+
+def test_the_classifier_finds_what_a_long_optimisation_finds(encoder, sets):
+    """Against full-batch logistic regression of the same vectors: no more than two points apart."""
+    from sklearn.linear_model import LogisticRegression
+
+    found = probe(encoder, *sets, dev=sets[1], seeds=1, reading="own")
+    vectors, tags = [], []
+    for part in sets:
+        words = encoder.words([sentence.words for sentence in part])
+        vectors.append(torch.cat([each.vectors_WD for each in words]).numpy())
+        tags.append([tag for sentence in part for tag in sentence.tags])
+    deviation = vectors[0].std(0)
+    classifier = LogisticRegression(C=0.05, max_iter=500).fit(vectors[0] / deviation, tags[0])
+    assert found.value == pytest.approx(classifier.score(vectors[1] / deviation, tags[1]), abs=0.02)
+
+
+def test_a_saved_probe_labels_raw_text_with_offsets(tmp_path):
+    train = [Tagged(("Anna", "lives", "in", "New", "York"), ("B-PER", "O", "O", "B-LOC", "I-LOC"))] * 20
+    source = str(DECODERS / "qwen3")
+    save_probe(probe(open_encoder(source), train, train[:2], seeds=1), tmp_path / "probe", encoder=source)
+    text = "  Anna lives in New York"
+    spans = Tagger.open(tmp_path / "probe").tag([text, ""])
+    assert [(span.label, text[span.start : span.end]) for span in spans[0]] == [("PER", "Anna"), ("LOC", "New York")]
+    assert spans[1] == []
+
+
+def test_labels_without_a_scheme_are_given_to_every_word(tmp_path):
+    train = [Tagged(("Dogs", "bark", "."), ("NOUN", "VERB", "PUNCT"))] * 20
+    source = str(DECODERS / "qwen3")
+    save_probe(probe(open_encoder(source), train, train[:2], seeds=1), tmp_path / "probe", encoder=source)
+    assert [span.label for span in Tagger.open(tmp_path / "probe").tag(["Dogs bark ."])[0]] == ["NOUN", "VERB", "PUNCT"]
+
+
+def test_a_folder_without_a_probe_says_how_to_make_one(tmp_path):
+    with pytest.raises(ModelError, match="probe ... --save"):
+        Tagger.open(tmp_path)
+
+
+def test_any_encoder_can_be_a_baseline(tmp_path, sets):
+    """A BERT of random weights with word pieces: what matters is that its vectors are those of `AutoModel`."""
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    words = sorted({word.lower() for sentence in sets[0] for word in sentence.words})
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]) + "\n")
+    tokenizer = BertTokenizerFast(str(tmp_path / "vocab.txt"))
+    tokenizer.save_pretrained(tmp_path / "bert")
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    BertModel(config).save_pretrained(tmp_path / "bert")
+    baseline = open_encoder(f"auto:{tmp_path / 'bert'}")
+    model = BertModel.from_pretrained(tmp_path / "bert").eval()
+    with torch.no_grad():
+        states_TD = model(**tokenizer("the cat", return_tensors="pt")).last_hidden_state[0]
+    found = baseline.words([["the", "cat"], ["a", "much", "longer", "sentence"]])[0]
+    assert torch.allclose(found.vectors_WD, states_TD[1:3], atol=1e-5)
+    assert probe(baseline, *(part[:50] for part in sets), seeds=1).value > 0.2
+
+
+def test_a_data_set_of_the_hub_is_read_by_its_label_names(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {
+            "tokens": datasets.List(datasets.Value("string")),
+            "tags": datasets.List(datasets.ClassLabel(names=["O", "B-X"])),
+        }
+    )
+    rows = datasets.Dataset.from_dict({"tokens": [["a", "b"]], "tags": [[0, 1]]}, features=features)
+    rows.to_parquet(tmp_path / "train.parquet")
+    assert read_tagged(f"hub:{tmp_path}") == [Tagged(("a", "b"), ("O", "B-X"))]
+    with pytest.raises(CorpusError, match="no column 'pos'"):
+        read_tagged(f"hub:{tmp_path}", column="pos")
+
+
+def test_an_interval_narrows_with_more_sentences():
+    few = np.array([[[1, 2, 2], [2, 2, 2], [0, 2, 2]]])
+    wide, narrow = interval(few), interval(np.tile(few, (1, 50, 1)))
+    assert value(few[0]) == 0.5
+    assert wide[1] - wide[0] > 3 * (narrow[1] - narrow[0])

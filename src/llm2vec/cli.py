@@ -178,7 +178,7 @@ def _summary(out: Path, provenance: Mapping[str, Any]) -> None:
 
 @app.command(
     epilog="Examples:\n\n"
-    "`llm2vec info Qwen/Qwen3-0.6B`\n\n"
+    "`llm2vec info Qwen/Qwen3-0.6B --analyse`\n\n"
     "`llm2vec info ./decoder --preset small --set mntp.steps=200 --json`"
 )
 def info(
@@ -186,6 +186,9 @@ def info(
     preset_name: PresetName = None,
     recipe_file: RecipeFile = None,
     sets: Sets = None,
+    analyse: Annotated[
+        bool, typer.Option("--analyse", help="Load the weights too: how far are bidirectional states from causal ones?")
+    ] = False,
     trust_remote_code: TrustRemoteCode = False,
     json: Json = False,
 ) -> None:
@@ -196,10 +199,22 @@ def info(
     from llm2vec.info import describe
 
     found = describe(recipe)
+    similarity = None
+    if analyse and found.convertible:
+        from llm2vec.evaluate.analysis import layer_similarity
+
+        similarity = layer_similarity(model, trust_remote_code=trust_remote_code)
     if json:
-        answer(found.to_dict())
-    else:
-        _show(found)
+        answer({**found.to_dict(), **({"similarity": similarity.cosine_LT} if similarity else {})})
+        return
+    _show(found)
+    if similarity is not None:
+        rows = [
+            ["embedding" if index == 0 else str(index), f"{value:.3f}"]
+            for index, value in enumerate(similarity.by_layer)
+        ]
+        table("Causal against bidirectional states, nothing trained", ["layer", "mean cosine"], rows)
+        results.print("Near 1 in every layer: the model is at home with both, and needs little MNTP. Far: it needs it.")
 
 
 def _show(found: "Info") -> None:

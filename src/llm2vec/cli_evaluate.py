@@ -1,14 +1,19 @@
-"""The commands that measure: `probe` for words, `evaluate` for sentences."""
+"""The commands that measure: `probe` for words and `tag` with what it learned, `evaluate` for sentences."""
 
+import sys
+from dataclasses import asdict
+from json import dumps
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from llm2vec.errors import UsageError
-from llm2vec.terminal import answer, people, results, table
+from llm2vec.terminal import Drawn, answer, people, results, table
 
-Models = Annotated[list[str], typer.Argument(help="Encoder folders or hub ids; `uni:DECODER` reads one causally.")]
+Models = Annotated[
+    list[str], typer.Argument(help="Encoder folders or hub ids; `uni:DECODER`, `auto:ENCODER` (BERT ...).")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else there.")]
 
 _TASKS = ("sts", "classification", "clustering", "retrieval", "pairs")
@@ -24,21 +29,28 @@ def register(app: typer.Typer) -> None:
     app.command(
         epilog="Examples:\n\n"
         "`llm2vec evaluate encoder uni:decoder tfidf --task sts --data stsb.test.tsv`\n\n"
-        "`llm2vec evaluate encoder --task classification --train train.jsonl --data test.jsonl --json`"
+        "`llm2vec evaluate encoder --task classification --train train.jsonl --data test.jsonl --json`\n\n"
+        "`llm2vec evaluate encoder uni:decoder --mteb paper15 --out results`"
     )(evaluate)
+    app.command(
+        epilog="Examples:\n\n`llm2vec report encoder`\n\n"
+        "`llm2vec report encoder --baseline auto:bert-base-cased --train train.conllu --test test.conllu`"
+    )(report)
+    app.command(epilog="Example: `llm2vec tag --probe pos 'The old man the boat.'`")(tag)
 
 
 def probe(
     models: Models,
-    train: Annotated[Path, typer.Option(help="Labelled sentences: .conllu, .jsonl, or columns.")],
-    test: Annotated[Path, typer.Option(help="The same, to measure on.")],
-    dev: Annotated[Path | None, typer.Option(help="The same, to choose a reading on; none: a tenth of train.")] = None,
+    train: Annotated[str, typer.Option(help="Labelled sentences: .conllu, .jsonl, columns, or `hub:NAME`.")],
+    test: Annotated[str, typer.Option(help="The same, to measure on.")],
+    dev: Annotated[str | None, typer.Option(help="The same, to choose a reading on; none: a tenth of train.")] = None,
     column: Annotated[str | None, typer.Option(help="Label column, by number or name.")] = None,
     metric: Annotated[str, typer.Option(help="accuracy, or entity-f1.")] = "accuracy",
     reading: Annotated[str, typer.Option(help="own, before (a token earlier), or auto: the better on dev.")] = "auto",
     merge: Annotated[str, typer.Option(help="Of a word's tokens: mean, first, last.")] = "mean",
     layer: Annotated[str, typer.Option(help="last, or all: a value for each layer too.")] = "last",
     seeds: Annotated[int, typer.Option(help="Classifiers trained.")] = 3,
+    save: Annotated[Path | None, typer.Option(help="Keep the (one) model's probe here, for `llm2vec tag`.")] = None,
     json: Json = False,
 ) -> None:
     """Probe word vectors: part-of-speech, chunks, entities, any label a word has."""
@@ -46,11 +58,17 @@ def probe(
     _one_of("--reading", reading, ("own", "before", "auto"))
     _one_of("--merge", merge, ("mean", "first", "last"))
     _one_of("--layer", layer, ("last", "all"))
-    from llm2vec.evaluate import models as named
-    from llm2vec.evaluate import probe as probing
+    if save is not None and len(models) > 1:
+        raise UsageError(f"--save keeps one model's probe, and there are {len(models)} models")
     from llm2vec.evaluate.columns import read_tagged
 
-    parts = [read_tagged(path, column=column) if path is not None else [] for path in (train, test, dev)]
+    roles = {"train": train, "test": test, "validation": dev}
+    parts = [read_tagged(path, column=column, split=role) if path else [] for role, path in roles.items()]
+    from llm2vec.evaluate import models as named
+    from llm2vec.evaluate import probe as probing
+    from llm2vec.evaluate.agreement import floors
+    from llm2vec.evaluate.tagger import save_probe
+
     found = {}
     for name in models:
         found[name] = probing.probe(
@@ -65,10 +83,15 @@ def probe(
             seeds=seeds,
         )
         people.print(f"{name}: {metric} {found[name].value:.4f}, read from {found[name].reading}")
+    if save is not None:
+        save_probe(found[models[0]], save, encoder=models[0], merge=merge)  # type: ignore[arg-type]
+        people.print(f"{save} is ready: llm2vec tag --probe {save} 'some text'")
+    least = floors(parts[0], parts[1], metric)  # type: ignore[arg-type]
     if json:
-        answer({name: each.to_dict() for name, each in found.items()})
+        answer({**{name: each.to_dict() for name, each in found.items()}, "floors": least})
         return
-    rows = [
+    rows = [[name, f"{value:.2%}", "", ""] for name, value in least.items()]
+    rows += [
         [name, f"{each.value:.2%}", f"{each.low:.2%} - {each.high:.2%}", each.reading, *_layers(each.by_layer)]
         for name, each in found.items()
     ]
@@ -77,19 +100,101 @@ def probe(
         results.print(f"{unseen} test words have a label that no training word has; they count as wrong")
 
 
+def tag(
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts; none: standard input, a text a line.")] = None,
+    probe_folder: Annotated[Path, typer.Option("--probe", help="A folder that `llm2vec probe --save` made.")] = Path(
+        "probe"
+    ),
+    file: Annotated[Path | None, typer.Option(help="Texts from a file: .txt, .jsonl, .csv, .parquet.")] = None,
+    column: Annotated[str | None, typer.Option(help="Column of that file.")] = None,
+    json: Json = False,
+) -> None:
+    """Label the words or entities of raw texts with a saved probe: spans with character offsets."""
+    from llm2vec.vectors import texts_for
+
+    rows = texts_for(texts, file=file, column=column, stdin=sys.stdin)
+    from llm2vec.evaluate.tagger import Tagger
+
+    found = [
+        {"text": text, "spans": [asdict(span) for span in spans]}
+        for text, spans in zip(rows, Tagger.open(probe_folder).tag(rows), strict=True)
+    ]
+    if json:
+        answer(found)
+        return
+    for row in found:
+        sys.stdout.write(dumps(row, ensure_ascii=False) + "\n")
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="An encoder folder that `llm2vec convert` made.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for report.html, .md and .json; none: RUN itself.")] = None,
+    baseline: Annotated[list[str] | None, typer.Option(help="Another encoder to draw a line for; repeat it.")] = None,
+    train: Annotated[str | None, typer.Option(help="Your labelled sentences instead of the bundled ones.")] = None,
+    test: Annotated[str | None, typer.Option(help="The same, to measure on.")] = None,
+    column: Annotated[str | None, typer.Option(help="Label column, by number or name.")] = None,
+    metric: Annotated[str, typer.Option(help="accuracy, or entity-f1.")] = "accuracy",
+    sts: Annotated[Path | None, typer.Option(help="Your graded pairs instead of the bundled ones.")] = None,
+    json: Json = False,
+) -> None:
+    """Measure a finished conversion against its decoder and write one page: figures, tables, proofs.
+
+    Stages are measured where they were kept (`convert --keep-stages`).
+    """
+    _one_of("--metric", metric, ("accuracy", "entity-f1"))
+    if (train is None) != (test is None):
+        raise UsageError("--train and --test go together")
+    from llm2vec.evaluate.columns import read_tagged
+
+    labelled = [
+        read_tagged(path, column=column, split=name) for name, path in (("train", train), ("test", test)) if path
+    ]
+    from llm2vec.evaluate import report as reporting
+    from llm2vec.evaluate.page import write_report
+
+    words = sentences = None
+    if labelled:
+        about = f"{train}: {len(labelled[0])} sentences to train on, {len(labelled[1])} to test on"
+        words = [reporting.WordTask(column or "labels", labelled[0], labelled[1], metric, about)]  # type: ignore[arg-type]
+    if sts is not None:
+        sentences = [reporting.SentenceTask(sts.stem, sts, str(sts))]
+    drawn = Drawn()
+    try:
+        facts = reporting.measure(run, baselines=baseline or (), words=words, sentences=sentences, progress=drawn)
+    finally:
+        drawn.close()
+    page = write_report(facts, out or run)
+    if json:
+        answer(facts)
+    people.print(f"{page} is ready, with report.md and report.json beside it")
+
+
 def _layers(values: tuple[float, ...]) -> list[str]:
     return [" ".join(f"{value:.3f}" for value in values)] if values else []
 
 
 def evaluate(
     models: Models,
-    task: Annotated[str, typer.Option(help=f"One of {', '.join(_TASKS)}.")],
-    data: Annotated[Path, typer.Option(help="The file or folder to measure on.")],
+    task: Annotated[str | None, typer.Option(help=f"One of {', '.join(_TASKS)}.")] = None,
+    data: Annotated[Path | None, typer.Option(help="The file or folder to measure on.")] = None,
     train: Annotated[Path | None, typer.Option(help="Texts to train on (classification).")] = None,
+    mteb: Annotated[
+        str | None, typer.Option(help="Instead: a benchmark of mteb, its tasks with commas between, or `paper15`.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where mteb's results go; what stands there is not run again.")] = Path(
+        "mteb"
+    ),
     pooling: Annotated[str | None, typer.Option(help="Instead of the encoder's own.")] = None,
     json: Json = False,
 ) -> None:
-    """Measure sentence vectors on your own data. `tfidf` and `random:DECODER` are floors to compare with."""
+    """Measure sentence vectors on your own data, or on MTEB; `tfidf` and `random:DECODER` are floors."""
+    if mteb is not None:
+        if task or data or train:
+            raise UsageError("--mteb brings its own data; leave out --task, --data and --train")
+        _mteb(models, mteb, out, pooling=pooling, json=json)
+        return
+    if task is None or data is None:
+        raise UsageError("say what to measure: --task and --data, or --mteb")
     _one_of("--task", task, _TASKS)
     if (task == "classification") != (train is not None):
         raise UsageError("--train goes with --task classification, which needs it")
@@ -110,6 +215,30 @@ def evaluate(
         for name, each in found.items()
     ]
     table("", ["model", next(iter(found.values())).metric, "range", *others], rows)
+
+
+def _mteb(models: list[str], names: str, out: Path, *, pooling: str | None, json: bool) -> None:
+    from llm2vec.evaluate import mteb as benchmark
+    from llm2vec.evaluate.models import open_encoder
+
+    tasks = benchmark.chosen_tasks(names)
+    found = {}
+    for model in models:
+        encoder = open_encoder(model, pooling=pooling)
+        name = Path(model).resolve().name if Path(model).is_dir() else model.replace(":", "-")
+        found[model] = benchmark.run_mteb(
+            encoder, tasks, out=out, name=name, seen=lambda score: people.print(f"{score.task}: {score.value:.4f}")
+        )
+    if json:
+        answer({model: [score.to_dict() for score in scores] for model, scores in found.items()})
+        return
+    first = next(iter(found.values()))
+    rows = [
+        [score.task, score.metric, *(f"{scores[index].value:.4f}" for scores in found.values())]
+        for index, score in enumerate(first)
+    ]
+    means = [f"{sum(score.value for score in scores) / len(scores):.4f}" for scores in found.values()]
+    table("", ["task", "metric", *models], [*rows, ["mean", "", *means]])
 
 
 def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:

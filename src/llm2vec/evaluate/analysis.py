@@ -1,14 +1,19 @@
-"""The paper's analyses of what an encoder does with a text: future tokens (section 4.1) and nearest neighbours."""
+"""The paper's analyses: future tokens and causal against bidirectional states (section 4); vectors and neighbours."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
+from llm2vec import backbone, batching, decoder
 from llm2vec.encoder import LLM2Vec
+from llm2vec.errors import ModelError
+from llm2vec.places import place
 from llm2vec.tokens import Tokens, borders, tokenize
 
 BUNDLED_SETS = Path(__file__).parents[1] / "assets" / "evaluation"
@@ -80,6 +85,99 @@ def _beginnings(encoder: LLM2Vec, pairs: Sequence[tuple[str, str]]) -> np.ndarra
     whole = tokenize(encoder.tokenizer, spaced, max_length=encoder.settings.max_length, prompts=starts)
     vectors_BD = encoder.encode_tokens([Tokens(each.ids, before, each.first) for each in whole])
     return nn.functional.normalize(vectors_BD.double(), dim=-1).numpy()
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """How near a decoder's causal states are to those without the causal mask, nothing trained.
+
+    Near everywhere: the model is at home with both, as Mistral-7B is in the paper, and may need little MNTP. Far:
+    without MNTP its bidirectional states are of little use.
+
+    Attributes:
+        cosine_LT: For the embedding and each layer, the cosine at each token.
+    """
+
+    cosine_LT: tuple[tuple[float, ...], ...]
+
+    @property
+    def by_layer(self) -> tuple[float, ...]:
+        """Mean over tokens; the embedding, which no mask touches, is 1."""
+        return tuple(float(np.mean(row)) for row in self.cosine_LT)
+
+
+def bundled_paragraph() -> str:
+    """The project's own paragraph for looking at states, about 170 words."""
+    return (BUNDLED_SETS / "paragraph.txt").read_text(encoding="utf8").strip()
+
+
+@torch.inference_mode()
+def layer_similarity(source: str | Path, text: str | None = None, **hub: Any) -> Similarity:
+    """Compare a decoder's states of one text under both masks, layer by layer (paper, section 4.2).
+
+    Args:
+        source: A decoder: folder, hub id or `bundled`.
+        text: None: the bundled paragraph; cut to the model's positions.
+        **hub: As of `LLM2Vec.from_pretrained`.
+
+    Raises:
+        ModelError: It cannot be loaded or made bidirectional.
+    """
+    source = place(source)
+    tokenizer = decoder.load_tokenizer(source, **hub)
+    model = decoder.load(source, head=False, dtype=torch.float32, **hub).eval()
+    ids = tokenizer(text or bundled_paragraph())["input_ids"][: backbone.position_limit(model.config)]
+    if backbone.is_bidirectional(model.config):
+        raise ModelError(f"{source} is bidirectional already; this compares a decoder with itself")
+    pad_id = int(tokenizer.pad_token_id)
+    causal = batching.layer_states(model, [ids], pad_id=pad_id)
+    backbone.make_bidirectional(model)
+    both = batching.layer_states(model, [ids], pad_id=pad_id)
+    cosines = [
+        nn.functional.cosine_similarity(one.double(), other.double(), dim=-1)
+        for one, other in zip(causal, both, strict=True)
+    ]
+    return Similarity(tuple(tuple(row.tolist()) for row in cosines))
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How an encoder's vectors lie on the sphere; SimCSE is meant to spread them (Wang and Isola 2020).
+
+    Attributes:
+        anisotropy: Mean cosine of different texts: 1 if all point one way, 0 if they are spread out.
+        uniformity: Log of the mean of exp(-2 d^2) over pairs of texts; lower is more evenly spread.
+        alignment: Mean d^2 of texts that mean the same; lower is nearer.
+    """
+
+    anisotropy: float
+    uniformity: float
+    alignment: float
+
+
+def geometry(encoder: LLM2Vec, alike: Sequence[tuple[str, str]], others: Sequence[str]) -> Geometry:
+    """Spread of an encoder's vectors.
+
+    Args:
+        encoder: What embeds them.
+        alike: Pairs of texts that mean the same.
+        others: Texts that do not.
+    """
+    first_PD, second_PD = (encoder.encode(list(side), normalize=True) for side in zip(*alike, strict=True))
+    vectors_BD = encoder.encode(list(others), normalize=True)
+    cosine_BB = vectors_BD @ vectors_BD.T
+    apart = cosine_BB[~torch.eye(len(others), dtype=torch.bool)].double()
+    return Geometry(
+        anisotropy=float(apart.mean()),
+        uniformity=float((-2 * (2 - 2 * apart)).exp().mean().log()),
+        alignment=float((first_PD - second_PD).double().square().sum(1).mean()),
+    )
+
+
+def bundled_pairs() -> list[tuple[float, str, str]]:
+    """The project's own graded pairs: similarity from 0 to 5, and two texts."""
+    lines = (BUNDLED_SETS / "pairs.jsonl").read_text(encoding="utf8").splitlines()
+    return [(row["score"], row["text1"], row["text2"]) for row in map(json.loads, lines)]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm2vec.errors import CorpusError
+from llm2vec.errors import CorpusError, first_line
+from llm2vec.texts import HUB
 
 _CONLLU = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
 
@@ -21,17 +22,22 @@ class Tagged:
     tags: tuple[str, ...]
 
 
-def read_tagged(path: Path, *, column: str | None = None) -> list[Tagged]:
-    """Read a file of labelled sentences.
+def read_tagged(source: Path | str, *, column: str | None = None, split: str = "train") -> list[Tagged]:
+    """Read labelled sentences.
 
     Args:
-        path: `.conllu`, `.jsonl`, or a column file with an empty line between sentences.
+        source: A `.conllu` or `.jsonl` file, a column file with an empty line between sentences, or `hub:NAME`: a data
+            set that `datasets` opens, with `tokens` and a column of labels.
         column: Its number (from 0; -1 is the last) or its name (CoNLL-U: `upos`, `xpos` ...; jsonl: the field). None:
             `upos`, `tags`, or the last column.
+        split: Of a `hub:` data set.
 
     Raises:
         CorpusError: No such file or column, rows of different lengths, or no sentence at all.
     """
+    if str(source).startswith(HUB):
+        return _from_datasets(str(source).removeprefix(HUB), column or "tags", split)
+    path = Path(source)
     if not path.is_file():
         raise CorpusError(f"there is no file {path}")
     try:
@@ -43,6 +49,29 @@ def read_tagged(path: Path, *, column: str | None = None) -> list[Tagged]:
     if not sentences:
         raise CorpusError(f"{path} holds no sentence")
     return sentences
+
+
+def _from_datasets(name: str, column: str, split: str) -> list[Tagged]:
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(name, split=split)
+    except (OSError, ValueError) as error:
+        raise CorpusError(f"cannot load the data set {name}, split {split}: {first_line(error)}") from error
+    if missing := [field for field in ("tokens", column) if field not in rows.column_names]:
+        raise CorpusError(f"{name} has no column {missing[0]!r}; it has {', '.join(rows.column_names)} (--column)")
+    labels = getattr(rows.features[column], "feature", None)
+    names = getattr(labels, "names", None)
+    found: list[Tagged] = []
+    for row in rows:
+        tags = [names[tag] if names else str(tag) for tag in row[column]]
+        if len(tags) != len(row["tokens"]):
+            raise CorpusError(f"{name}, sentence {len(found) + 1}: {len(row['tokens'])} tokens but {len(tags)} labels")
+        if tags:
+            found.append(Tagged(tuple(row["tokens"]), tuple(tags)))
+    if not found:
+        raise CorpusError(f"{name}, split {split}, holds no sentence")
+    return found
 
 
 def _from_json(path: Path, lines: Sequence[str], column: str | None) -> Iterator[Tagged]:

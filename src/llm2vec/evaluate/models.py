@@ -1,7 +1,8 @@
-"""What is compared: an encoder folder, a decoder read causally, and floors that know nothing.
+"""What is compared: an encoder folder, a decoder read causally, other encoders, and floors that know nothing.
 
-A model is named by a folder or hub id; `uni:DECODER` reads a decoder causally, `random:DECODER` gives the same
-architecture random weights, `tfidf` counts words.
+A model is named by a folder or hub id; `uni:DECODER` reads a decoder causally, `auto:ENCODER` any encoder that
+`AutoModel` opens (BERT, DeBERTa ...), `random:DECODER` gives the same architecture random weights, `tfidf` counts
+words.
 """
 
 from collections.abc import Sequence
@@ -9,12 +10,18 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from transformers import AutoModel
 
 from llm2vec import decoder
 from llm2vec.encoder import LLM2Vec
+from llm2vec.errors import ModelError, first_line
+from llm2vec.folder import Settings, pooling_named
+from llm2vec.machine import default_device
 from llm2vec.places import place
 
-UNI, RANDOM, TFIDF = "uni:", "random:", "tfidf"
+UNI, AUTO, RANDOM, TFIDF = "uni:", "auto:", "random:", "tfidf"
+
+_LONGEST = 512
 
 
 class Embedder(Protocol):
@@ -32,6 +39,8 @@ def open_encoder(name: str, *, pooling: str | None = None) -> LLM2Vec:
     """
     if name.startswith(UNI):
         return LLM2Vec.from_pretrained(name.removeprefix(UNI), enable_bidirectional=False, pooling_mode=pooling)
+    if name.startswith(AUTO):
+        return _open_any(name.removeprefix(AUTO), pooling=pooling)
     if not name.startswith(RANDOM):
         return LLM2Vec.from_pretrained(name, pooling_mode=pooling)
     encoder = LLM2Vec.from_pretrained(name.removeprefix(RANDOM), pooling_mode=pooling)
@@ -42,6 +51,19 @@ def open_encoder(name: str, *, pooling: str | None = None) -> LLM2Vec:
             if weight.ndim > 1:
                 weight.normal_(0.0, float(getattr(config, "initializer_range", 0.02)))
     return encoder
+
+
+def _open_any(name: str, *, pooling: str | None) -> LLM2Vec:
+    """An encoder of any kind, as it is: nothing is switched and nothing proven."""
+    source = place(name)
+    tokenizer = decoder.load_tokenizer(source)
+    try:
+        model = AutoModel.from_pretrained(source, dtype=torch.float32).to(default_device()).eval()
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot load {name} as an encoder: {first_line(error)}") from error
+    longest = min(_LONGEST, int(getattr(model.config, "max_position_embeddings", _LONGEST)))
+    settings = Settings(max_length=longest, bidirectional=False)
+    return LLM2Vec(model, tokenizer, settings=settings.changed(pooling_mode=pooling and pooling_named(pooling)))
 
 
 def open_embedder(name: str, *, pooling: str | None = None) -> Embedder:

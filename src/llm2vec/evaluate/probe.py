@@ -1,28 +1,49 @@
 """A linear probe over frozen word vectors (paper, section 3.1): one dropout, one linear layer, one label a word.
 
-States are computed once; a probe trains in seconds. Vectors are standardised by the training words' mean and deviation
-first, so that one learning rate fits every model.
+States are read once and serve every reading, seed and layer; a probe then trains in seconds. Vectors are standardised
+by the training words' mean and deviation first, so that one learning rate fits every model.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from llm2vec.encoder import LLM2Vec
 from llm2vec.errors import CorpusError, UsageError
-from llm2vec.evaluate.columns import Tagged, entities
+from llm2vec.evaluate import agreement
+from llm2vec.evaluate.agreement import Metric
+from llm2vec.evaluate.columns import Tagged
 from llm2vec.words import Merge, Reading, joined, word_states, word_tokens
 
-Metric = Literal["accuracy", "entity-f1"]
+READINGS: tuple[Reading, ...] = ("own", "before")
 
 _DROPOUT = 0.1  # paper, appendix E
-_STEPS, _BATCH, _RATE = 1500, 256, 1e-2
-_RESAMPLES = 1000
+_STEPS, _EPOCHS, _BATCH, _RATE = 1500, 50, 256, 1e-2
+"""At most so many steps (paper, appendix E), and at most so many passes over the training words."""
+_MASKS = 4099
+"""Dropout masks drawn for a classifier, used in turns: drawing is what costs."""
 _DEVELOPMENT = 0.1
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A linear layer over word vectors as the encoder gives them; the standardisation is folded in.
+
+    Attributes:
+        weight_CD: For C labels.
+        bias_C: The same.
+    """
+
+    weight_CD: Tensor
+    bias_C: Tensor
+
+    def __call__(self, vectors_ND: Tensor) -> Tensor:
+        """The best label's number for each vector."""
+        return (vectors_ND @ self.weight_CD.T + self.bias_C).argmax(1)
 
 
 @dataclass(frozen=True)
@@ -40,6 +61,8 @@ class Probed:
         by_layer: Test value of each layer, the embedding first; empty unless all were asked for.
         by_label: Precision, recall and F1 of each label (or entity type).
         unseen: Test words whose label no training word has; they count as wrong.
+        labels: What the classifier tells apart, in its order.
+        classifier: That of the first seed.
     """
 
     metric: Metric
@@ -53,10 +76,25 @@ class Probed:
     by_layer: tuple[float, ...]
     by_label: dict[str, dict[str, float]]
     unseen: int
+    labels: tuple[str, ...]
+    classifier: Classifier = field(compare=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+        """For JSON: everything but the classifier."""
+        return {key: value for key, value in asdict(self).items() if key != "classifier"}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Sentences with the vectors of their words.
+
+    Attributes:
+        sentences: Words and labels; the labels may be replaced by others (`labelled`).
+        vectors: For each reading, vectors_LND: layers (or the last alone), words of all sentences in order.
+    """
+
+    sentences: Sequence[Tagged]
+    vectors: dict[Reading, Tensor]
 
 
 def probe(
@@ -89,68 +127,88 @@ def probe(
     Raises:
         CorpusError: Fewer than two labels, or too few sentences.
     """
-    if seeds < 1:
-        raise UsageError(f"seeds is {seeds}; a probe needs at least one")
-    if not dev:
-        cut = max(1, round(len(train) * _DEVELOPMENT))
-        train, dev = train[:-cut], train[-cut:]
-    labels = sorted({tag for sentence in train for tag in sentence.tags})
-    if len(labels) < 2:
-        raise CorpusError(f"a probe needs two labels or more; the training sentences have {labels}")
-    readings: tuple[Reading, ...] = ("own", "before") if reading == "auto" else (reading,)
-    parts = {
-        name: _vectors(encoder, part, readings=readings, merge=merge, every_layer=every_layer, seen=seen)
-        for name, part in (("train", train), ("dev", dev), ("test", test))
-    }
-    known = {label: index for index, label in enumerate(labels)}
-    gold = {name: _ids(part, known) for name, part in (("train", train), ("dev", dev), ("test", test))}
-
-    def predictions(chosen: Reading, layer: int, seed: int, part: str) -> Tensor:
-        classify = _fit(parts["train"][chosen][layer], gold["train"], len(labels), seed=seed)
-        return classify(parts[part][chosen][layer])
-
-    by_reading = {each: _share(predictions(each, -1, 0, "dev"), gold["dev"]) for each in readings}
-    best = max(readings, key=lambda each: by_reading[each])
-    guesses = [_names(predictions(best, -1, seed, "test"), labels, test) for seed in range(seeds)]
-    counts = np.stack([_counts(test, each, metric) for each in guesses])
-    low, high = _interval(counts)
-    layers = range(len(parts["test"][best])) if every_layer else ()
-    by_layer = [_names(predictions(best, layer, 0, "test"), labels, test) for layer in layers]
-    return Probed(
-        metric=metric,
-        value=float(np.mean([_value(each) for each in counts])),
-        low=low,
-        high=high,
-        seeds=tuple(_value(each) for each in counts),
-        accuracy=float(np.mean([_value(_counts(test, each, "accuracy")) for each in guesses])),
-        reading=best,
-        by_reading={str(name): value for name, value in by_reading.items()},
-        by_layer=tuple(_value(_counts(test, each, metric)) for each in by_layer),
-        by_label=_by_label(test, guesses[0], metric),
-        unseen=int((gold["test"] < 0).sum()),
-    )
+    train, dev = with_development(train, dev)
+    readings = READINGS if reading == "auto" else (reading,)
+    splits = [
+        read_split(encoder, part, readings=readings, merge=merge, every_layer=every_layer, seen=seen)
+        for part in (train, dev, test)
+    ]
+    return probe_splits(*splits, metric=metric, every_layer=every_layer, seeds=seeds)
 
 
-def _vectors(
+def with_development(train: Sequence[Tagged], dev: Sequence[Tagged]) -> tuple[Sequence[Tagged], Sequence[Tagged]]:
+    """Training and development sentences; the last tenth of the former where there are none of the latter."""
+    if dev:
+        return train, dev
+    cut = max(1, round(len(train) * _DEVELOPMENT))
+    return train[:-cut], train[-cut:]
+
+
+def read_split(
     encoder: LLM2Vec,
     sentences: Sequence[Tagged],
     *,
-    readings: Sequence[Reading],
-    merge: Merge,
-    every_layer: bool,
-    seen: Callable[[int], object],
-) -> dict[Reading, Tensor]:
+    readings: Sequence[Reading] = READINGS,
+    merge: Merge = "mean",
+    every_layer: bool = False,
+    seen: Callable[[int], object] = lambda _: None,
+) -> Split:
+    """The vectors of every word of every sentence; arguments as of `probe`."""
     texts, offsets = zip(*(joined(sentence.words) for sentence in sentences), strict=True)
-    limit = encoder.settings.max_length
-    return word_states(
+    vectors = word_states(
         encoder.model,
-        word_tokens(encoder.tokenizer, texts, offsets, max_length=limit),
+        word_tokens(encoder.tokenizer, texts, offsets, max_length=encoder.settings.max_length),
         pad_id=int(encoder.tokenizer.pad_token_id),
         max_tokens=encoder.max_tokens,
         readings=readings,
         merge=merge,
         every_layer=every_layer,
         seen=seen,
+    )
+    return Split(sentences, vectors)
+
+
+def probe_splits(
+    train: Split, dev: Split, test: Split, *, metric: Metric = "accuracy", every_layer: bool = False, seeds: int = 3
+) -> Probed:
+    """The same on vectors that are there already; of the readings they hold, the better one on `dev` is taken."""
+    if seeds < 1:
+        raise UsageError(f"seeds is {seeds}; a probe needs at least one")
+    labels = sorted({tag for sentence in train.sentences for tag in sentence.tags})
+    if len(labels) < 2:
+        raise CorpusError(f"a probe needs two labels or more; the training sentences have {labels}")
+    known = {label: index for index, label in enumerate(labels)}
+    train_N, dev_N, test_N = (_ids(part.sentences, known) for part in (train, dev, test))
+
+    def fitted(reading: Reading, layer: int, seeds: Sequence[int] = (0,)) -> list[Classifier]:
+        return _fit(train.vectors[reading][layer], train_N, len(labels), seeds=seeds)
+
+    def tested(classify: Classifier, layer: int) -> list[list[str]]:
+        return _names(classify(test.vectors[best][layer]), labels, test.sentences)
+
+    by_reading = {each: _share(fitted(each, -1)[0](dev.vectors[each][-1]), dev_N) for each in train.vectors}
+    best = max(by_reading, key=lambda each: by_reading[each])
+    classifiers = fitted(best, -1, range(seeds))
+    guesses = [tested(classify, -1) for classify in classifiers]
+    counts_KS3 = np.stack([agreement.counted(test.sentences, each, metric) for each in guesses])
+    low, high = agreement.interval(counts_KS3)
+    layers = range(len(test.vectors[best])) if every_layer else ()
+    by_layer = [agreement.counted(test.sentences, tested(fitted(best, each)[0], each), metric) for each in layers]
+    words = [agreement.counted(test.sentences, each, "accuracy") for each in guesses]
+    return Probed(
+        metric=metric,
+        value=float(np.mean([agreement.value(each) for each in counts_KS3])),
+        low=low,
+        high=high,
+        seeds=tuple(agreement.value(each) for each in counts_KS3),
+        accuracy=float(np.mean([agreement.value(each) for each in words])),
+        reading=best,
+        by_reading={str(name): value for name, value in by_reading.items()},
+        by_layer=tuple(map(agreement.value, by_layer)),
+        by_label=agreement.by_label(test.sentences, guesses[0], metric),
+        unseen=int((test_N < 0).sum()),
+        labels=tuple(labels),
+        classifier=classifiers[0],
     )
 
 
@@ -159,25 +217,34 @@ def _ids(sentences: Sequence[Tagged], known: dict[str, int]) -> Tensor:
     return torch.tensor([known.get(tag, -1) for sentence in sentences for tag in sentence.tags])
 
 
-def _fit(vectors_ND: Tensor, labels_N: Tensor, count: int, *, seed: int) -> Callable[[Tensor], Tensor]:
-    """Train the classifier; gives back what labels vectors."""
-    random = torch.Generator().manual_seed(seed)
-    mean_D, deviation_D = vectors_ND.mean(0), vectors_ND.std(0).clamp(min=1e-6)
-    vectors_ND = (vectors_ND - mean_D) / deviation_D
-    weight_CD = torch.zeros(count, vectors_ND.shape[1], requires_grad=True)
-    bias_C = torch.zeros(count, requires_grad=True)
-    optimizer = torch.optim.AdamW([weight_CD, bias_C], lr=_RATE)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, _STEPS)
-    for _ in range(_STEPS):
-        chosen_B = torch.randint(len(vectors_ND), (_BATCH,), generator=random)
-        kept_BD = torch.rand(_BATCH, vectors_ND.shape[1], generator=random) >= _DROPOUT
-        logits_BC = (vectors_ND[chosen_B] * kept_BD / (1 - _DROPOUT)) @ weight_CD.T + bias_C
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(logits_BC, labels_N[chosen_B]).backward()  # type: ignore[no-untyped-call]
+@torch.inference_mode()
+def _fit(vectors_ND: Tensor, labels_N: Tensor, count: int, *, seeds: Sequence[int]) -> list[Classifier]:
+    """Train a classifier for each seed, all K at once: AdamW, a learning rate that falls linearly to a hundredth.
+
+    The gradient of softmax regression is written out; through autograd these small steps take twice as long.
+    """
+    steps = min(_STEPS, max(1, _EPOCHS * len(vectors_ND) // _BATCH))
+    randoms = [torch.Generator().manual_seed(seed) for seed in seeds]
+    width = vectors_ND.shape[1]
+    masks_KMD = torch.stack([torch.empty(_MASKS, width).bernoulli_(1 - _DROPOUT, generator=each) for each in randoms])
+    chosen_KSB = torch.stack([torch.randint(len(vectors_ND), (steps, _BATCH), generator=each) for each in randoms])
+    mean_D, deviation_D = vectors_ND.mean(0), vectors_ND.std(0).clamp(min=1e-6) * (1 - _DROPOUT)
+    weight_KCD, bias_K1C = torch.zeros(len(seeds), count, width), torch.zeros(len(seeds), 1, count)
+    optimizer = torch.optim.AdamW([weight_KCD, bias_K1C], lr=_RATE, fused=True)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = _RATE * (1 - 0.99 * step / steps)
+        first = step * _BATCH % (_MASKS - _BATCH)
+        chosen_KB = chosen_KSB[:, step]
+        batch_KBD = (vectors_ND[chosen_KB] - mean_D) / deviation_D * masks_KMD[:, first : first + _BATCH]
+        wrong_KBC = torch.baddbmm(bias_K1C, batch_KBD, weight_KCD.mT).softmax(-1)
+        wrong_KBC.scatter_add_(2, labels_N[chosen_KB][..., None], torch.tensor(-1.0).expand(len(seeds), _BATCH, 1))
+        weight_KCD.grad, bias_K1C.grad = wrong_KBC.mT @ batch_KBD / _BATCH, wrong_KBC.mean(1, keepdim=True)
         optimizer.step()
-        schedule.step()
-    weights = weight_CD.detach(), bias_C.detach()
-    return lambda others_ND: (((others_ND - mean_D) / deviation_D) @ weights[0].T + weights[1]).argmax(1)
+    weight_KCD = weight_KCD / (deviation_D / (1 - _DROPOUT))
+    return [
+        Classifier(weight_CD, bias_1C[0] - weight_CD @ mean_D)
+        for weight_CD, bias_1C in zip(weight_KCD, bias_K1C, strict=True)
+    ]
 
 
 def _share(guessed_N: Tensor, labels_N: Tensor) -> float:
@@ -188,58 +255,3 @@ def _names(guessed_N: Tensor, labels: Sequence[str], sentences: Sequence[Tagged]
     """Guessed labels by name, sentence by sentence."""
     parts = guessed_N.split([len(sentence.words) for sentence in sentences])
     return [[labels[index] for index in part.tolist()] for part in parts]
-
-
-def _counts(sentences: Sequence[Tagged], guesses: Sequence[Sequence[str]], metric: Metric) -> np.ndarray:
-    """For each sentence: right ones, guessed ones, true ones."""
-    return np.array([_count(sentence, tags, metric) for sentence, tags in zip(sentences, guesses, strict=True)])
-
-
-def _count(sentence: Tagged, tags: Sequence[str], metric: Metric) -> tuple[int, int, int]:
-    if metric == "accuracy":
-        right = sum(guess == tag for guess, tag in zip(tags, sentence.tags, strict=True))
-        return right, len(tags), len(tags)
-    guessed, true = entities(tags), entities(sentence.tags)
-    return len(guessed & true), len(guessed), len(true)
-
-
-def _value(counts_S3: np.ndarray) -> float:
-    """F1 of summed counts; of words, where as many are guessed as there are, that is the accuracy."""
-    right, guessed, true = counts_S3.sum(0)
-    return float(2 * right / max(guessed + true, 1))
-
-
-def _interval(counts_KS3: np.ndarray) -> tuple[float, float]:
-    """95% of the mean over seeds when the test sentences are drawn again."""
-    random = np.random.default_rng(0)
-    sentences = counts_KS3.shape[1]
-    values = []
-    for _ in range(_RESAMPLES):
-        drawn = random.integers(sentences, size=sentences)
-        values.append(np.mean([_value(each[drawn]) for each in counts_KS3]))
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def _by_label(test: Sequence[Tagged], guesses: Sequence[Sequence[str]], metric: Metric) -> dict[str, dict[str, float]]:
-    pairs = [
-        (entities(tags), entities(sentence.tags))
-        if metric == "entity-f1"
-        else (set(_singles(tags)), set(_singles(sentence.tags)))
-        for sentence, tags in zip(test, guesses, strict=True)
-    ]
-    kinds = sorted({kind for both in pairs for each in both for *_, kind in each})
-    report = {}
-    for kind in kinds:
-        guessed = [{each for each in pair[0] if each[-1] == kind} for pair in pairs]
-        true = [{each for each in pair[1] if each[-1] == kind} for pair in pairs]
-        right = sum(len(one & other) for one, other in zip(guessed, true, strict=True))
-        precision = right / max(sum(map(len, guessed)), 1)
-        recall = right / max(sum(map(len, true)), 1)
-        f1 = 2 * precision * recall / max(precision + recall, 1e-12)
-        report[kind] = {"precision": precision, "recall": recall, "f1": f1, "count": float(sum(map(len, true)))}
-    return report
-
-
-def _singles(tags: Sequence[str]) -> list[tuple[int, int, str]]:
-    return [(place, place + 1, tag) for place, tag in enumerate(tags)]

@@ -140,9 +140,9 @@ def retrieval(embed: Embedder, data: Path, *, prompt: str | None = None) -> Scor
         data: A folder in BEIR's layout: `corpus.jsonl` (`_id`, `title`, `text`), `queries.jsonl`, `qrels/test.tsv`.
         prompt: Put before queries, not before documents.
     """
-    documents = {row["_id"]: f"{row.get('title', '')} {row['text']}".strip() for row in _rows(data / "corpus.jsonl")}
+    documents = _by_id(data / "corpus.jsonl")
     relevant = _relevant(data / "qrels" / "test.tsv")
-    queries = {row["_id"]: row["text"] for row in _rows(data / "queries.jsonl") if row["_id"] in relevant}
+    queries = {name: text for name, text in _by_id(data / "queries.jsonl").items() if name in relevant}
     if missing := [name for name in relevant if name not in queries]:
         raise CorpusError(f"{data}: qrels name the query {missing[0]!r}, which queries.jsonl has not")
     names = list(documents)
@@ -218,6 +218,17 @@ def _field(row: Mapping[str, Any], name: str, path: Path) -> str:
     return str(row[name])
 
 
+def _by_id(path: Path) -> dict[str, str]:
+    """Texts by their ids, a title before its text."""
+    found: dict[str, str] = {}
+    for row in _rows(path):
+        name, text = _field(row, "_id", path), _field(row, "text", path)
+        if name in found:
+            raise CorpusError(f"{path}: the id {name!r} occurs twice")
+        found[name] = f"{row.get('title', '')} {text}".strip()
+    return found
+
+
 def _labelled(path: Path) -> tuple[list[str], list[str]]:
     rows = _rows(path)
     return [_field(row, "text", path) for row in rows], [_field(row, "label", path) for row in rows]
@@ -241,9 +252,12 @@ def _pairs(path: Path, first: str) -> list[tuple[str, str, str]]:
 
 def _number(text: str, path: Path) -> float:
     try:
-        return float(text)
+        value = float(text)
     except ValueError as error:
         raise CorpusError(f"{path}: {text!r} is no number") from error
+    if not np.isfinite(value):
+        raise CorpusError(f"{path}: {text!r} is no number that can be ranked")
+    return value
 
 
 def _relevant(path: Path) -> dict[str, dict[str, int]]:
@@ -259,5 +273,7 @@ def _relevant(path: Path) -> dict[str, dict[str, int]]:
         query, document, grade = cells
         if document in found.setdefault(query, {}):
             raise CorpusError(f"{path}, line {number}: {query} and {document} are judged twice")
+        if not grade.strip().lstrip("-").isdigit():
+            raise CorpusError(f"{path}, line {number}: the grade {grade!r} is no whole number")
         found[query][document] = int(grade)
     return found

@@ -1,0 +1,242 @@
+"""What a conversion gained, measured in one go: the facts behind `llm2vec report`, as plain data.
+
+The decoder read causally (Uni), each stage of the run, and other encoders go through the same small sets, which are the
+project's own unless the user names others. `page` turns the facts into something to look at.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from llm2vec.encoder import LLM2Vec
+from llm2vec.errors import ModelError, RunError
+from llm2vec.evaluate import analysis
+from llm2vec.evaluate.agreement import Metric, floors
+from llm2vec.evaluate.analysis import BUNDLED_SETS
+from llm2vec.evaluate.columns import Tagged, read_tagged
+from llm2vec.evaluate.models import AUTO, RANDOM, TFIDF, UNI, Embedder, open_embedder, open_encoder
+from llm2vec.evaluate.probe import Split, probe_splits, read_split, with_development
+from llm2vec.evaluate.sentences import Score, sts
+from llm2vec.files import read_json
+from llm2vec.folder import PROVENANCE_FILE
+from llm2vec.places import place
+from llm2vec.progress import Progress, Silent
+
+STAGES = {"0-bi": "Bi", "1-mntp": "Bi+MNTP", "2-simcse": "Bi+MNTP+SimCSE", "3-supervised": "supervised"}
+"""Stage folders and what the paper calls them."""
+
+_ALIKE = 4.0
+"""Pairs graded so or higher (of 5) mean the same."""
+
+_SHOWN = ("My sister sings in a choir.", "The coach shouted at the referee.", "I have had a sore throat for a week.")
+"""Sentences whose neighbours are shown."""
+
+
+@dataclass(frozen=True)
+class WordTask:
+    """A word-level measurement.
+
+    Attributes:
+        name: What is labelled.
+        train, test: Sentences with labels.
+        metric: Accuracy, or F1 of entities.
+        data: What the sentences are, for the reader.
+    """
+
+    name: str
+    train: Sequence[Tagged]
+    test: Sequence[Tagged]
+    metric: Metric
+    data: str
+
+
+@dataclass(frozen=True)
+class SentenceTask:
+    """Graded pairs: a name, the file, and what it is."""
+
+    name: str
+    path: Path
+    data: str
+
+
+def bundled_words() -> list[WordTask]:
+    """Part-of-speech, chunks and entities of the project's own sentences."""
+    kinds: dict[str, tuple[str, Metric]] = {
+        "part-of-speech": ("pos", "accuracy"),
+        "chunks": ("chunks", "accuracy"),
+        "entities": ("entities", "entity-f1"),
+    }
+    tasks = []
+    for name, (column, metric) in kinds.items():
+        train, test = (read_tagged(BUNDLED_SETS / f"words.{part}.jsonl", column=column) for part in ("train", "test"))
+        about = f"bundled, small: {len(train)} sentences to train on, {len(test)} to test on"
+        tasks.append(WordTask(name, train, test, metric, about))
+    return tasks
+
+
+def bundled_sentences() -> list[SentenceTask]:
+    """The project's own graded pairs."""
+    path = BUNDLED_SETS / "pairs.jsonl"
+    return [SentenceTask("similarity", path, f"bundled, small: {len(analysis.bundled_pairs())} pairs")]
+
+
+def measure(
+    run: Path,
+    *,
+    baselines: Sequence[str] = (),
+    words: Sequence[WordTask] | None = None,
+    sentences: Sequence[SentenceTask] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Measure everything the report shows.
+
+    Args:
+        run: An encoder folder that `convert` made; its stages are measured where they were kept.
+        baselines: Other encoders by name (`auto:NAME`, or a folder), shown as dashed lines.
+        words: Word-level tasks; None: the bundled ones.
+        sentences: Graded pairs; None: the bundled ones.
+        progress: Told of each model.
+
+    Returns:
+        Plain data for JSON; `docs/evaluate.md` says what is in it.
+
+    Raises:
+        RunError: The folder is no finished run.
+        ModelError: The decoder it was made from is gone.
+    """
+    progress = progress or Silent()
+    provenance = _provenance(run)
+    decoder = provenance["recipe"]["decoder"]
+    words = bundled_words() if words is None else words
+    sentences = bundled_sentences() if sentences is None else sentences
+    names = _models(run, decoder)
+    progress.start("measuring", total=len(names) + len(baselines))
+    report: dict[str, Any] = {"words": [_head(task) for task in words], "sentences": _floors(sentences, decoder)}
+    report |= {"future": [], "geometry": [], "neighbours": []}
+    for done, (name, source) in enumerate([*names.items(), *((_short(each), each) for each in baselines)], start=1):
+        encoder = open_encoder(source)
+        _measure_words(report["words"], words, encoder, name, baseline=source in baselines)
+        for task, entry in zip(sentences, report["sentences"], strict=True):
+            entry["rows"].append(_score(name, sts(_embedder(encoder), task.path)))
+        if source not in baselines:
+            _analyse(report, encoder, name, near=name in (next(iter(names)), list(names)[-1]))
+        progress.advance(done)
+    progress.finish()
+    similarity = analysis.layer_similarity(decoder)
+    return {
+        "encoder": run.name,
+        "decoder": str(decoder),
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        **report,
+        "layers": {"cosine_LT": similarity.cosine_LT, "by_layer": similarity.by_layer},
+        "training": {stage["stage"]: stage["metrics"] for stage in provenance["stages"] if stage["metrics"]},
+        "proofs": list(_proofs(provenance)),
+        "run": {key: provenance[key] for key in ("recipe", "versions", "machine", "corpora")},
+    }
+
+
+def _provenance(run: Path) -> Mapping[str, Any]:
+    if not (run / PROVENANCE_FILE).is_file():
+        raise RunError(f"{run} is no finished conversion: there is no {PROVENANCE_FILE} in it; run `llm2vec convert`")
+    provenance: Mapping[str, Any] = read_json(run / PROVENANCE_FILE)
+    return provenance
+
+
+def _models(run: Path, decoder: str) -> dict[str, str]:
+    """Uni, Bi, each stage that is there, and the encoder itself, by the paper's names."""
+    try:
+        place(decoder)
+    except ModelError as error:
+        raise ModelError(f"{error}; {run} was made from it, and the report compares with it") from error
+    stages = {folder.name: folder for folder in run.with_name(run.name + ".stages").glob("[0-9]-*") if folder.is_dir()}
+    made = [stage["stage"] for stage in _provenance(run)["stages"]]
+    names = {"Uni": f"{UNI}{decoder}", "Bi": str(stages.get("0-bi", decoder))}
+    names |= {title: str(stages[name]) for name, title in STAGES.items() if name in stages and name != "0-bi"}
+    last = next(title for name, title in STAGES.items() if name.endswith(made[-1]))
+    return {**names, last: str(run)}
+
+
+def _short(baseline: str) -> str:
+    return Path(baseline.removeprefix(AUTO)).name
+
+
+def _head(task: WordTask) -> dict[str, Any]:
+    least = floors(task.train, task.test, task.metric)
+    return {"task": task.name, "metric": task.metric, "data": task.data, "floors": least, "rows": []}
+
+
+def _measure_words(
+    entries: list[dict[str, Any]], tasks: Sequence[WordTask], encoder: LLM2Vec, name: str, *, baseline: bool
+) -> None:
+    """Probe an encoder on each task; tasks over the same sentences share the states, and the reading of the first."""
+    read: dict[int, Split] = {}
+    for task, entry in zip(tasks, entries, strict=True):
+        splits = []
+        train, dev = with_development(task.train, ())
+        for part in (train, dev, task.test):
+            key = hash(tuple(sentence.words for sentence in part))
+            read[key] = replace(read[key] if key in read else read_split(encoder, part), sentences=part)
+            splits.append(read[key])
+        found = probe_splits(*splits, metric=task.metric)
+        read = {key: _only(split, found.reading) for key, split in read.items()}
+        row = {"model": name, "value": found.value, "low": found.low, "high": found.high, "seeds": found.seeds}
+        entry["rows"].append({**row, "reading": found.reading, "baseline": baseline})
+
+
+def _only(split: Split, reading: Any) -> Split:
+    return replace(split, vectors={reading: split.vectors[reading]})
+
+
+def _floors(tasks: Sequence[SentenceTask], decoder: str) -> list[dict[str, Any]]:
+    """Each sentence task with what knows nothing, and the causal decoder's better pooling."""
+    known: dict[str, tuple[str, str | None]] = {
+        "tf-idf": (TFIDF, None),
+        "random weights": (f"{RANDOM}{decoder}", None),
+        "Uni, weighted mean": (f"{UNI}{decoder}", "weighted_mean"),
+    }
+    found = []
+    for task in tasks:
+        rows = [
+            _score(name, sts(open_embedder(source, pooling=pooling), task.path))
+            for name, (source, pooling) in known.items()
+        ]
+        found.append({"task": task.name, "metric": "spearman", "data": task.data, "rows": rows})
+    return found
+
+
+def _score(name: str, score: Score) -> dict[str, Any]:
+    return {"model": name, "value": score.value, "low": score.low, "high": score.high}
+
+
+def _embedder(encoder: LLM2Vec) -> Embedder:
+    return lambda texts, prompt=None: encoder.encode(list(texts), prompt=prompt, convert_to="numpy")
+
+
+def _analyse(report: dict[str, Any], encoder: LLM2Vec, name: str, *, near: bool) -> None:
+    """Future tokens, geometry and, for the first and the last model, neighbours."""
+    future = analysis.future_tokens(encoder, analysis.bundled_triples())
+    report["future"].append({"model": name, **asdict(future), "gap": future.gap, "right": future.right})
+    pairs = analysis.bundled_pairs()
+    alike = [(first, second) for score, first, second in pairs if score >= _ALIKE]
+    spread = analysis.geometry(encoder, alike, sorted({first for _, first, _ in pairs}))
+    report["geometry"].append({"model": name, **asdict(spread)})
+    if near:
+        texts = analysis.bundled_sentences()
+        found = analysis.neighbours(encoder, texts, of=[texts.index(text) for text in _SHOWN])
+        rows = [
+            {"text": text, "near": [asdict(each) for each in nearest]}
+            for text, nearest in zip(_SHOWN, found, strict=True)
+        ]
+        report["neighbours"].append({"model": name, "rows": rows})
+
+
+def _proofs(provenance: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The last stage's proofs of each kind, and the read-back."""
+    found = {}
+    for stage in provenance["stages"]:
+        for proof in stage["switch"]["proofs"]:
+            found[proof["name"]] = {"stage": stage["stage"], **proof}
+    yield from found.values()
+    yield {"stage": "encoder", **provenance["read_back"]}

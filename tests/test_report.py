@@ -1,0 +1,134 @@
+"""The report of a run, whole: what is measured, and the page, its Markdown and its JSON."""
+
+import json
+from html.parser import HTMLParser
+
+import pytest
+from conftest import DECODERS
+
+from llm2vec import Recipe, convert
+from llm2vec.errors import ModelError, RunError
+from llm2vec.evaluate.columns import Tagged
+from llm2vec.evaluate.figures import Bar, bars, cells, histograms
+from llm2vec.evaluate.page import sections, to_html, to_markdown, write_report
+from llm2vec.evaluate.report import WordTask, bundled_words, measure
+
+RUN = {
+    "decoder": str(DECODERS / "qwen3"),
+    "mntp": {"steps": 4, "batch_size": 4, "max_length": 48, "eval_blocks": 4},
+    "simcse": {"steps": 2, "batch_size": 8, "max_length": 32},
+    "encoder": {"max_length": 64},
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    texts = folder / "texts.txt"
+    texts.write_text("\n".join(f"The {a} {b} near the old bridge." for a in ("cat", "nurse") for b in range(40)) + "\n")
+    recipe = Recipe.read({**RUN, "corpus": {"source": str(texts)}})
+    return convert(recipe, folder / "out", keep_stages=True).folder
+
+
+@pytest.fixture(scope="module")
+def report(run):
+    task = bundled_words()[0]
+    few = WordTask("part-of-speech", task.train[:60], task.test[:30], "accuracy", "a few <bundled> sentences")
+    return measure(run, words=[few], baselines=["auto:" + str(DECODERS / "gpt2")])
+
+
+def test_every_stage_is_measured_under_the_papers_names(report):
+    names = ["Uni", "Bi", "Bi+MNTP", "Bi+MNTP+SimCSE"]
+    rows = report["words"][0]["rows"]
+    assert [row["model"] for row in rows if not row["baseline"]] == names
+    assert [row["model"] for row in rows if row["baseline"]] == ["gpt2"]
+    assert all(0 < row["low"] <= row["value"] <= row["high"] < 1 for row in rows)
+    assert [row["model"] for row in report["future"]] == names
+    assert [row["model"] for row in report["sentences"][0]["rows"]][:3] == [
+        "tf-idf",
+        "random weights",
+        "Uni, weighted mean",
+    ]
+    assert report["words"][0]["floors"]["majority"] < report["words"][0]["floors"]["word identity"]
+
+
+def test_a_causal_model_knows_nothing_of_the_ending_and_the_others_do(report):
+    gaps = {row["model"]: max(abs(1 - value) for value in row["different"]) for row in report["future"]}
+    assert gaps["Uni"] < 1e-6
+    assert min(value for name, value in gaps.items() if name != "Uni") > 1e-4
+
+
+def test_the_mask_changes_nothing_before_the_first_layer(report):
+    assert report["layers"]["by_layer"][0] == pytest.approx(1.0)
+    assert report["layers"]["by_layer"][-1] < 0.9999
+
+
+class Page(HTMLParser):
+    """Counts what a page is made of and what it would load."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.loads, self.open = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.loads += [value for name, value in attrs if name in ("src", "href", "xlink:href")]
+        if tag not in ("meta", "rect", "path", "circle", "polyline"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_loads_nothing(report):
+    page = Page()
+    page.feed(to_html(report))
+    assert page.open == []
+    assert page.loads == []
+    assert "script" not in page.tags
+    assert page.tags.count("svg") >= 8
+    assert "a few &lt;bundled&gt; sentences" in to_html(report)
+
+
+def test_the_markdown_holds_every_table_of_the_page(report):
+    parts = sections(report)
+    text = to_markdown(parts)
+    for part in parts:
+        assert f"## {part.title}" in text
+    value = f"{100 * report['words'][0]['rows'][0]['value']:.1f}"
+    assert f"| Uni | {value} |" in text
+
+
+def test_the_json_is_the_report(report, tmp_path):
+    page = write_report(report, tmp_path / "there")
+    assert page.name == "report.html"
+    assert json.loads((tmp_path / "there" / "report.json").read_text()) == json.loads(json.dumps(report))
+
+
+def test_a_run_without_its_stages_is_still_compared_with_its_decoder(run, report, tmp_path):
+    (tmp_path / "alone").symlink_to(run)
+    task = WordTask("x", [Tagged(("a", "cat"), ("D", "N"))] * 30, [Tagged(("a", "dog"), ("D", "N"))], "accuracy", "")
+    found = measure(tmp_path / "alone", words=[task])
+    assert [row["model"] for row in found["words"][0]["rows"]] == ["Uni", "Bi", "Bi+MNTP+SimCSE"]
+
+
+def test_what_is_no_run_or_has_lost_its_decoder_is_said(run, tmp_path):
+    with pytest.raises(RunError, match="no finished conversion"):
+        measure(tmp_path)
+    lost = json.loads((run / "provenance.json").read_text())
+    lost["recipe"]["decoder"] = str(tmp_path / "gone")
+    (tmp_path / "provenance.json").write_text(json.dumps(lost))
+    with pytest.raises(ModelError, match="was made from it"):
+        measure(tmp_path)
+
+
+def test_figures_hold_their_values_and_escape_names():
+    drawn = bars("a & b", [Bar("<i>", 0.5, 0.4, 0.6, "red")], lines={"BERT": 0.55})
+    assert "50.0" in drawn
+    assert "&lt;i&gt;" in drawn
+    assert "BERT" in drawn
+    assert histograms("same", [1.0], [1.0], names=("one", "other")).count("<rect") == 30
+    assert cells("map", [[1.0] * 100, [0.0] * 100], names=["a", "b"]).count("<rect") == 96
