@@ -32,6 +32,9 @@ def test_the_papers_presets_are_its_published_configurations(name, decoder, mask
     assert (recipe.mntp.learning_rate, recipe.mntp.schedule, recipe.mntp.warmup_steps) == (5e-5, "linear", 0)
     assert (recipe.simcse.batch_size, recipe.simcse.max_length, recipe.simcse.learning_rate) == (128, 128, 3e-5)
     assert (recipe.simcse.dropout, recipe.simcse.scale, recipe.simcse.steps) == (0.3, 20.0, 1000)
+    supervised = recipe.supervised
+    assert (supervised.steps, supervised.batch_size, supervised.max_length) == (0, 64, 512)
+    assert (supervised.learning_rate, supervised.warmup_steps, supervised.scale) == (2e-4, 300, 50.0)
     assert recipe.corpus.config == "wikitext-103-raw-v1"
 
 
@@ -62,6 +65,12 @@ def test_settings_are_laid_over_a_preset_key_by_key():
     assert recipe.mntp.steps == 7
     assert recipe.mntp.method == "full"
     assert recipe.simcse.learning_rate == 5e-5
+
+
+def test_one_prompt_may_be_written_as_a_text():
+    recipe = Recipe.read(read_settings(["supervised.corpus.instructions.nli='Find it:'"]))
+    assert recipe.supervised.corpus.instructions == {"nli": ("Find it:",)}
+    assert Recipe.read(recipe.to_dict()) == recipe
 
 
 @pytest.mark.parametrize("setting", ["mntp.steps", "=4", "mntp.steps=[1"])

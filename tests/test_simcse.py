@@ -11,7 +11,8 @@ from llm2vec.errors import ProofFailed, UsageError
 from llm2vec.progress import Silent
 from llm2vec.proofs import prove_dropout
 from llm2vec.recipe import CorpusRecipe, SimcseRecipe
-from llm2vec.stages.simcse import attention_dropouts, contrastive_loss, train_simcse
+from llm2vec.stages.contrastive import contrastive_loss
+from llm2vec.stages.simcse import attention_dropouts, train_simcse
 from llm2vec.texts import read_texts
 from llm2vec.tokens import store_tokens
 

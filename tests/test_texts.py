@@ -98,7 +98,7 @@ def test_broken_json_names_its_line(tmp_path):
 def test_the_fingerprint_follows_the_contents(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("one")
-    before = corpus_fingerprint(CorpusRecipe(source=str(path)))
-    assert corpus_fingerprint(CorpusRecipe(source=str(path))) == before
+    before = corpus_fingerprint(str(path))
+    assert corpus_fingerprint(str(path)) == before
     path.write_text("two")
-    assert corpus_fingerprint(CorpusRecipe(source=str(path))) != before
+    assert corpus_fingerprint(str(path)) != before

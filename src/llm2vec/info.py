@@ -17,7 +17,7 @@ from llm2vec.errors import ModelError, NotConvertible, first_line
 from llm2vec.machine import default_device
 from llm2vec.places import place
 from llm2vec.proofs import Proof, decoder_layers
-from llm2vec.recipe import MntpRecipe, Recipe, SimcseRecipe, StageRecipe
+from llm2vec.recipe import MntpRecipe, Recipe, SimcseRecipe, StageRecipe, SupervisedRecipe
 from llm2vec.shrink import shrink
 
 _EFFICIENCY = 0.5
@@ -165,15 +165,23 @@ def _try(config: PreTrainedConfig, recipe: Recipe) -> tuple[backbone.Switch | No
 
 def _estimates(model: PreTrainedModel, parameters: int, head: int, recipe: Recipe) -> tuple[Estimate, ...]:
     speed = _operations_per_s()
-    stages: tuple[tuple[str, StageRecipe], ...] = (("MNTP", recipe.mntp), ("SimCSE", recipe.simcse))
+    stages: tuple[tuple[str, StageRecipe], ...] = (
+        ("MNTP", recipe.mntp),
+        ("SimCSE", recipe.simcse),
+        ("supervised", recipe.supervised),
+    )
     return tuple(_estimate(name, stage, model, parameters, head, speed) for name, stage in stages if stage.steps)
 
 
 def _estimate(
     name: str, stage: StageRecipe, model: PreTrainedModel, parameters: int, head: int, speed: float
 ) -> Estimate:
-    views = 2 if isinstance(stage, SimcseRecipe) else 1
-    tokens = stage.batch_size * stage.max_length * views
+    texts = 1
+    if isinstance(stage, SimcseRecipe):
+        texts = 2
+    elif isinstance(stage, SupervisedRecipe):
+        texts = 2 + stage.corpus.negatives
+    tokens = stage.batch_size * stage.max_length * texts
     read = stage.mask_probability if isinstance(stage, MntpRecipe) else 0.0
     body = parameters - head
     operations = tokens * (body * (_FULL if stage.method == "full" else _ADAPTERS) + read * head * _FULL)

@@ -1,7 +1,9 @@
-"""The machine this runs on: which device, and what its memory allocator should do. It knows nothing of models."""
+"""What this runs on: which device and libraries, and what the allocator should do. It knows nothing of models."""
 
 import ctypes
+import platform
 import sys
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
@@ -12,6 +14,18 @@ _NEVER = 2**31 - 1
 def default_device() -> torch.device:
     """A GPU if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def versions() -> dict[str, str]:
+    """Of what a result depends on."""
+    names = ("llm2vec", "torch", "transformers", "peft", "sentence-transformers", "tokenizers")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "source"
+    return found
 
 
 def keep_freed_memory() -> None:

@@ -38,6 +38,18 @@ _PAPER_SIMCSE = {
     "log_every": 50,
     "save_every": 200,
 }
+_PAPER_SUPERVISED = {
+    "batch_size": 64,
+    "max_length": 512,
+    "learning_rate": 2e-4,
+    "warmup_steps": 300,
+    "schedule_epochs": 3,
+    "scale": 50.0,
+    "gradient_checkpointing": True,
+    "precision": "bfloat16",
+    "log_every": 50,
+    "save_every": 200,
+}
 _WIKITEXT = {"source": "hub:Salesforce/wikitext", "config": "wikitext-103-raw-v1", "split": "train", "column": "text"}
 _WIKI1M = {"source": "hub:princeton-nlp/datasets-for-simcse", "split": "train", "column": "text"}
 
@@ -48,6 +60,7 @@ def _published(decoder: str, **mntp: Any) -> dict[str, Any]:
         "corpus": _WIKITEXT,
         "mntp": {**_PAPER_MNTP, **mntp},
         "simcse": {**_PAPER_SIMCSE, "corpus": _WIKI1M},
+        "supervised": _PAPER_SUPERVISED,
     }
 
 
@@ -65,9 +78,10 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
             "eval_every": 70,
         },
         "simcse": {"steps": 40, "batch_size": 64, "max_length": 48, "method": "full", "learning_rate": 1e-3},
+        "supervised": {"batch_size": 32, "max_length": 128, "method": "full", "learning_rate": 1e-3, "warmup_steps": 5},
         "encoder": {"max_length": 256},
     },
-    "paper": {"mntp": _PAPER_MNTP, "simcse": _PAPER_SIMCSE},
+    "paper": {"mntp": _PAPER_MNTP, "simcse": _PAPER_SIMCSE, "supervised": _PAPER_SUPERVISED},
     "s-llama-1.3b": _published("princeton-nlp/Sheared-LLaMA-1.3B"),
     "llama-2-7b": _published("meta-llama/Llama-2-7b-chat-hf"),
     "mistral-7b": _published("mistralai/Mistral-7B-Instruct-v0.2", masking="all", mask_probability=0.8),

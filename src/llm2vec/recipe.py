@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from llm2vec.errors import UsageError
 
@@ -60,7 +60,7 @@ class StageRecipe(Part):
 
     steps: int = knob(1000, "optimiser steps; 0 leaves the stage out", unit="steps", source="paper, section 3.1", ge=0)
     batch_size: int = knob(32, "texts or blocks in a step, per process", unit="texts", ge=1)
-    accumulation: int = knob(1, "parts a step is computed in", ge=1)
+    accumulation: int = knob(1, "parts a step is computed in; contrastive stages compare within a part", ge=1)
     max_length: int = knob(512, "longest text or block", unit="tokens", ge=4)
     method: Literal["lora", "full"] = knob("lora", "train adapters, or every weight", source="paper")
     lora: LoraRecipe = LoraRecipe()
@@ -107,6 +107,55 @@ class SimcseRecipe(StageRecipe):
     sentences: bool = knob(False, "cut texts into sentences at . ! ? first")
 
 
+class PairsRecipe(Part):
+    """Where anchors, their positives and their negatives come from; each file is a data set of its own."""
+
+    source: str | None = knob(
+        None,
+        "a jsonl file, folder or glob; rows hold `anchor` (or `query`), `positive` and, where there is, `negative`",
+    )
+    negatives: int = knob(1, "negatives of a row that are used; 0: only other rows' texts", unit="texts", ge=0)
+    instructions: dict[str, tuple[str, ...]] = knob(
+        {},
+        "by file name without ending: the anchors' prompt, or several that alternate row by row",
+        source="paper, table 8",
+    )
+    both_sides: tuple[str, ...] = knob(
+        (), "file names whose positives and negatives get the prompt too: symmetric tasks"
+    )
+
+    @field_validator("instructions", mode="before")
+    @classmethod
+    def _one_prompt_is_a_list_of_one(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        return {name: (given,) if isinstance(given, str) else given for name, given in value.items()}
+
+
+class SupervisedRecipe(StageRecipe):
+    """Supervised contrastive learning: an anchor, what belongs to it and what does not (paper, section 5)."""
+
+    steps: int = knob(
+        0, "optimiser steps; 0 leaves the stage out", unit="steps", source="first implementation: 1000", ge=0
+    )
+    batch_size: int = knob(
+        64, "rows in a step, per process; all of one file", unit="rows", source="first implementation", ge=2
+    )
+    max_length: int = knob(512, "longest text, prompt included", unit="tokens", source="first implementation", ge=4)
+    learning_rate: float = knob(2e-4, "peak learning rate (AdamW)", source="first implementation", gt=0)
+    warmup_steps: int = knob(300, "steps of rising learning rate", unit="steps", source="first implementation", ge=0)
+    scale: float = knob(
+        50.0, "what cosines are multiplied by; 1 / temperature 0.02", source="first implementation", gt=0
+    )
+    corpus: PairsRecipe = PairsRecipe()
+
+    @model_validator(mode="after")
+    def _has_something_to_learn_from(self) -> Self:
+        if self.steps and self.corpus.source is None:
+            raise ValueError(f"{self.steps} steps need rows to learn from: set supervised.corpus.source")
+        return self
+
+
 class EncoderRecipe(Part):
     """How the finished encoder turns states into vectors."""
 
@@ -128,6 +177,7 @@ class Recipe(Part):
     corpus: CorpusRecipe = CorpusRecipe()
     mntp: MntpRecipe = MntpRecipe()
     simcse: SimcseRecipe = SimcseRecipe()
+    supervised: SupervisedRecipe = SupervisedRecipe()
     encoder: EncoderRecipe = EncoderRecipe()
 
     @model_validator(mode="before")
@@ -149,7 +199,8 @@ class Recipe(Part):
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
-            shown = "" if first["type"] == "missing" else f", not {first['input']!r}"
+            of_a_part = first["type"] == "value_error" and isinstance(first["input"], Mapping)
+            shown = "" if first["type"] == "missing" or of_a_part else f", not {first['input']!r}"
             raise UsageError(f"recipe: {place}: {first['msg'].removeprefix('Value error, ')}{shown}") from error
 
     def to_dict(self) -> dict[str, Any]:

@@ -12,11 +12,11 @@ import importlib
 import json
 import lzma
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from llm2vec.errors import CorpusError, UsageError
 from llm2vec.files import fingerprint_file
@@ -25,6 +25,8 @@ from llm2vec.recipe import CorpusRecipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Item = TypeVar("Item")
 
 SELF = "self"
 HUB = "hub:"
@@ -48,45 +50,48 @@ def read_texts(corpus: CorpusRecipe) -> Iterator[str]:
     yield from islice(texts, None if corpus.max_texts is None else corpus.max_texts - 1)
 
 
-def corpus_fingerprint(corpus: CorpusRecipe) -> str:
+def corpus_fingerprint(source: str, *, kinds: Collection[str] | None = None) -> str:
     """What tells whether a corpus has changed: SHA-256 over its files' contents, or its name."""
-    digest = hashlib.sha256(corpus.source.encode())
-    if corpus.source != SELF and not corpus.source.startswith(HUB):
-        for path in corpus_files(corpus.source):
+    digest = hashlib.sha256(source.encode())
+    if source != SELF and not source.startswith(HUB):
+        for path in corpus_files(source, kinds=kinds):
             digest.update(path.name.encode())
             digest.update(fingerprint_file(path, whole=True).encode())
     return digest.hexdigest()
 
 
-def corpus_files(source: str) -> list[Path]:
+def corpus_files(source: str, *, kinds: Collection[str] | None = None) -> list[Path]:
     """The files a path, folder or glob stands for, sorted.
 
+    Args:
+        source: Where.
+        kinds: Endings of files that will do; None: of all that can be read.
+
     Raises:
-        CorpusError: There is none, or one of a kind that cannot be read.
+        CorpusError: There is none, or one of a kind that will not do.
     """
+    kinds = kinds or _READERS
     path = Path(source).expanduser()
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file() and _kind(file) in _READERS)
+        files = sorted(file for file in path.rglob("*") if file.is_file() and _kind(file) in kinds)
         if not files:
-            raise CorpusError(f"the folder {source} holds no {', '.join(_READERS)} file")
+            raise CorpusError(f"the folder {source} holds no {', '.join(kinds)} file")
         return files
     if path.is_file():
-        if _kind(path) not in _READERS:
-            raise CorpusError(f"{source}: cannot read {_kind(path) or 'a file without ending'}; can: {_kinds()}")
+        if _kind(path) not in kinds:
+            can = f"{', '.join(kinds)} (plain, .gz or .xz)"
+            raise CorpusError(f"{source}: cannot read {_kind(path) or 'a file without ending'}; can: {can}")
         return [path]
-    files = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if _kind(Path(name)) in _READERS)  # noqa: PTH207
+    files = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if _kind(Path(name)) in kinds)  # noqa: PTH207
     if not files:
-        hint = f"; for a data set of the hub write {HUB}{source}" if "/" in source and not path.suffix else ""
+        from_hub = kinds is _READERS and "/" in source and not path.suffix
+        hint = f"; for a data set of the hub write {HUB}{source}" if from_hub else ""
         raise CorpusError(f"corpus {source} does not exist{hint}")
     return files
 
 
 def _kind(path: Path) -> str:
     return Path(path.stem).suffix if path.suffix in _OPENERS else path.suffix
-
-
-def _kinds() -> str:
-    return ", ".join(_READERS) + " (plain, .gz or .xz)"
 
 
 def _file_rows(corpus: CorpusRecipe) -> Iterator[str]:
@@ -119,7 +124,12 @@ def _txt_rows(path: Path, corpus: CorpusRecipe) -> Iterator[str]:
         yield from _lines(path)
 
 
-def _jsonl_rows(path: Path, corpus: CorpusRecipe) -> Iterator[str]:
+def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a jsonl file with their line numbers, from 1; empty lines are left out.
+
+    Raises:
+        CorpusError: A line is not UTF-8, not JSON or not an object.
+    """
     for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
@@ -129,6 +139,11 @@ def _jsonl_rows(path: Path, corpus: CorpusRecipe) -> Iterator[str]:
             raise CorpusError(f"{path}, line {number}: not JSON ({error.msg})") from error
         if not isinstance(row, dict):
             raise CorpusError(f"{path}, line {number}: not a JSON object")
+        yield number, row
+
+
+def _jsonl_rows(path: Path, corpus: CorpusRecipe) -> Iterator[str]:
+    for number, row in json_rows(path):
         yield _cell(row, corpus, where=f"{path}, line {number}")
 
 
@@ -259,8 +274,8 @@ def _sample(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", corp
     return written_BT[:, 0 if start is None else 1 :]
 
 
-def chunks(texts: Iterable[str], size: int) -> Iterator[list[str]]:
-    """Texts in lists of `size`, the last one shorter."""
-    iterator = iter(texts)
+def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Texts, or rows of them, in lists of `size`, the last one shorter."""
+    iterator = iter(items)
     while chunk := list(islice(iterator, size)):
         yield chunk

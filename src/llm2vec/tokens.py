@@ -5,11 +5,12 @@ is not always a prefix of prompt + text. Token ids of a whole corpus lie on disk
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -71,6 +72,8 @@ def tokenize(
     Raises:
         UsageError: A prompt leaves no room for its text.
     """
+    if not texts:
+        return []
     edges = _borders(tokenizer)
     if prompts is None or not any(prompts):
         joined = [text + suffix for text in texts] if suffix else list(texts)
@@ -120,6 +123,10 @@ class TokenStore:
         self._ids = np.memmap(folder / "ids.bin", dtype=np.uint32, mode="r")
         self._ends = np.fromfile(folder / "ends.bin", dtype=np.int64)
 
+    def facts(self) -> dict[str, Any]:
+        """For the provenance."""
+        return {"texts": self.texts, "tokens": self.tokens, "fingerprint": self.fingerprint}
+
     def __len__(self) -> int:
         return self.texts
 
@@ -150,31 +157,51 @@ def store_tokens(
     Raises:
         CorpusError: No text is left.
     """
+    return write_tokens(_own_rows(tokenizer, texts, max_length=max_length, min_tokens=min_tokens, seen=seen), folder)
+
+
+def _own_rows(
+    tokenizer: "PreTrainedTokenizerBase",
+    texts: Iterable[str],
+    *,
+    max_length: int | None,
+    min_tokens: int,
+    seen: Callable[[int], None],
+) -> Iterator[list[int]]:
     edges = borders(tokenizer)
     least = min_tokens + edges.before + edges.after
+    count = kept = 0
+    for chunk in chunks(texts, _CHUNK):
+        rows = tokenizer(
+            chunk,
+            truncation=max_length is not None,
+            max_length=max_length,
+            return_attention_mask=False,
+            verbose=False,
+        )["input_ids"]
+        for row in rows:
+            if len(row) >= least:
+                kept += 1
+                yield row
+        count += len(chunk)
+        seen(count)
+    if not kept:
+        raise CorpusError(f"none of the {count} texts has {min_tokens} tokens or more")
+
+
+def write_tokens(rows: Iterable[Sequence[int]], folder: Path) -> TokenStore:
+    """Write token ids to a folder, row after row, whole or not at all, and open it."""
     digest = hashlib.sha256()
-    ends: list[int] = []
-    total = count = 0
-    with whole_folder(folder) as partial, (partial / "ids.bin").open("wb") as file:
-        for chunk in chunks(texts, _CHUNK):
-            rows = tokenizer(
-                chunk,
-                truncation=max_length is not None,
-                max_length=max_length,
-                return_attention_mask=False,
-                verbose=False,
-            )["input_ids"]
+    ends = array("q")
+    total = 0
+    with whole_folder(folder) as partial:
+        with (partial / "ids.bin").open("wb") as file:
             for row in rows:
-                if len(row) >= least:
-                    total += len(row)
-                    ends.append(total)
-                    block = np.asarray(row, dtype=np.uint32).tobytes()
-                    digest.update(block)
-                    file.write(block)
-            count += len(chunk)
-            seen(count)
-        if not ends:
-            raise CorpusError(f"none of the {count} texts has {min_tokens} tokens or more")
+                total += len(row)
+                ends.append(total)
+                block = np.asarray(row, dtype=np.uint32).tobytes()
+                digest.update(block)
+                file.write(block)
         np.asarray(ends, dtype=np.int64).tofile(partial / "ends.bin")
         write_json(partial / "facts.json", {"texts": len(ends), "tokens": total, "fingerprint": digest.hexdigest()})
     return TokenStore(folder)
