@@ -67,7 +67,7 @@ def main() -> None:
     texts = realistic_texts(ours, arguments.texts)
     tokens = sum(len(each.ids) for each in ours.tokens(texts))
     ways = {
-        "llm2vec": lambda: ours.encode(texts, convert_to="numpy"),
+        "llm2vec": lambda: ours.encode(texts, convert_to_numpy=True),
         "sentence-transformers": lambda: theirs.encode(texts, batch_size=32, show_progress_bar=False),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}

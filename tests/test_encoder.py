@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from conftest import DECODERS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,8 +34,8 @@ def distance(ours, theirs):
 @settings(max_examples=20, deadline=None)
 @given(texts=st.lists(st.text(max_size=60), min_size=1, max_size=8), batch_size=st.none() | st.integers(1, 3))
 def test_a_vector_never_depends_on_what_else_is_in_the_batch(encoder, texts, batch_size):
-    together = encoder.encode(texts, batch_size=batch_size, convert_to="numpy")
-    alone = np.stack([encoder.encode(text, convert_to="numpy") for text in texts])
+    together = encoder.encode(texts, batch_size=batch_size, convert_to_numpy=True)
+    alone = np.stack([encoder.encode(text, convert_to_numpy=True) for text in texts])
     assert distance(together, alone) < ROUNDING
 
 
@@ -88,9 +89,9 @@ def test_normalised_vectors_have_length_one(encoder):
     torch.testing.assert_close(encoder.encode(TEXTS, normalize=True).norm(dim=1), torch.ones(len(TEXTS)))
 
 
-@pytest.mark.parametrize("wrong", [[None], ["a", 3], [["a", "b"]]])
+@pytest.mark.parametrize("wrong", [[None], ["a", 3], [["a"]], [["a", 3]], 7 * ["a"] + [None]])
 def test_what_is_no_text_is_refused(encoder, wrong):
-    with pytest.raises(UsageError, match="encode takes texts, not"):
+    with pytest.raises(UsageError, match="encode takes texts or"):
         encoder.encode(wrong)
 
 
@@ -208,3 +209,81 @@ def test_transformers_too_old_for_the_switch_are_refused(monkeypatch):
     monkeypatch.setattr(decoder, "version", lambda _: "5.1.3")
     with pytest.raises(ModelError, match=r"transformers 5.1.3 ignores the switch: pip install 'transformers>=5.2.0'"):
         LLM2Vec.from_pretrained("bundled")
+
+
+def test_a_template_wraps_prompt_and_text_and_pools_the_text_with_what_closes_it(encoder):
+    wrapped = LLM2Vec(encoder.model, encoder.tokenizer, settings=encoder.settings.changed(template="<< {text} >>"))
+    (tokens,) = wrapped.tokens(["a cat"], prompts=["Find it: "])
+    assert encoder.tokenizer.decode(tokens.ids) == "<< Find it: a cat >>"
+    assert encoder.tokenizer.decode(tokens.ids[tokens.first : tokens.end]).strip() == "a cat >>"
+
+
+def test_a_tokenizers_own_chat_template_can_be_used(tmp_path):
+    source = LLM2Vec.from_pretrained(DECODERS / "qwen3")
+    with pytest.raises(UsageError, match="no chat template"):
+        LLM2Vec.from_pretrained(DECODERS / "qwen3", template="chat")
+    with pytest.raises(UsageError, match="{text} once"):
+        LLM2Vec.from_pretrained(DECODERS / "qwen3", template="Query:")
+    source.tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}] {{ m.content }} [/]{% endfor %}"
+    source.save(tmp_path / "chatty")
+    chatty = LLM2Vec.from_pretrained(tmp_path / "chatty", template="chat")
+    assert chatty.settings.template == "[user] {text} [/]"
+
+
+def test_long_texts_are_cut_by_tokens_before_their_prompt_is_added(encoder):
+    short = LLM2Vec(encoder.model, encoder.tokenizer, settings=encoder.settings.changed(doc_max_length=5))
+    texts = ["one two three four five six seven eight nine", "\u6771" * 50, "few"]
+    plain, prompted = short.tokens(texts), short.tokens(texts, prompts=["Find it: "] * 3)
+    assert [each.end - each.first for each in plain] == [5, 3, len(encoder.tokens(["few"])[0].ids)]
+    assert [each.end - each.first for each in prompted][:2] == [5, 3]
+    whole = encoder.tokens(texts)
+    assert plain[0].ids == whole[0].ids[:5]
+
+
+def test_features_in_and_vectors_out_are_those_of_encode(encoder):
+    pairs = [["Find it:", "a small cat"], ["", "something much longer than that"], ["Find it:", ""]]
+    features = encoder.tokenize(pairs)
+    assert set(features) == {"input_ids", "attention_mask", "embed_mask"}
+    with torch.no_grad():
+        assert torch.allclose(encoder(features), encoder.encode(pairs), atol=1e-5)
+    left = {name: torch.flip(row, [1]) for name, row in features.items()}  # rows reversed, then each put right again
+    for row, mask in enumerate(features["attention_mask"].bool()):
+        for name in left:
+            left[name][row] = torch.cat([features[name][row][~mask], features[name][row][mask]])
+    assert torch.allclose(encoder(left), encoder.encode(pairs), atol=1e-5)
+    states_BTD = encoder.model(
+        input_ids=features["input_ids"], attention_mask=features["attention_mask"]
+    ).last_hidden_state
+    assert torch.allclose(encoder.get_pooling(features, states_BTD), encoder.encode(pairs), atol=1e-4)
+    with_separator = encoder.tokenize(["Find it: !@#$%^&*()a small cat"])
+    assert with_separator["input_ids"].tolist() == encoder.tokenize([pairs[0]])["input_ids"].tolist()
+
+
+def test_gradients_reach_the_backbone_through_forward():
+    own = LLM2Vec.from_pretrained(DECODERS / "qwen3")
+    own.gradient_checkpointing_enable()
+    own.train()
+    own(own.tokenize(["a text", "another one"])).square().sum().backward()
+    assert all(weight.grad is not None for weight in own.model.parameters())
+    own.resize_token_embeddings(len(own.tokenizer) + 3)
+    assert own.model.get_input_embeddings().weight.shape[0] == len(own.tokenizer) + 3
+
+
+def test_arguments_of_the_first_implementation_are_understood(tmp_path):
+    loaded = LLM2Vec.from_pretrained(
+        DECODERS / "qwen3",
+        torch_dtype=torch.bfloat16,
+        device_map="cpu",
+        attn_implementation="sdpa",
+        pooling_mode="weighted_mean",
+        max_length=32,
+        doc_max_length=16,
+        cache_dir=tmp_path,
+        token=None,
+    )
+    assert loaded.model.dtype == torch.bfloat16
+    assert (loaded.settings.pooling_mode, loaded.settings.doc_max_length) == ("weighted_mean", 16)
+    one = loaded.encode(["Find it:", "a cat", 0], 32, True, True, False, "cpu")
+    assert (type(one), one.dtype, one.shape) == (np.ndarray, np.float32, (loaded.dimension,))
+    with pytest.raises(UsageError, match="no argument 'quantise'"):
+        LLM2Vec.from_pretrained(DECODERS / "qwen3", quantise=True)

@@ -239,7 +239,7 @@ def test_the_sts_score_is_that_of_our_own_task(encoder, sent, tmp_path):
     (score,) = run_mteb(encoder, [sts_task(sent)], out=tmp_path, name="bundled", instructions={})
     data = tmp_path / "pairs.tsv"
     data.write_text("".join("\t".join(row) + "\n" for row in sts_rows(sent)), encoding="utf8")
-    own = sts(lambda texts, prompt=None: encoder.encode(texts, convert_to="numpy"), data)
+    own = sts(lambda texts, prompt=None: encoder.encode(texts, convert_to_numpy=True), data)
     # The cosines are summed in another order, which can swap ranks of pairs that are all but equal.
     assert score.value == pytest.approx(own.value, abs=1e-4)
 

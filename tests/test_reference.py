@@ -1,6 +1,10 @@
 """Vectors of the first implementation (llm2vec 0.2.3), where it has no defect: ours agree."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,8 +15,7 @@ from llm2vec.errors import ModelError
 AGREEMENT = 1e-4
 """What the vectors may differ by, float32, element by element."""
 
-SUFFIXES = {"mean": "", "weighted_mean": "", "last_token": "", "eos_token": " </s>"}
-"""What it wrote after a text of a Llama model, by pooling."""
+POOLINGS = ("mean", "weighted_mean", "last_token", "eos_token")
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +24,7 @@ def expected(shared):
     return json.loads((folder / "inputs.json").read_text()), np.load(folder / "expected.npz")
 
 
-@pytest.mark.parametrize(("mode", "pooling"), [*(("bi", pooling) for pooling in SUFFIXES), ("uni", "weighted_mean")])
+@pytest.mark.parametrize(("mode", "pooling"), [*(("bi", pooling) for pooling in POOLINGS), ("uni", "weighted_mean")])
 def test_plain_and_prompted_texts_agree(mode, pooling, expected, shared):
     inputs, vectors = expected
     encoder = LLM2Vec.from_pretrained(
@@ -31,24 +34,15 @@ def test_plain_and_prompted_texts_agree(mode, pooling, expected, shared):
         if f"{mode}/{pooling}/{case}" not in vectors:
             continue
         encoder.settings = encoder.settings.changed(skip_instruction=case != "instruction_pooled")
-        found = [
-            encoder.encode(text + SUFFIXES[pooling], prompt=prompt or None, convert_to="numpy")
-            for prompt, text in pairs(inputs, case)
-        ]
-        np.testing.assert_allclose(np.stack(found), vectors[f"{mode}/{pooling}/{case}"], atol=AGREEMENT, rtol=0)
-
-
-def pairs(inputs, case):
-    if case == "plain":
-        return [("", text) for text in inputs["texts"]]
-    return [tuple(pair) for pair in inputs["pairs"]]
+        texts = inputs["texts"] if case == "plain" else inputs["pairs"]
+        found = encoder.encode(texts, convert_to_numpy=True)
+        np.testing.assert_allclose(found, vectors[f"{mode}/{pooling}/{case}"], atol=AGREEMENT, rtol=0)
 
 
 def test_the_merged_folder_opens_and_agrees(expected, shared):
     inputs, vectors = expected
     merged = LLM2Vec.from_pretrained(shared / "fixtures" / "reference" / "merged")
-    ((prompt, _), *_) = inputs["pairs"]
-    found = merged.encode([text for _, text in inputs["pairs"]], prompt=prompt, convert_to="numpy")
+    found = merged.encode([[*pair, 0] for pair in inputs["pairs"]], convert_to_numpy=True)
     np.testing.assert_allclose(found, vectors["chain/mntp+simcse"], atol=AGREEMENT, rtol=0)
 
 
@@ -61,7 +55,7 @@ def test_a_chain_of_adapters_is_merged_in_order_and_agrees(names, expected, shar
     assert encoder.settings.max_length == 128
     key = "chain/" + "+".join(name.removeprefix("adapter-") for name in names)
     prompt = inputs["pairs"][0][0] if len(names) > 1 else None  # as the fixtures were made
-    found = encoder.encode(inputs["texts"], prompt=prompt, convert_to="numpy")
+    found = encoder.encode(inputs["texts"], prompt=prompt, convert_to_numpy=True)
     np.testing.assert_allclose(found, vectors[key], atol=AGREEMENT, rtol=0)
 
 
@@ -73,3 +67,111 @@ def test_an_adapter_of_another_model_is_refused(shared):
 def test_a_folder_without_adapter_is_one_clear_line(tmp_path):
     with pytest.raises(ModelError, match="is no adapter: there is no adapter_config.json"):
         LLM2Vec.from_pretrained("bundled", tmp_path)
+
+
+@pytest.fixture
+def layouts(shared, tmp_path):
+    """The fixtures' adapters under the names and in the layouts they were published in, naming a base that is there."""
+    reference, base = shared / "fixtures" / "reference", shared / "models" / "stories260K"
+    for name, there in (("adapter-mntp", "Tiny-mntp"), ("adapter-simcse", "Tiny-mntp-unsup-simcse")):
+        shutil.copytree(reference / name, tmp_path / there)
+        config = json.loads((tmp_path / there / "adapter_config.json").read_text())
+        config["base_model_name_or_path"] = str(base)
+        (tmp_path / there / "adapter_config.json").write_text(json.dumps(config))
+    shutil.copy(base / "config.json", tmp_path / "Tiny-mntp" / "config.json")
+    return base, tmp_path / "Tiny-mntp", tmp_path / "Tiny-mntp-unsup-simcse"
+
+
+def test_a_folder_with_configuration_and_adapter_names_its_own_base(layouts, expected):
+    inputs, vectors = expected
+    _, mntp, simcse = layouts
+    one, two = LLM2Vec.from_pretrained(mntp), LLM2Vec.from_pretrained(mntp, simcse, merge_peft=True)
+    np.testing.assert_allclose(one.encode(inputs["texts"]), vectors["chain/mntp"], atol=AGREEMENT, rtol=0)
+    found = two.encode([[inputs["pairs"][0][0], text] for text in inputs["texts"]])
+    np.testing.assert_allclose(found, vectors["chain/mntp+simcse"], atol=AGREEMENT, rtol=0)
+
+
+def test_a_chain_in_the_wrong_order_is_put_right_and_said(layouts, expected):
+    inputs, vectors = expected
+    base, mntp, simcse = layouts
+    encoder = LLM2Vec.from_pretrained(base, [simcse, mntp])
+    assert encoder.chain.adapters == (mntp, simcse)
+    assert "in the order they were trained in" in encoder.chain.notes[0]
+    found = encoder.encode([[inputs["pairs"][0][0], text] for text in inputs["texts"]])
+    np.testing.assert_allclose(found, vectors["chain/mntp+simcse"], atol=AGREEMENT, rtol=0)
+
+
+def test_the_last_adapter_on_bare_weights_is_warned_of(layouts):
+    base, _, simcse = layouts
+    with pytest.raises(UserWarning, match="no MNTP adapter comes before it"):  # warnings are errors here
+        LLM2Vec.from_pretrained(base, simcse)
+
+
+def test_an_adapter_whose_base_is_gone_says_so(layouts):
+    _, mntp, _ = layouts
+    config = json.loads((mntp / "adapter_config.json").read_text())
+    (mntp / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "/gone/base"}))
+    with pytest.raises(ModelError, match="name its base first"):
+        LLM2Vec.from_pretrained(mntp)
+
+
+def test_a_hub_id_is_read_with_its_settings(layouts, expected, tmp_path):
+    """A hub's cache, filled by hand, read offline by id: weights, tokenizer and `llm2vec_config.json` alike."""
+    inputs, vectors = expected
+    base, *adapters = layouts
+    for name, folder in zip(("base", "mntp", "simcse"), (base, *adapters), strict=True):
+        repository = tmp_path / "cache" / f"models--tiny--{name}"
+        shutil.copytree(folder, repository / "snapshots" / ("0" * 40))
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text("0" * 40)
+    script = """
+import json, sys
+from llm2vec import LLM2Vec
+encoder = LLM2Vec.from_pretrained("tiny/base", ["tiny/mntp", "tiny/simcse"], cache_dir=sys.argv[1])
+pairs = [["Retrieve semantically similar text:", text] for text in json.loads(sys.argv[2])]
+print(json.dumps([encoder.settings.max_length, encoder.encode(pairs).tolist()]))
+"""
+    arguments = [sys.executable, "-c", script, str(tmp_path / "cache"), json.dumps(inputs["texts"])]
+    done = subprocess.run(arguments, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    length, found = json.loads(done.stdout)
+    assert length == 128
+    np.testing.assert_allclose(found, vectors["chain/mntp+simcse"], atol=AGREEMENT, rtol=0)
+
+
+def test_a_chain_is_imported_into_one_folder_that_opens_everywhere(layouts, expected, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    inputs, vectors = expected
+    base, mntp, simcse = layouts
+    program = [sys.executable, "-m", "llm2vec", "import"]
+    wrong = subprocess.run([*program, base, simcse, "--out", tmp_path / "x"], capture_output=True, text=True)
+    assert (wrong.returncode, (tmp_path / "x").exists()) == (1, False)
+    assert "--as-given" in wrong.stderr
+    done = subprocess.run([*program, mntp, simcse, "--out", tmp_path / "x", "--json"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [each["source"] for each in json.loads(done.stdout)["imported"]] == [str(base), str(mntp), str(simcse)]
+    found = LLM2Vec.from_pretrained(tmp_path / "x").encode(inputs["pairs"])
+    np.testing.assert_allclose(found, vectors["chain/mntp+simcse"], atol=AGREEMENT, rtol=0)
+    opened = SentenceTransformer(str(tmp_path / "x"), device="cpu")
+    ours = LLM2Vec.from_pretrained(tmp_path / "x").encode(inputs["texts"])
+    np.testing.assert_allclose(opened.encode(inputs["texts"]), ours, atol=AGREEMENT, rtol=0)
+    again = subprocess.run([*program, mntp, simcse, "--out", tmp_path / "x"], capture_output=True, text=True)
+    assert (again.returncode, "exists already" in again.stderr) == (1, True)
+
+
+def test_a_template_goes_by_the_name_in_the_files_and_stays_in_the_saved_settings(shared, tmp_path):
+    shutil.copytree(shared / "models" / "stories260K", tmp_path / "copy")
+    config = json.loads((tmp_path / "copy" / "config.json").read_text())
+    name = "meta-llama/Llama-2-7b-chat-hf"
+    (tmp_path / "copy" / "config.json").write_text(json.dumps({**config, "_name_or_path": name}))
+    encoder = LLM2Vec.from_pretrained(tmp_path / "copy")
+    assert encoder.settings.template == "[INST] {text} [/INST]"
+    encoder.save(tmp_path / "saved")
+    (tmp_path / "saved" / "config.json").write_text(json.dumps(config | {"is_causal": False}))
+    again = LLM2Vec.from_pretrained(tmp_path / "saved")
+    assert again.settings.template == "[INST] {text} [/INST]"
+    np.testing.assert_allclose(again.encode("A story."), encoder.encode("A story."), atol=1e-6)
+    plain = LLM2Vec.from_pretrained(shared / "models" / "stories260K")
+    assert plain.settings.template is None
+    assert abs(plain.encode("A story.") - encoder.encode("A story.")).max() > 1e-3

@@ -5,7 +5,9 @@ trained on (`LlamaBiModel` of a module that no longer exists) does not matter: t
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -13,17 +15,95 @@ from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from llm2vec.errors import ModelError, first_line
+from llm2vec.files import read_json
+from llm2vec.hub import find_file
+from llm2vec.places import place
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
+_MNTP, _LAST = 1, 2
+"""When an adapter was trained: MNTP first, SimCSE or supervised on the merged result."""
 
-def merge_chain(model: PreTrainedModel, adapters: Sequence[str | Path], *, token: str | None = None) -> PreTrainedModel:
+
+@dataclass(frozen=True)
+class Chain:
+    """A base and what is merged into it, in order.
+
+    Attributes:
+        base: Folder or hub id of whole weights.
+        adapters: In the order they were trained in.
+        notes: What was worked out, for a person.
+        doubts: What looks wrong: an adapter on weights that it was not trained on.
+    """
+
+    base: str | Path
+    adapters: tuple[str | Path, ...]
+    notes: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
+
+
+def find_chain(source: str | Path, adapters: Sequence[str | Path] = (), **hub: Any) -> Chain:
+    """The base and the order of a published chain.
+
+    A source that holds an adapter itself (with or without a configuration beside it) names its base; adapters whose
+    names tell when they were trained are put in that order.
+
+    Args:
+        source: A base, or a folder or hub id with an adapter.
+        adapters: Further adapters.
+        **hub: `revision`, `token`, `cache_dir` for looking at the hub.
+
+    Raises:
+        ModelError: An adapter's base is not there.
+    """
+    named, notes = [*adapters], []
+    while (config := find_file(source, _CONFIG, **hub)) is not None and not _has_weights(source):
+        base = read_json(config).get("base_model_name_or_path")
+        try:
+            opened = place(base)
+            find_file(opened, "config.json", **hub)
+        except (ModelError, TypeError) as error:
+            raise ModelError(
+                f"{source} is an adapter of {base!r}, which is not there; name its base first, then the adapter"
+            ) from error
+        notes.append(f"{source} is an adapter of {base}")
+        named.insert(0, source)
+        source = opened
+    kinds = [_kind(each) for each in named]
+    ordered = [each for _, each in sorted(zip(kinds, named, strict=True), key=lambda pair: pair[0])]
+    if ordered != named and 0 not in kinds:
+        notes.append(f"merged in the order they were trained in: {', '.join(map(str, ordered))}")
+        named = ordered
+    doubts = []
+    if _LAST in kinds and _MNTP not in kinds and _kind(source) != _MNTP:
+        last = named[kinds.index(_LAST)]
+        doubts.append(
+            f"{last} looks like an adapter trained on merged MNTP weights, but no MNTP adapter comes before it: its "
+            "vectors will be poor. Name the MNTP adapter first"
+        )
+    if kinds.count(_LAST) > 1:
+        doubts.append("SimCSE and supervised adapters are two ways to go on from MNTP, not one on top of the other")
+    return Chain(source, tuple(named), tuple(notes), tuple(doubts))
+
+
+def _has_weights(source: str | Path) -> bool:
+    return Path(source).is_dir() and any(Path(source).glob("model*.safetensors"))
+
+
+def _kind(adapter: str | Path) -> int:
+    name = Path(str(adapter)).name.lower()
+    if "simcse" in name or "supervised" in name:
+        return _LAST
+    return _MNTP if name.endswith("mntp") else 0
+
+
+def merge_chain(model: PreTrainedModel, adapters: Sequence[str | Path], **hub: Any) -> PreTrainedModel:
     """Merge adapters into a model's body, one after the other.
 
     Args:
         model: What the first adapter was trained on.
         adapters: Folders or hub ids, in the order they were trained in.
-        token: Of the hub.
+        **hub: `token`, `cache_dir`.
 
     Returns:
         The model, plain again, in the type of its weights.
@@ -33,17 +113,25 @@ def merge_chain(model: PreTrainedModel, adapters: Sequence[str | Path], *, token
     """
     dtype = model.dtype
     for adapter in adapters:
-        if Path(adapter).is_dir() and not (Path(adapter) / _CONFIG).is_file():
-            raise ModelError(f"{adapter} is no adapter: there is no {_CONFIG} in it")
+        folder = _folder(adapter, **hub)
         try:
-            wrapped = PeftModel.from_pretrained(model.float(), str(adapter), token=token)
+            wrapped = PeftModel.from_pretrained(model.float(), str(folder))
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise ModelError(f"cannot put the adapter {adapter} on this model: {first_line(error)}") from error
-        if Path(adapter).is_dir():
-            _check_all_used(wrapped, Path(adapter))
+        _check_all_used(wrapped, folder)
         model = wrapped.merge_and_unload()  # type: ignore[operator]  # via __getattr__
     merged: PreTrainedModel = model.to(dtype)  # type: ignore[arg-type]  # transformers narrows `to`
     return merged
+
+
+def _folder(adapter: str | Path, **hub: Any) -> Path:
+    """Where an adapter's files lie; those of the hub are fetched first, all into one folder."""
+    config = find_file(adapter, _CONFIG, **hub)
+    if config is None:
+        raise ModelError(f"{adapter} is no adapter: there is no {_CONFIG} in it")
+    if find_file(adapter, _WEIGHTS, **hub) is None and find_file(adapter, "adapter_model.bin", **hub) is None:
+        raise ModelError(f"the adapter {adapter} has no weights: there is no {_WEIGHTS} in it")
+    return config.parent
 
 
 def _check_all_used(wrapped: PeftModel, adapter: Path) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llm2vec import cli_evaluate
+from llm2vec import cli_evaluate, cli_import
 from llm2vec.errors import LLM2VecError, UsageError
 from llm2vec.places import check_place, place
 from llm2vec.presets import PRESETS, preset
@@ -296,7 +296,7 @@ def encode(
         normalize=normalize or None,
         batch_size=batch_size,
         show_progress_bar=len(rows) > 1000 and people.is_terminal,
-        convert_to="numpy",
+        convert_to_numpy=True,
     )
     if out is None and json:
         answer([{"text": text, "vector": vector.tolist()} for text, vector in zip(rows, vectors, strict=True)])
@@ -309,6 +309,7 @@ def encode(
 
 
 cli_evaluate.register(app)
+cli_import.register(app)
 
 if __name__ == "__main__":
     main()

@@ -4,28 +4,45 @@ Texts take one straight line: tokens, batches by token budget, the backbone, poo
 prompt) alone, never on what else was in the batch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack, overload
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from llm2vec import backbone, batching, decoder
-from llm2vec.adapters import merge_chain
-from llm2vec.errors import ModelError, UsageError
+from llm2vec import backbone, batching
+from llm2vec.errors import UsageError
+from llm2vec.features import from_features, pool_tokens, to_features
 from llm2vec.files import whole_folder
-from llm2vec.folder import Settings, pooling_named, read_settings, write_settings
-from llm2vec.places import place
-from llm2vec.pooling import pool
-from llm2vec.recipe import Pooling
-from llm2vec.tokens import Tokens, borders, tokenize
+from llm2vec.folder import SETTINGS_FILE, Settings, pooling_named, write_settings
+from llm2vec.opening import open_parts
+from llm2vec.reference import SEPARATOR, loading_arguments, split_pairs
+from llm2vec.tokens import Tokens, borders, shortened, tokenize
 from llm2vec.words import Merge, Reading, Words, find_words, joined, word_states, word_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from llm2vec.adapters import Chain
+
+Texts = str | Sequence[str] | Sequence[Sequence[Any]]
+"""A text, texts, or `[instruction, text]` pairs."""
+
+
+class Options(TypedDict, total=False):
+    """What `encode` takes beside texts; see there."""
+
+    convert_to_tensor: bool
+    device: str | None
+    prompt: str | None
+    prompt_name: str | None
+    normalize: bool | None
+
+
+_BAR_AFTER_S = 2.0
 
 _WINDOW = 8192
 """Texts tokenised and sorted together: bounds memory, and leaves next to no padding."""
@@ -39,6 +56,7 @@ class LLM2Vec(nn.Module):
         tokenizer: Its tokenizer.
         settings: Pooling, lengths, prompts.
         switch: How the backbone was made bidirectional and the measured proofs; None for a causal baseline.
+        chain: The base and the adapters it was loaded from; None: made from parts.
 
     Example:
         >>> encoder = LLM2Vec.from_pretrained("encoder")  # doctest: +SKIP
@@ -50,75 +68,85 @@ class LLM2Vec(nn.Module):
         self,
         model: "PreTrainedModel",
         tokenizer: "PreTrainedTokenizerBase",
+        pooling_mode: str | None = None,
+        max_length: int | None = None,
+        doc_max_length: int | None = None,
+        skip_instruction: bool | None = None,
         *,
         settings: Settings | None = None,
         switch: "backbone.Switch | None" = None,
+        chain: "Chain | None" = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
-        self.settings = settings or Settings()
+        self.settings = (settings or Settings()).changed(
+            pooling_mode=pooling_mode and pooling_named(pooling_mode),
+            max_length=max_length,
+            doc_max_length=doc_max_length,
+            skip_instruction=skip_instruction,
+        )
         self.switch = switch
+        self.chain = chain
 
     @classmethod
     def from_pretrained(
         cls,
-        source: str | Path,
+        base_model_name_or_path: str | Path,
         peft_model_name_or_path: str | Path | Sequence[str | Path] | None = None,
-        *,
+        merge_peft: bool = True,  # noqa: ARG003  # the first implementation's; ours always merges
         enable_bidirectional: bool | None = None,
+        *,
         pooling_mode: str | None = None,
         max_length: int | None = None,
+        doc_max_length: int | None = None,
         skip_instruction: bool | None = None,
         normalize: bool | None = None,
+        template: str | None = None,
         device: str | None = None,
         dtype: "torch.dtype | str" = "auto",
         attention: str | None = None,
-        **hub: Any,
+        **others: Any,
     ) -> Self:
-        """Load an encoder folder, or any decoder, and prove that it is bidirectional.
+        """Load an encoder folder, any decoder, or a chain of adapters, and prove that it is bidirectional.
 
         Args:
-            source: A folder, a hub id, or `bundled`: the project's own small decoder.
-            peft_model_name_or_path: An adapter, or several in the order they were trained in; merged. The last
-                settings found are taken.
+            base_model_name_or_path: A folder, a hub id, or `bundled`: the project's own small decoder. One that holds
+                an adapter names its own base.
+            peft_model_name_or_path: An adapter, or several; merged in the order they were trained in, in float32. The
+                last settings found are taken.
+            merge_peft: Adapters are merged whatever it says; the vectors are the same.
             enable_bidirectional: False keeps a decoder causal (the "Uni" baseline); None: as the folder says.
             pooling_mode: Overrides the folder's pooling.
             max_length: Overrides the folder's longest sequence, in tokens; cut to the model's positions.
+            doc_max_length: Overrides the longest text without its prompt, in tokens.
             skip_instruction: Overrides whether prompts are left out of pooling.
             normalize: Overrides whether vectors are scaled to length 1.
+            template: What texts are wrapped in: a format string with `{text}`, or `chat`: the tokenizer's own.
             device: Where to; None: a GPU if there is one.
             dtype: Of the weights; "auto": as saved, but float32 on a CPU, where half precision is slow.
             attention: Attention implementation to load with; None: SDPA, or what the family needs.
-            **hub: `revision`, `token`, `cache_dir`, `trust_remote_code`, for model, tokenizer and config alike.
+            **others: `revision`, `token`, `cache_dir`, `trust_remote_code`, for model, tokenizer and config alike;
+                `torch_dtype`, `device_map`, `attn_implementation` as transformers names them.
 
         Raises:
             ModelError: The source cannot be loaded, or cannot be made bidirectional.
+            UsageError: An argument that does not exist.
         """
-        source = place(source)
+        given = {"device": device, "dtype": dtype, "attention": attention, **loading_arguments(others)}
+        loading = {name: given.pop(name) for name in ("device", "dtype", "attention")}
+        changes = {
+            "pooling_mode": pooling_mode,
+            "max_length": max_length,
+            "doc_max_length": doc_max_length,
+            "skip_instruction": skip_instruction,
+            "normalize": normalize,
+            "template": template,
+            "bidirectional": enable_bidirectional,
+        }
         adapters = _as_list(peft_model_name_or_path)
-        folders = [Path(each) for each in (source, *adapters) if Path(each).is_dir()]
-        known = [found for folder in folders if (found := read_settings(folder)) is not None]
-        settings = known[-1] if known else Settings()
-        settings = settings.changed(
-            pooling_mode=None if pooling_mode is None else pooling_named(pooling_mode),
-            max_length=max_length,
-            normalize=normalize,
-            skip_instruction=skip_instruction,
-            bidirectional=enable_bidirectional,
-        )
-        tokenizer = decoder.load_tokenizer(source, **hub)
-        model = decoder.load(source, head=False, dtype=dtype, device=device, attention=attention, **hub).eval()
-        decoder.check_vocabulary(model, tokenizer)
-        if adapters:
-            model = merge_chain(model, adapters, token=hub.get("token")).eval()
-        if not settings.bidirectional and backbone.is_bidirectional(model.config):
-            raise ModelError(f"{source} is bidirectional already; its causal baseline is the decoder it was made from")
-        switch = backbone.make_bidirectional(model) if settings.bidirectional else None
-        limit = backbone.position_limit(model.config)
-        if limit is not None and settings.max_length > limit:
-            settings = settings.changed(max_length=limit)
-        return cls(model, tokenizer, settings=settings, switch=switch)
+        opened = open_parts(base_model_name_or_path, adapters, changes=changes, loading=loading, hub=given)
+        return cls(opened.model, opened.tokenizer, settings=opened.settings, switch=opened.switch, chain=opened.chain)
 
     @property
     def dimension(self) -> int:
@@ -138,74 +166,86 @@ class LLM2Vec(nn.Module):
     @overload
     def encode(
         self,
-        sentences: str | Sequence[str],
+        sentences: Texts,
         batch_size: int | None = None,
-        show_progress_bar: bool = False,
+        show_progress_bar: bool = True,
         *,
-        prompt: str | None = None,
-        prompt_name: str | None = None,
-        normalize: bool | None = None,
-        convert_to: Literal["tensor"] = "tensor",
-    ) -> Tensor: ...
+        convert_to_numpy: Literal[True],
+        **options: Unpack[Options],
+    ) -> np.ndarray: ...
     @overload
     def encode(
         self,
-        sentences: str | Sequence[str],
+        sentences: Texts,
         batch_size: int | None = None,
-        show_progress_bar: bool = False,
+        show_progress_bar: bool = True,
         *,
-        prompt: str | None = None,
-        prompt_name: str | None = None,
-        normalize: bool | None = None,
-        convert_to: Literal["numpy"],
-    ) -> np.ndarray: ...
+        convert_to_numpy: Literal[False] = False,
+        **options: Unpack[Options],
+    ) -> Tensor: ...
     def encode(
         self,
-        sentences: str | Sequence[str],
+        sentences: Texts,
         batch_size: int | None = None,
-        show_progress_bar: bool = False,
+        show_progress_bar: bool = True,
+        convert_to_numpy: bool = False,
+        convert_to_tensor: bool = False,
+        device: str | None = None,
         *,
         prompt: str | None = None,
         prompt_name: str | None = None,
         normalize: bool | None = None,
-        convert_to: Literal["tensor", "numpy"] = "tensor",
     ) -> Tensor | np.ndarray:
         """Vectors of texts, in their order.
 
         Args:
-            sentences: Texts, or one text (the result then has no first axis).
+            sentences: A text (the result then has no first axis), texts, or `[instruction, text]` pairs.
             batch_size: At most so many texts at a time; None: as many as a token budget allows.
-            show_progress_bar: Draw one, with time left.
+            show_progress_bar: Draw one on a terminal, with time left, once it takes longer than two seconds.
+            convert_to_numpy: A numpy array instead of a tensor.
+            convert_to_tensor: A tensor, also where `convert_to_numpy` is set.
+            device: Move the encoder there first.
             prompt: What stands before every text; it takes part in attention and is not pooled.
             prompt_name: The same, by its name in the settings.
             normalize: Scale to length 1; None: as the settings say.
-            convert_to: Kind of array; on the CPU, in float32.
 
         Returns:
-            embedding_BD. A text without tokens (the empty string) gives the zero vector.
+            embedding_BD in float32, on the CPU. A text without tokens (the empty string) gives the zero vector.
 
         Raises:
             UsageError: Not texts, or an unknown prompt name.
         """
-        texts = [sentences] if isinstance(sentences, str) else list(sentences)
-        if wrong := [text for text in texts if not isinstance(text, str)]:
-            raise UsageError(f"encode takes texts, not {type(wrong[0]).__name__}: {wrong[0]!r}")
-        prompts = self._prompts(len(texts), prompt, prompt_name)
+        texts, instructions, alone = split_pairs(sentences)
+        prompts = self._prompts(instructions or [prompt or ""] * len(texts), prompt_name)
+        if device is not None:
+            self.to(device)
         embedding_BD = torch.zeros(len(texts), self.dimension)
-        with tqdm(total=len(texts), desc="encode", unit="text", disable=not show_progress_bar) as bar:
+        hidden = None if show_progress_bar else True  # None: hidden where there is no terminal
+        with tqdm(total=len(texts), desc="encode", unit="text", disable=hidden, delay=_BAR_AFTER_S) as bar:
             for start in range(0, len(texts), _WINDOW):
                 window = slice(start, start + _WINDOW)
                 tokens = self.tokens(texts[window], prompts=prompts and prompts[window])
                 embedding_BD[window] = self.encode_tokens(tokens, batch_size=batch_size, seen=bar.update)
         if self.settings.normalize if normalize is None else normalize:
             embedding_BD = nn.functional.normalize(embedding_BD, dim=-1)
-        result = embedding_BD[0] if isinstance(sentences, str) else embedding_BD
-        return result.numpy() if convert_to == "numpy" else result
+        result = embedding_BD[0] if alone else embedding_BD
+        return result.numpy() if convert_to_numpy and not convert_to_tensor else result
 
     def tokens(self, texts: Sequence[str], *, prompts: Sequence[str] | None = None) -> list[Tokens]:
-        """Token ids as the backbone reads them, and each text's own range."""
-        found = tokenize(self.tokenizer, texts, max_length=self.settings.max_length, prompts=prompts)
-        if not self.settings.skip_instruction:
+        """Token ids as the backbone reads them, and each text's own range.
+
+        Args:
+            texts: Cut to `doc_max_length` tokens first, and wrapped in the template.
+            prompts: What stands before each text, separator included.
+        """
+        settings = self.settings
+        before, _, after = (settings.template or "{text}").partition("{text}")
+        if settings.doc_max_length is not None:
+            texts = shortened(self.tokenizer, texts, most=settings.doc_max_length)
+        if before:
+            prompts = [before + each for each in prompts or [""] * len(texts)]
+        found = tokenize(self.tokenizer, texts, max_length=settings.max_length, prompts=prompts, suffix=after)
+        if not settings.skip_instruction:
             return [Tokens(each.ids, 0, len(each.ids)) for each in found]
         return found
 
@@ -285,20 +325,66 @@ class LLM2Vec(nn.Module):
         )
         return pool_tokens(states_ND, tokens, pooling=self.settings.pooling_mode)
 
-    def _prompts(self, count: int, prompt: str | None, prompt_name: str | None) -> list[str] | None:
+    def _prompts(self, prompts: Sequence[str], prompt_name: str | None) -> list[str] | None:
+        """What stands before each text, separator included; None where nothing does."""
         if prompt_name is not None:
             if prompt_name not in self.settings.prompts:
                 known = ", ".join(self.settings.prompts) or "none"
                 raise UsageError(f"there is no prompt named {prompt_name!r}; there are: {known}")
-            prompt = self.settings.prompts[prompt_name]
-        if not prompt or not prompt.strip():
+            prompts = [self.settings.prompts[prompt_name]] * len(prompts)
+        if not any(prompt.strip() for prompt in prompts):
             return None
-        return [prompt.strip() + self.settings.separator] * count
+        return [prompt.strip() + self.settings.separator if prompt.strip() else "" for prompt in prompts]
 
-    def save(self, output_path: str | Path) -> None:
-        """Write a folder that opens here, in `SentenceTransformer` and in `AutoModel`; whole or not at all."""
+    # --- the first implementation's further methods, for code that trains or pools by itself
+
+    def tokenize(self, texts: Texts) -> dict[str, Tensor]:
+        """Texts as padded tensors: `input_ids`, `attention_mask`, `embed_mask`, each ids_BT.
+
+        Args:
+            texts: As of `encode`; in a text, what stands before `!@#$%^&*()` is its instruction.
+        """
+        plain, prompts, _ = split_pairs(texts)
+        if prompts is None:
+            cut = [text.partition(SEPARATOR) if SEPARATOR in text else ("", "", text) for text in plain]
+            prompts, plain = [before for before, _, _ in cut], [after for _, _, after in cut]
+        tokens = self.tokens(plain, prompts=self._prompts(prompts, None))
+        return to_features(tokens, pad_id=int(self.tokenizer.pad_token_id))
+
+    def forward(self, sentence_feature: Mapping[str, Tensor]) -> Tensor:
+        """Vectors of tokenised texts, differentiable: embedding_BD.
+
+        Args:
+            sentence_feature: As from `tokenize`; rows may be padded on either side.
+        """
+        return self.embed(from_features(sentence_feature))
+
+    def get_pooling(self, features: Mapping[str, Tensor], last_hidden_states: Tensor) -> Tensor:
+        """Pool states_BTD that somebody else computed from the same features: embedding_BD."""
+        mask_BT = features.get("attention_mask", torch.ones(last_hidden_states.shape[:2])).bool()
+        states_ND = last_hidden_states[mask_BT.to(last_hidden_states.device)]
+        return pool_tokens(states_ND, from_features(features), pooling=self.settings.pooling_mode)
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, **options: Any) -> nn.Module:
+        """Make room for more tokens in the backbone's embeddings."""
+        return self.model.resize_token_embeddings(new_num_tokens, **options)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """Recompute states in training instead of keeping them."""
+        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
+
+    def save(self, output_path: str | Path, merge_before_save: bool = False, save_config: bool = True) -> None:
+        """Write a folder that opens here, in `SentenceTransformer` and in `AutoModel`; whole or not at all.
+
+        Args:
+            output_path: The folder to make.
+            merge_before_save: Nothing to do: adapters were merged when they were loaded.
+            save_config: False leaves our settings file out.
+        """
         with whole_folder(Path(output_path)) as partial:
             self.write(partial)
+            if not save_config:
+                (partial / SETTINGS_FILE).unlink()
 
     def write(self, folder: Path) -> None:
         """Fill a folder that is there: weights, tokenizer, settings."""
@@ -318,10 +404,3 @@ def _as_list(value: str | Path | Sequence[str | Path] | None) -> list[str | Path
     if value is None:
         return []
     return [value] if isinstance(value, str | Path) else list(value)
-
-
-def pool_tokens(states_ND: Tensor, tokens: Sequence[Tokens], *, pooling: Pooling) -> Tensor:
-    """Vectors of a batch from its flat states: embedding_BD in float32."""
-    bounds_B3 = torch.tensor([(len(each.ids), each.first, each.end) for each in tokens], device=states_ND.device)
-    lengths_B, first_B, end_B = bounds_B3.unbind(1)
-    return pool(states_ND, lengths_B=lengths_B, first_B=first_B, end_B=end_B, pooling=pooling)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm2vec.errors import ModelError, UsageError
 from llm2vec.files import read_json, write_json
+from llm2vec.hub import find_file
 from llm2vec.recipe import POOLING_ALIASES, Pooling
 
 if TYPE_CHECKING:
@@ -69,16 +70,20 @@ def pooling_named(name: str) -> Pooling:
     raise UsageError(f"there is no pooling {name!r}; there are mean, weighted_mean, last (eos), first (bos)")
 
 
-def read_settings(folder: Path) -> Settings | None:
-    """The settings in a folder: ours (or the first implementation's), else those of sentence-transformers, else None.
+def read_settings(source: str | Path, **hub: Any) -> Settings | None:
+    """The settings of a model: ours (or the first implementation's), else those of sentence-transformers, else None.
+
+    Args:
+        source: A folder or a hub id.
+        **hub: `revision`, `token`, `cache_dir`.
 
     Raises:
         ModelError: The settings file is damaged or names what does not exist.
     """
-    if (folder / SETTINGS_FILE).is_file():
-        return settings_from(read_json(folder / SETTINGS_FILE), where=str(folder / SETTINGS_FILE))
-    if (folder / "modules.json").is_file():
-        return _settings_of_sentence_transformers(folder)
+    if (ours := find_file(source, SETTINGS_FILE, **hub)) is not None:
+        return settings_from(read_json(ours), where=f"{source}/{SETTINGS_FILE}")
+    if Path(source).is_dir() and (Path(source) / "modules.json").is_file():
+        return _settings_of_sentence_transformers(Path(source))
     return None
 
 

@@ -1,5 +1,6 @@
 """The last proof: a folder that was written gives the same vectors when others open it, with none of our code."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,8 @@ another batch shape in that type."""
 def prove_read_back(encoder: LLM2Vec, folder: Path) -> Proof:
     """Open a saved folder as other people would, with none of our code, and compare vectors.
 
+    A template is left out of the comparison: other libraries know none.
+
     Raises:
         ProofFailed: `SentenceTransformer` or `AutoModel` gives other vectors than `encode`.
     """
@@ -31,16 +34,18 @@ def prove_read_back(encoder: LLM2Vec, folder: Path) -> Proof:
     from transformers import AutoModel
 
     texts = list(_PROBE_TEXTS)
+    if encoder.settings.template is not None:
+        encoder = LLM2Vec(encoder.model, encoder.tokenizer, settings=replace(encoder.settings, template=None))
     with decoder.quiet():
         opened = SentenceTransformer(str(folder), device=str(encoder.device))
         plain = AutoModel.from_pretrained(folder).eval().to(encoder.device)
-    ours_BD = encoder.encode(texts, convert_to="numpy")
+    ours_BD = encoder.encode(texts, convert_to_numpy=True)
     theirs_BD = opened.encode(texts, convert_to_numpy=True, show_progress_bar=False)
     margin = _distance(ours_BD, theirs_BD)
     # no settings of theirs amount to our weighted mean of a prompted text: their weights start at the prompt
     prompts = {} if encoder.settings.pooling_mode == "weighted_mean" else encoder.settings.prompts
     for name in prompts:  # their mean with a prompt may have another length, never another direction
-        ours = encoder.encode(texts, prompt_name=name, normalize=True, convert_to="numpy")
+        ours = encoder.encode(texts, prompt_name=name, normalize=True, convert_to_numpy=True)
         theirs = opened.encode(texts, prompt_name=name, normalize_embeddings=True, show_progress_bar=False)
         margin = max(margin, _distance(ours, theirs))
     ids = torch.tensor([encoder.tokens(texts[:1])[0].ids], device=encoder.device)

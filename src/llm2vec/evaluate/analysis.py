@@ -205,7 +205,7 @@ def neighbours(encoder: LLM2Vec, texts: Sequence[str], *, of: Sequence[int], cou
     Returns:
         For each wanted text, its neighbours, nearest first, without itself.
     """
-    vectors_BD = encoder.encode(list(texts), normalize=True, convert_to="numpy")
+    vectors_BD = encoder.encode(list(texts), normalize=True, convert_to_numpy=True)
     cosine_QB = vectors_BD[list(of)] @ vectors_BD.T
     cosine_QB[np.arange(len(of)), list(of)] = -np.inf
     nearest = np.argsort(-cosine_QB, axis=1)[:, :count]

@@ -73,7 +73,7 @@ def open_embedder(name: str, *, pooling: str | None = None) -> Embedder:
     encoder = open_encoder(name, pooling=pooling)
 
     def embed(texts: Sequence[str], *, prompt: str | None = None) -> np.ndarray:
-        return encoder.encode(list(texts), prompt=prompt, convert_to="numpy")
+        return encoder.encode(list(texts), prompt=prompt, convert_to_numpy=True)
 
     return embed
 

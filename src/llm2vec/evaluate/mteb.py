@@ -132,7 +132,7 @@ def as_mteb(encoder: "LLM2Vec", *, name: str, instructions: Mapping[str, str] | 
                 kwargs.get("batch_size"),
                 kwargs.get("show_progress_bar", False),
                 prompt=instruction and f"{instruction}:",
-                convert_to="numpy",
+                convert_to_numpy=True,
             )
 
     return Encoder()

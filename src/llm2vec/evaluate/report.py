@@ -211,7 +211,7 @@ def _score(name: str, score: Score) -> dict[str, Any]:
 
 
 def _embedder(encoder: LLM2Vec) -> Embedder:
-    return lambda texts, prompt=None: encoder.encode(list(texts), prompt=prompt, convert_to="numpy")
+    return lambda texts, prompt=None: encoder.encode(list(texts), prompt=prompt, convert_to_numpy=True)
 
 
 def _analyse(report: dict[str, Any], encoder: LLM2Vec, name: str, *, near: bool) -> None:

@@ -1,0 +1,1 @@
+"""The first implementation's data sets, by the module path it had."""

@@ -1,0 +1,53 @@
+"""A chain of the first implementation as one encoder folder: merged, proven, read back as others will read it."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from llm2vec.adapters import Chain
+from llm2vec.encoder import LLM2Vec
+from llm2vec.files import fingerprint_folder, whole_folder, write_json
+from llm2vec.folder import PROVENANCE_FILE
+from llm2vec.readback import prove_read_back
+
+
+def import_encoder(chain: Chain, out: Path, *, pooling: str | None = None) -> dict[str, Any]:
+    """Merge a chain and write the encoder, whole or not at all.
+
+    Args:
+        chain: As from `find_chain`.
+        out: The folder to make; it must not be there.
+        pooling: Instead of what the adapters' settings say.
+
+    Returns:
+        What `provenance.json` in the folder says: the chain in the order it was merged, and the proofs.
+
+    Raises:
+        ModelError: Something cannot be loaded, does not fit, or cannot be made bidirectional.
+        ProofFailed: sentence-transformers reads other vectors from the folder.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # doubts were told before
+        encoder = LLM2Vec.from_pretrained(chain.base, list(chain.adapters), pooling_mode=pooling)
+    with whole_folder(out) as partial:
+        encoder.write(partial)
+        proof = prove_read_back(encoder, partial)
+        facts = {
+            "imported": [_named(each) for each in (chain.base, *chain.adapters)],
+            "notes": [*chain.notes, *chain.doubts, *_about_template(encoder)],
+            "switch": encoder.switch.to_dict() if encoder.switch else None,
+            "read_back": proof.to_dict(),
+        }
+        write_json(partial / PROVENANCE_FILE, facts)
+    return facts
+
+
+def _about_template(encoder: LLM2Vec) -> list[str]:
+    template = encoder.settings.template
+    return [] if template is None else [f"sentence-transformers does not wrap texts; wrap them yourself: {template!r}"]
+
+
+def _named(source: str | Path) -> dict[str, str]:
+    folder = Path(source)
+    fingerprint = fingerprint_folder(folder) if folder.is_dir() else ""
+    return {"source": str(source), "fingerprint": fingerprint}

@@ -1,0 +1,1 @@
+"""The first implementation's losses, by the module path it had."""

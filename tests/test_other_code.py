@@ -1,0 +1,136 @@
+"""Other people's code, unchanged, with this package where the first implementation was."""
+
+import json
+import types
+
+import pytest
+import torch
+from conftest import DECODERS
+
+from llm2vec import LLM2Vec
+from llm2vec.dataset.utils import load_dataset
+from llm2vec.errors import UsageError
+from llm2vec.loss.utils import load_loss
+from llm2vec.places import BUNDLED_FOLDER
+
+
+def sees_the_future(model, **inputs):
+    """Whether an earlier state moves when the last token changes."""
+    ids_BT = torch.tensor([[5, 6, 7, 8]])
+    other_BT = torch.tensor([[5, 6, 7, 9]])
+    with torch.no_grad():
+        one, other = (model(input_ids=ids, **inputs)[0][0, 0] for ids in (ids_BT, other_BT))
+    return (one - other).abs().max() > 1e-5
+
+
+@pytest.mark.filterwarnings("ignore")  # what GLiNER's own imports warn of is not ours
+def test_gliner_reads_a_decoder_through_our_classes():
+    encoder = pytest.importorskip("gliner.modeling.encoder")
+    config = types.SimpleNamespace(
+        encoder_config=None, labels_encoder_config=None, vocab_size=-1, _attn_implementation=None, fuse_layers=False
+    )
+    made = encoder.Transformer(str(BUNDLED_FOLDER), config, from_pretrained=True)
+    assert type(made.model).__name__ == "LlamaBiModel"
+    ids_BT = torch.tensor([[5, 6, 7, 8]])
+    ours = LLM2Vec.from_pretrained("bundled").model
+    with torch.no_grad():
+        theirs_BTD = made(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT))
+        wanted_BTD = ours(input_ids=ids_BT).last_hidden_state
+    assert torch.allclose(theirs_BTD.float(), wanted_BTD, atol=0.15)  # GLiNER keeps the weights' bfloat16
+    assert sees_the_future(made.model.float())
+
+
+def test_the_model_classes_of_each_family_are_bidirectional_and_any_other_can_be_made_so():
+    from transformers import AutoConfig, Qwen3Model
+
+    from llm2vec import models
+
+    for name in ("Llama", "Mistral", "Gemma", "Qwen2"):
+        shape = {"vocab_size": 32, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 8}
+        config = AutoConfig.for_model(name.lower(), **shape, num_attention_heads=4, num_key_value_heads=2)
+        assert sees_the_future(getattr(models, f"{name}BiModel")(config).eval())
+        with_head = getattr(models, f"{name}BiForMNTP")(config).eval()
+        assert sees_the_future(with_head.get_model_for_peft())
+    made = models.bidirectional(Qwen3Model)
+    assert made.__name__ == "Qwen3BiModel"
+    assert sees_the_future(made.from_pretrained(DECODERS / "qwen3").eval())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_mtebs_own_wrapper_runs_a_local_task():
+    mteb = pytest.importorskip("mteb")
+    from datasets import Dataset, DatasetDict
+    from mteb.abstasks import AbsTaskSTS
+    from mteb.abstasks.task_metadata import TaskMetadata
+    from mteb.models.model_implementations.llm2vec_models import LLM2VecModel
+
+    from llm2vec.evaluate.analysis import bundled_pairs
+
+    class Pairs(AbsTaskSTS):
+        metadata = TaskMetadata(
+            name="BundledPairs",
+            description="graded pairs",
+            dataset={"path": "local/pairs", "revision": "1"},
+            type="STS",
+            eval_splits=["test"],
+            eval_langs=["eng-Latn"],
+            main_score="cosine_spearman",
+            reference=None,
+            date=None,
+            domains=None,
+            task_subtypes=None,
+            license=None,
+            annotations_creators=None,
+            dialect=None,
+            sample_creation=None,
+            bibtex_citation="",
+        )
+        min_score, max_score = 0, 5
+
+        def load_data(self, *args, **kwargs):
+            score, first, second = zip(*bundled_pairs(), strict=True)
+            rows = {"sentence1": list(first), "sentence2": list(second), "score": list(score)}
+            self.dataset, self.data_loaded = DatasetDict({"test": Dataset.from_dict(rows)}), True
+
+    wrapped = LLM2VecModel(base_model_name_or_path=str(DECODERS / "qwen3"), torch_dtype="float32", device="cpu")
+    found = mteb.evaluate(wrapped, Pairs(), cache=None, co2_tracker=False)
+    score = found.task_results[0].get_score()
+    assert 0 < score < 1
+    ours = LLM2Vec.from_pretrained(DECODERS / "qwen3")
+    pairs = [["", text] for text in ("One text.", "Another text.")]
+    assert torch.allclose(wrapped.model.encode(pairs), ours.encode(["One text.", "Another text."]), atol=1e-5)
+
+
+def test_e5_comes_in_blocks_of_one_data_set_with_its_instructions(tmp_path):
+    for name in ("nq", "quora_duplicates"):
+        rows = [{"query": f"q{n}", "positive": f"p{n}", "negative": f"n{n}"} for n in range(10)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = load_dataset("E5", file_path=str(tmp_path), effective_batch_size=4)
+    names = [sample.guid.split("-")[0] for sample in found]
+    assert len(found) == 16
+    assert all(len(set(names[start : start + 4])) == 1 for start in range(0, 16, 4))
+    one = next(sample for sample in found if sample.guid.startswith("nq"))
+    assert one.texts[0].startswith(
+        "Given a question, retrieve Wikipedia passages that answer the question; !@#$%^&*()q"
+    )
+    assert one.texts[1].startswith("!@#$%^&*()p")
+    two = {sample.texts[0].split(";")[0] for sample in found if sample.guid.startswith("quora")}
+    assert len(two) == 2
+
+
+def test_wiki1m_is_a_text_with_itself(tmp_path):
+    (tmp_path / "wiki.txt").write_text("One line.\n\nAnother.\n")
+    found = load_dataset("Wiki1M", file_path=str(tmp_path / "wiki.txt"))
+    assert [sample.texts for sample in found] == [("One line.", "One line."), ("Another.", "Another.")]
+    with pytest.raises(UsageError, match="is not there"):
+        load_dataset("Wiki1M")
+
+
+def test_the_named_loss_is_ours():
+    anchor, positive, negative = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0)).unbind(0)
+    found = load_loss("HardNegativeNLLLoss", scale=50.0)(anchor, positive, negative)
+    candidates = torch.nn.functional.normalize(torch.cat([positive, negative]), dim=-1)
+    scores = 50 * torch.nn.functional.normalize(anchor, dim=-1) @ candidates.T
+    assert torch.allclose(found, torch.nn.functional.cross_entropy(scores, torch.arange(4)), atol=1e-5)
+    with pytest.raises(UsageError, match="no loss"):
+        load_loss("Triplet")
