@@ -13,8 +13,20 @@ from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from llm2vec.errors import ModelError, first_line
+from llm2vec.places import place
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def check_adapter(adapter: str | Path) -> None:
+    """Look whether a folder holds an adapter at all; a hub id is not looked up.
+
+    Raises:
+        ModelError: There is no such folder, or no `adapter_config.json` in it.
+    """
+    folder = place(adapter)
+    if isinstance(folder, Path) and not (folder / _CONFIG).is_file():
+        raise ModelError(f"{adapter} is no adapter: there is no {_CONFIG} in it")
 
 
 def merge_chain(model: PreTrainedModel, adapters: Sequence[str | Path], *, token: str | None = None) -> PreTrainedModel:
@@ -33,8 +45,7 @@ def merge_chain(model: PreTrainedModel, adapters: Sequence[str | Path], *, token
     """
     dtype = model.dtype
     for adapter in adapters:
-        if Path(adapter).is_dir() and not (Path(adapter) / _CONFIG).is_file():
-            raise ModelError(f"{adapter} is no adapter: there is no {_CONFIG} in it")
+        check_adapter(adapter)
         try:
             wrapped = PeftModel.from_pretrained(model.float(), str(adapter), token=token)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
