@@ -29,7 +29,11 @@ def run(*arguments, stdin=None):
 
 
 @pytest.mark.parametrize(
-    "command", [[], *([each] for each in ("convert", "recipe", "encode", "info", "probe", "tag", "evaluate", "report"))]
+    "command",
+    [
+        [],
+        *([each] for each in ("convert", "train", "recipe", "encode", "info", "probe", "tag", "evaluate", "report")),
+    ],
 )
 def test_help_imports_nothing_heavy_and_has_examples(command):
     done = run_light(*command, "--help")
@@ -48,6 +52,13 @@ def test_help_imports_nothing_heavy_and_has_examples(command):
         (["convert", "--preset", "huge"], "no preset 'huge'"),
         (["convert", "--recipe", "nowhere.yaml"], "does not exist"),
         (["recipe", "--set", "seeds=3"], "did you mean 'seed'"),
+        (["recipe", "--from", "nowhere.json"], "nowhere.json cannot be read"),
+        (["recipe", "--from", "a.json", "--preset", "paper"], "leave out --preset"),
+        (["train", "mlm", "a.json"], "there is no 'mlm' to train: mntp, simcse, supervised"),
+        (["train", "mntp", "nowhere.json"], "nowhere.json cannot be read"),
+        (["probe", "encoder"], "--train and --test"),
+        (["probe", "nowhere.json"], "nowhere.json cannot be read"),
+        (["probe", "word.json", "encoder"], "names its model"),
         (["encode", "bundled", "text", "--out", "vectors.doc"], "the ending says the format"),
     ],
 )

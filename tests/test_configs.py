@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from llm2vec.configs import read_config
+from llm2vec.configs import probe_arguments, read_config
 from llm2vec.errors import UsageError
 from llm2vec.presets import preset
 from llm2vec.recipe import Recipe, differences, merged
@@ -151,9 +151,8 @@ def translate(tmp_path):
 
 
 def recipe_of(translated):
-    """The recipe a file amounts to, without the supervised part that recipes may not have."""
-    changes = {key: value for key, value in translated.recipe.items() if key in Recipe.model_fields}
-    return Recipe.read(merged(preset("paper"), changes))
+    """The recipe a file amounts to."""
+    return Recipe.read(merged(preset("paper"), translated.recipe))
 
 
 def different(translated, name):
@@ -170,7 +169,7 @@ def test_a_published_mntp_file_amounts_to_our_preset(translate, values, name):
         "mntp.log_every: 10 -> 500",  # absent from the file; transformers' default, which changes no weight
     ]
     assert translated.recipe["simcse"] == {"steps": 0}
-    assert (translated.kind, translated.out, translated.adapters) == ("mntp", values["output_dir"], [])
+    assert (translated.kind, translated.out) == ("mntp", values["output_dir"])
 
 
 def test_a_published_simcse_file_amounts_to_our_preset(translate):
@@ -181,40 +180,83 @@ def test_a_published_simcse_file_amounts_to_our_preset(translate):
         "simcse.min_tokens: 4 -> 1",  # the first implementation left no text out
     ]
     assert (here["corpus"]["source"], here["mntp"]["steps"]) == ("cache/wiki1m_for_simcse.txt", 0)
-    assert translated.adapters == ["McGill-NLP/LLM2Vec-Sheared-LLaMA-mntp"]
+    assert here["adapters"] == ["McGill-NLP/LLM2Vec-Sheared-LLaMA-mntp"]
 
 
-def test_a_published_supervised_file_is_a_part_of_its_own(translate):
+def test_a_published_supervised_file_amounts_to_our_preset(translate):
     translated = translate(MISTRAL_SUPERVISED)
-    stage = translated.recipe["supervised"]
-    assert (stage["steps"], stage["batch_size"], stage["max_length"]) == (1000, 64, 512)
-    assert (stage["learning_rate"], stage["warmup_steps"], stage["schedule_epochs"]) == (2e-4, 300, 3)
-    assert stage["scale"] == 50  # in no published file: the script's default
-    assert stage["lora"] == {"r": 16, "alpha": 32, "dropout": 0.05}
-    assert stage["corpus"] == {"source": "cache/echo-data"}
-    recipe = recipe_of(translated)
-    assert (recipe.mntp.steps, recipe.simcse.steps) == (0, 0)
+    here, there = recipe_of(translated).to_dict(), Recipe.read(preset("mistral-7b")).to_dict()
+    corpus = here["supervised"].pop("corpus")
+    there["supervised"].pop("corpus")
+    assert list(differences(there["supervised"], here["supervised"], "supervised.")) == [
+        "supervised.log_every: 50 -> 500",  # absent from the file; transformers' default, which changes no weight
+        "supervised.steps: 0 -> 1000",
+    ]
+    assert (here["mntp"]["steps"], here["simcse"]["steps"], corpus["source"]) == (0, 0, "cache/echo-data")
+    assert here["adapters"] == ["McGill-NLP/LLM2Vec-Mistral-7B-Instruct-v2-mntp"]
+    prompts = corpus["instructions"]
+    assert len(prompts) == 14
+    assert prompts["fever"] == ["Given a claim, retrieve documents that support or refute the claim;"]
+    assert {name for name, texts in prompts.items() if len(texts) == 2} == {"allnli", "quora_duplicates"}
+    assert not recipe_of(translated).trains_on_own_texts
 
 
-def test_a_word_task_is_a_probe_and_trains_no_stage(translate):
+def test_prompts_are_those_of_the_data_sets_that_are_there(translate, tmp_path):
+    for name in ("allnli.jsonl", "squad.jsonl.gz", "mine.jsonl"):
+        (tmp_path / "e5").mkdir(exist_ok=True)
+        (tmp_path / "e5" / name).touch()
+    translated = translate(MISTRAL_SUPERVISED | {"dataset_file_path": str(tmp_path / "e5")})
+    assert set(translated.recipe["supervised"]["corpus"]["instructions"]) == {"allnli", "squad"}
+    assert "dataset_file_path: read too, without a prompt: mine" in translated.notes
+
+
+def test_an_encoder_made_here_stands_in_for_decoder_and_adapter(translate, tmp_path):
+    (tmp_path / "config.json").touch()
+    recipe = translate(SHEARED_SIMCSE | {"peft_model_name_or_path": str(tmp_path)}).recipe
+    assert (recipe["decoder"], recipe["adapters"]) == (str(tmp_path), [])
+    (tmp_path / "adapter_config.json").touch()
+    recipe = translate(SHEARED_SIMCSE | {"peft_model_name_or_path": str(tmp_path)}).recipe
+    assert (recipe["decoder"], recipe["adapters"]) == (SHEARED_SIMCSE["model_name_or_path"], [str(tmp_path)])
+
+
+def test_a_word_task_is_a_probe_and_no_recipe(translate):
     translated = translate(WORD_TASK)
-    recipe, probe = recipe_of(translated), translated.probe
-    assert (recipe.mntp.steps, recipe.simcse.steps) == (0, 0)
-    assert (probe["model"], probe["adapter"]) == (WORD_TASK["model_name_or_path"], WORD_TASK["peft_addr"])
-    assert (probe["task"], probe["reading"], probe["merge"]) == ("pos_tags", "before", "mean")
-    assert (probe["steps"], probe["batch_size"], probe["dropout"]) == (4000, 8, 0.1)
-    assert (probe["learning_rate"], probe["schedule_epochs"]) == (5e-4, 10)
-    assert "lora" not in probe
-    assert translated.adapters == [WORD_TASK["peft_addr"]]
+    assert translated.recipe == {}
+    assert translated.probe == {
+        "model": WORD_TASK["model_name_or_path"],
+        "adapters": [WORD_TASK["peft_addr"]],
+        **dict.fromkeys(("train", "test", "dev"), "hub:tomaarsen/conll2003"),
+        "column": "pos_tags",
+        "reading": "before",
+        "merge": "mean",
+    }
+    for key in ("learning_rate", "num_train_epochs", "stop_after_n_steps", "output_dir", "classifier_dropout"):
+        assert len([note for note in translated.notes if note.startswith(f"{key}: ")]) == 1, key
+    assert translate(WORD_TASK | {"bidirectional": False}).probe["model"] == f"uni:{WORD_TASK['model_name_or_path']}"
+    bert = {key: value for key, value in WORD_TASK.items() if key != "peft_addr"} | {"model_class": "auto"}
+    assert translate(bert).probe["model"] == f"auto:{WORD_TASK['model_name_or_path']}"
 
 
-def test_a_test_of_a_word_task_is_a_probe_without_training(translate):
+def test_a_test_of_a_word_task_is_a_probe_too(translate):
     translated = translate(TEST_WORD_TASK | {"merge_subwords": False})
     probe = translated.probe
-    assert (probe["task"], probe["reading"], probe["merge"]) == ("chunk_tags", "own", "first")
-    assert (probe["batch_size"], probe["max_length"], probe["seed"]) == (32, 512, 32)
-    assert "steps" not in probe
+    assert (probe["column"], probe["reading"], probe["merge"]) == ("chunk_tags", "own", "first")
+    assert probe["test"] == "hub:tomaarsen/conll2003"
     assert any(note.startswith("cls_addr: pickled") for note in translated.notes)
+
+
+def test_the_command_line_stands_above_a_word_tasks_file_and_that_above_our_defaults(translate):
+    nothing = dict.fromkeys(("train", "test", "dev", "column", "reading", "merge"))
+    ours = probe_arguments(nothing)
+    assert ours == {**nothing, "adapters": [], "reading": "auto", "merge": "mean"}
+    file = translate(WORD_TASK)
+    assert probe_arguments(nothing, file) == file.probe
+    own = {"train": "a.jsonl", "test": "b.jsonl", "merge": "last"}
+    found = probe_arguments({**nothing, **own}, file)
+    assert found == {**file.probe, **own, "dev": None}  # no development set of another data set than the others
+    files = LEAST["word-task"] | {"validation_file": "v.txt"}
+    found = probe_arguments(nothing, translate(files, among=("word-task", "test-word-task")))
+    assert (found["train"], found["test"], found["dev"]) == ("t.txt", None, "v.txt")
 
 
 @pytest.mark.parametrize("kind", FILES)
@@ -224,8 +266,11 @@ def test_the_kind_is_told_from_the_keys(translate, kind):
 
 
 def test_a_kind_that_cannot_be_told_is_asked_for(translate):
-    with pytest.raises(UsageError, match="its keys fit mntp, word-task; say which"):
+    with pytest.raises(UsageError, match="its keys fit mntp, word-task; needed is mntp or simcse or"):
         translate(LEAST["mntp"])
+    assert translate(LEAST["mntp"], among=("mntp", "simcse", "supervised")).kind == "mntp"
+    with pytest.raises(UsageError, match="its keys fit test-word-task; needed is mntp or simcse$"):
+        translate(TEST_WORD_TASK, among=("mntp", "simcse"))
     with pytest.raises(UsageError, match="its keys fit simcse, supervised"):
         translate({"model_name_or_path": "m", "loss_class": "HardNegativeNLLLoss"})
     with pytest.raises(UsageError, match="no kind of file has all its keys"):
@@ -233,10 +278,10 @@ def test_a_kind_that_cannot_be_told_is_asked_for(translate):
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_every_file_that_says_the_least_is_a_recipe(translate, kind):
+def test_every_file_that_says_the_least_is_a_recipe_or_a_probe(translate, kind):
     translated = translate(LEAST[kind], kind=kind)
-    assert recipe_of(translated).decoder == "m"
-    assert (translated.out, translated.adapters) == (None, [])
+    named = translated.probe["model"] if translated.probe else recipe_of(translated).decoder
+    assert (named, translated.out) == ("m", None)
 
 
 def test_defaults_are_the_first_implementations_not_ours(translate):
@@ -251,8 +296,7 @@ def test_defaults_are_the_first_implementations_not_ours(translate):
     assert (simcse.steps, simcse.batch_size, simcse.learning_rate) == (10_000, 8, 5e-5)
     assert (simcse.dropout, simcse.scale, simcse.lora.r) == (0.1, 50, 8)
     probe = translate(LEAST["word-task"], kind="word-task").probe
-    assert (probe["task"], probe["reading"], probe["merge"]) == ("pos_tags", "before", "mean")
-    assert translate(LEAST["test-word-task"], kind="test-word-task").probe["max_length"] == 1024
+    assert (probe["column"], probe["reading"], probe["merge"]) == ("pos_tags", "before", "mean")
 
 
 def test_a_key_of_another_name_means_the_same_and_gives_one_note(translate):
@@ -318,7 +362,7 @@ def test_a_causal_contrastive_run_and_another_pooling_are_noted(translate):
     translated = translate(SHEARED_SIMCSE | {"bidirectional": False, "pooling_mode": "eos_token"})
     assert recipe_of(translated).encoder.pooling == "last"
     assert "pooling_mode: eos_token is last here" in translated.notes
-    assert any(note.startswith("bidirectional: ") for note in translated.notes)
+    assert any(note.endswith("here every stage trains bidirectionally") for note in translated.notes)
 
 
 @pytest.mark.parametrize(
@@ -339,6 +383,7 @@ def test_a_causal_contrastive_run_and_another_pooling_are_noted(translate):
         (SHEARED_SIMCSE | {"pooling_mode": "median"}, "pooling_mode must be mean or .*'median'"),
         (SHEARED_SIMCSE | {"dataset_file_path": None}, "a simcse file needs dataset_file_path"),
         (SHEARED_SIMCSE | {"loss_class": "Other"}, "loss_class must be HardNegativeNLLLoss"),
+        (WORD_TASK | {"model_class": "auto"}, "peft_addr goes with model_class custom"),
         (WORD_TASK | {"task": "words"}, "task must be pos_tags or ner_tags or chunk_tags"),
         (TEST_WORD_TASK | {"learning_rate": 1.0}, "no 'learning_rate' in a test-word-task file; it is a key of mntp"),
         ("{", "config.json is not JSON"),

@@ -97,6 +97,17 @@ def _kind(adapter: str | Path) -> int:
     return _MNTP if name.endswith("mntp") else 0
 
 
+def check_adapter(adapter: str | Path) -> None:
+    """Look whether a folder holds an adapter at all; a hub id is not looked up.
+
+    Raises:
+        ModelError: There is no such folder, or no `adapter_config.json` in it.
+    """
+    folder = place(adapter)
+    if isinstance(folder, Path) and not (folder / _CONFIG).is_file():
+        raise ModelError(f"{adapter} is no adapter: there is no {_CONFIG} in it")
+
+
 def merge_chain(model: PreTrainedModel, adapters: Sequence[str | Path], **hub: Any) -> PreTrainedModel:
     """Merge adapters into a model's body, one after the other.
 

@@ -7,18 +7,18 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llm2vec import cli_evaluate, cli_import
+from llm2vec import cli_evaluate, cli_import, cli_train
+from llm2vec.cli_train import Json, KeepStages, Sets, StartOver
 from llm2vec.errors import LLM2VecError, UsageError
 from llm2vec.places import check_place, place
 from llm2vec.presets import PRESETS, preset
 from llm2vec.recipe import Recipe, merged, read_settings, read_yaml, to_yaml
-from llm2vec.terminal import Drawn, answer, people, results, table
+from llm2vec.terminal import answer, people, results, table
 from llm2vec.texts import HUB, SELF, corpus_files
 
 if TYPE_CHECKING:
@@ -52,8 +52,6 @@ def _options(
     pass
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else there.")]
-Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one knob of the recipe.")]
 PresetName = Annotated[str | None, typer.Option("--preset", help=f"Recipe to start from: {', '.join(PRESETS)}.")]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="A recipe file (YAML).")]
 TrustRemoteCode = Annotated[bool, typer.Option(help="Run model code that comes with the model.")]
@@ -109,8 +107,8 @@ def convert(
     preset_name: PresetName = None,
     recipe_file: RecipeFile = None,
     sets: Sets = None,
-    keep_stages: Annotated[bool, typer.Option("--keep-stages", help="Keep each stage's folder in OUT.stages.")] = False,
-    start_over: Annotated[bool, typer.Option("--start-over", help="Throw away what stands under OUT.")] = False,
+    keep_stages: KeepStages = False,
+    start_over: StartOver = False,
     trust_remote_code: TrustRemoteCode = False,
     json: Json = False,
 ) -> None:
@@ -127,23 +125,7 @@ def convert(
     check_place(place(recipe.decoder))
     if recipe.corpus.source != SELF and not recipe.corpus.source.startswith(HUB):
         corpus_files(recipe.corpus.source)
-    drawn = Drawn()
-    alone = os.environ.get("RANK", "0") == "0"  # of several processes, one speaks
-    from llm2vec.conversion import convert as run
-
-    try:
-        listener = drawn if alone else None
-        conversion = run(recipe, out, keep_stages=keep_stages, start_over=start_over, progress=listener)
-    finally:
-        drawn.close()
-    if not alone:
-        return
-    provenance = conversion.provenance
-    if json:
-        stages = {name: str(place) for name, place in conversion.stages.items()}
-        answer({"folder": str(conversion.folder), "stages": stages, **provenance})
-    else:
-        _summary(out, provenance)
+    cli_train.follow(recipe, out, keep_stages=keep_stages, start_over=start_over, json=json)
 
 
 def _recipe(decoder: str, name: str | None, file: Path | None, named: dict[str, Any], sets: list[str] | None) -> Recipe:
@@ -156,24 +138,6 @@ def _recipe(decoder: str, name: str | None, file: Path | None, named: dict[str, 
 def _is_small(decoder: str) -> bool:
     weights = list(Path(decoder).expanduser().glob("*.safetensors"))
     return decoder == "bundled" or (bool(weights) and sum(file.stat().st_size for file in weights) < _SMALL_MODEL_BYTES)
-
-
-def _summary(out: Path, provenance: Mapping[str, Any]) -> None:
-    rows = []
-    for stage in provenance["stages"]:
-        evaluations = [line for line in stage["metrics"] if "eval_loss" in line]
-        losses = [line for line in stage["metrics"] if "loss" in line]
-        if evaluations:
-            first, last = evaluations[0], evaluations[-1]
-            rows.append(["MNTP held-out loss", f"{first['eval_loss']:.3f}", f"{last['eval_loss']:.3f}"])
-            rows.append(["MNTP perplexity", f"{first['eval_perplexity']:.1f}", f"{last['eval_perplexity']:.1f}"])
-            rows.append(["MNTP masked accuracy", f"{first['eval_accuracy']:.1%}", f"{last['eval_accuracy']:.1%}"])
-        elif losses:
-            rows.append([f"{stage['stage']} loss", f"{losses[0]['loss']:.3f}", f"{losses[-1]['loss']:.3f}"])
-    table("", ["", "before", "after"], rows)
-    for proof in [*provenance["stages"][-1]["switch"]["proofs"], provenance["read_back"]]:
-        results.print(f"proved: {proof['name']} (margin {proof['margin']:.1e})")
-    results.print(f'\n{out} is ready: SentenceTransformer("{out}"), or llm2vec encode {out} "some text"')
 
 
 @app.command(
@@ -246,15 +210,26 @@ def _show(found: "Info") -> None:
         results.print(f"note: {note}")
 
 
-@app.command(epilog="Example: `llm2vec recipe --preset mistral-7b > recipe.yaml`")
+@app.command(
+    epilog="Examples:\n\n`llm2vec recipe --preset mistral-7b > recipe.yaml`\n\n"
+    "`llm2vec recipe --from train_configs/mntp/Mistral.json > recipe.yaml`"
+)
 def recipe(
     preset_name: PresetName = None,
     recipe_file: RecipeFile = None,
+    config_file: Annotated[
+        Path | None, typer.Option("--from", help="A JSON file of the first implementation's training scripts.")
+    ] = None,
     sets: Sets = None,
     json: Json = False,
 ) -> None:
     """Print a whole recipe: every knob with its value, unit and source."""
-    chosen = _recipe("bundled", preset_name, recipe_file, {}, sets)
+    if config_file is not None:
+        if preset_name or recipe_file:
+            raise UsageError("--from says it all; leave out --preset and --recipe, and change knobs with --set")
+        chosen, _ = cli_train.read_recipe(config_file, sets)
+    else:
+        chosen = _recipe("bundled", preset_name, recipe_file, {}, sets)
     if json:
         answer(chosen.to_dict())
     else:
@@ -308,6 +283,7 @@ def encode(
         people.print(f"{len(rows):,} vectors of {encoder.dimension} numbers in {out}")
 
 
+cli_train.register(app)
 cli_evaluate.register(app)
 cli_import.register(app)
 

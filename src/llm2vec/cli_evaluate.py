@@ -1,15 +1,21 @@
 """The commands that measure: `probe` for words and `tag` with what it learned, `evaluate` for sentences."""
 
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from json import dumps
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llm2vec.config_keys import WORD_TASKS
+from llm2vec.configs import Translated, probe_arguments, read_config
 from llm2vec.errors import UsageError
 from llm2vec.terminal import Drawn, answer, people, results, table
+
+if TYPE_CHECKING:
+    from llm2vec.evaluate.probe import Probed
 
 Models = Annotated[
     list[str], typer.Argument(help="Encoder folders or hub ids; `uni:DECODER`, `auto:ENCODER` (BERT ...).")
@@ -24,7 +30,8 @@ def register(app: typer.Typer) -> None:
     app.command(
         epilog="Examples:\n\n"
         "`llm2vec probe uni:decoder encoder.stages/* --train train.conllu --test test.conllu`\n\n"
-        "`llm2vec probe encoder --train train.txt --test test.txt --column -1 --metric entity-f1 --json`"
+        "`llm2vec probe encoder --train train.txt --test test.txt --column -1 --metric entity-f1 --json`\n\n"
+        "`llm2vec probe pos_tags.json --train train.conllu --test test.conllu --column upos`"
     )(probe)
     app.command(
         epilog="Examples:\n\n"
@@ -40,30 +47,41 @@ def register(app: typer.Typer) -> None:
 
 
 def probe(
-    models: Models,
-    train: Annotated[str, typer.Option(help="Labelled sentences: .conllu, .jsonl, columns, or `hub:NAME`.")],
-    test: Annotated[str, typer.Option(help="The same, to measure on.")],
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            help="Encoder folders or hub ids; `uni:DECODER`, `auto:ENCODER` (BERT ...); or FILE.json of a word task."
+        ),
+    ],
+    train: Annotated[str | None, typer.Option(help="Labelled sentences: .conllu, .jsonl, columns, `hub:NAME`.")] = None,
+    test: Annotated[str | None, typer.Option(help="The same, to measure on.")] = None,
     dev: Annotated[str | None, typer.Option(help="The same, to choose a reading on; none: a tenth of train.")] = None,
     column: Annotated[str | None, typer.Option(help="Label column, by number or name.")] = None,
     metric: Annotated[str, typer.Option(help="accuracy, or entity-f1.")] = "accuracy",
-    reading: Annotated[str, typer.Option(help="own, before (a token earlier), or auto: the better on dev.")] = "auto",
-    merge: Annotated[str, typer.Option(help="Of a word's tokens: mean, first, last.")] = "mean",
+    reading: Annotated[
+        str | None, typer.Option(help="own, before (a token earlier), or auto (default): the better on dev.")
+    ] = None,
+    merge: Annotated[str | None, typer.Option(help="Of a word's tokens: mean (default), first, last.")] = None,
     layer: Annotated[str, typer.Option(help="last, or all: a value for each layer too.")] = "last",
     seeds: Annotated[int, typer.Option(help="Classifiers trained.")] = 3,
     save: Annotated[Path | None, typer.Option(help="Keep the (one) model's probe here, for `llm2vec tag`.")] = None,
     json: Json = False,
 ) -> None:
     """Probe word vectors: part-of-speech, chunks, entities, any label a word has."""
+    given = {"train": train, "test": test, "dev": dev, "column": column, "reading": reading, "merge": merge}
+    chosen = probe_arguments(given, _word_task(models))
     _one_of("--metric", metric, ("accuracy", "entity-f1"))
-    _one_of("--reading", reading, ("own", "before", "auto"))
-    _one_of("--merge", merge, ("mean", "first", "last"))
+    _one_of("--reading", chosen["reading"], ("own", "before", "auto"))
+    _one_of("--merge", chosen["merge"], ("mean", "first", "last"))
     _one_of("--layer", layer, ("last", "all"))
-    if save is not None and len(models) > 1:
-        raise UsageError(f"--save keeps one model's probe, and there are {len(models)} models")
+    if not (chosen["train"] and chosen["test"]):
+        raise UsageError("say what to train and to measure on: --train and --test")
+    if save is not None and (len(models) > 1 or chosen["adapters"]):
+        raise UsageError("--save keeps the probe of one encoder folder, not of several or of an adapter")
     from llm2vec.evaluate.columns import read_tagged
 
-    roles = {"train": train, "test": test, "validation": dev}
-    parts = [read_tagged(path, column=column, split=role) if path else [] for role, path in roles.items()]
+    roles = {"train": chosen["train"], "test": chosen["test"], "validation": chosen["dev"]}
+    parts = [read_tagged(path, column=chosen["column"], split=role) if path else [] for role, path in roles.items()]
     from llm2vec.evaluate import models as named
     from llm2vec.evaluate import probe as probing
     from llm2vec.evaluate.agreement import floors
@@ -72,30 +90,48 @@ def probe(
     found = {}
     for name in models:
         found[name] = probing.probe(
-            named.open_encoder(name),
+            named.open_encoder(chosen.get("model", name), adapters=chosen["adapters"]),
             parts[0],
             parts[1],
             dev=parts[2],
             metric=metric,  # type: ignore[arg-type]  # checked above
-            reading=reading,  # type: ignore[arg-type]
-            merge=merge,  # type: ignore[arg-type]
+            reading=chosen["reading"],
+            merge=chosen["merge"],
             every_layer=layer == "all",
             seeds=seeds,
         )
         people.print(f"{name}: {metric} {found[name].value:.4f}, read from {found[name].reading}")
     if save is not None:
-        save_probe(found[models[0]], save, encoder=models[0], merge=merge)  # type: ignore[arg-type]
+        save_probe(found[models[0]], save, encoder=chosen.get("model", models[0]), merge=chosen["merge"])
         people.print(f"{save} is ready: llm2vec tag --probe {save} 'some text'")
     least = floors(parts[0], parts[1], metric)  # type: ignore[arg-type]
     if json:
         answer({**{name: each.to_dict() for name, each in found.items()}, "floors": least})
-        return
+    else:
+        _show_probes(found, least, metric)
+
+
+def _word_task(models: list[str]) -> Translated | None:
+    """The word task's file that stands where models would; each note of its translation is a line for people."""
+    files = [name for name in models if Path(name).suffix == ".json"]
+    if not files:
+        return None
+    if len(models) > 1:
+        raise UsageError(f"{files[0]} names its model; give no other beside it")
+    translated = read_config(Path(files[0]), among=WORD_TASKS)
+    for note in translated.notes:
+        people.print(f"note: {note}", markup=False)
+    return translated
+
+
+def _show_probes(found: Mapping[str, "Probed"], least: Mapping[str, float], metric: str) -> None:
     rows = [[name, f"{value:.2%}", "", ""] for name, value in least.items()]
     rows += [
         [name, f"{each.value:.2%}", f"{each.low:.2%} - {each.high:.2%}", each.reading, *_layers(each.by_layer)]
         for name, each in found.items()
     ]
-    table("", ["model", metric, "95%", "read from", *(["layers"] if layer == "all" else [])], rows)
+    layered = any(each.by_layer for each in found.values())
+    table("", ["model", metric, "95%", "read from", *(["layers"] if layered else [])], rows)
     if unseen := max(each.unseen for each in found.values()):
         results.print(f"{unseen} test words have a label that no training word has; they count as wrong")
 

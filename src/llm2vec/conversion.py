@@ -17,8 +17,10 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llm2vec import backbone, decoder
+from llm2vec.adapters import merge_chain
+from llm2vec.checks import check
 from llm2vec.encoder import LLM2Vec
-from llm2vec.errors import ModelError, UsageError
+from llm2vec.errors import UsageError
 from llm2vec.files import PARTIAL, publish, read_json, whole_file, whole_folder, write_json
 from llm2vec.folder import PROVENANCE_FILE, Settings, model_card
 from llm2vec.machine import default_device, versions
@@ -33,7 +35,7 @@ from llm2vec.stages.supervised import train_supervised
 from llm2vec.stages.training import weights_dtype
 from llm2vec.texts import SELF, read_texts, self_texts, sentences
 from llm2vec.tokens import TokenStore, separator_for, store_tokens
-from llm2vec.triples import Triples, check_triples, store_triples
+from llm2vec.triples import Triples, store_triples
 from llm2vec.work import Work, scratch_beside
 
 _STAGE_FILE = "stage.json"
@@ -109,11 +111,12 @@ class _Job:
 
     def make_bidirectional(self, folder: Path) -> None:
         """Stage 0: the decoder, bidirectional and proven, nothing trained."""
-        self._check_decoder()
+        check(self.recipe, processes=self.processes.num_processes, progress=self.progress)
         tokenizer = decoder.load_tokenizer(self.source, **self._hub())
-        if self.recipe.corpus.source == SELF:
+        if self.recipe.trains_on_own_texts:
             self._write_own_texts(tokenizer)
-        model = self._load(self.source, tokenizer, self.recipe.mntp, head=True)
+        model = self._load(self.source, tokenizer, self._first_stage(), head=self.recipe.mntp.steps > 0)
+        merge_chain(backbone.body(model), [place(adapter) for adapter in self.recipe.adapters])
         switch = backbone.make_bidirectional(model)
         for note in switch.notes:
             self.progress.note(note)
@@ -260,26 +263,10 @@ class _Job:
         decoder.check_vocabulary(model, tokenizer)
         return model
 
-    def _check_decoder(self) -> None:
-        config = decoder.load_config(self.source, **self._hub())
-        if backbone.is_bidirectional(config):
-            raise ModelError(f"{self.source} is bidirectional already; give the decoder that it was made from")
-        limit = backbone.position_limit(config)
+    def _first_stage(self) -> StageRecipe:
+        """The stage that trains first; its precision is what the decoder is kept in until then."""
         recipe = self.recipe
-        lengths = {
-            "mntp.max_length": recipe.mntp.max_length if recipe.mntp.steps else 0,
-            "simcse.max_length": recipe.simcse.max_length if recipe.simcse.steps else 0,
-            "supervised.max_length": recipe.supervised.max_length if recipe.supervised.steps else 0,
-            "encoder.max_length": recipe.encoder.max_length,
-        }
-        for name, length in lengths.items():
-            if limit is not None and length > limit:
-                raise UsageError(f"{name} is {length}, but the decoder has {limit} positions: --set {name}={limit}")
-        if recipe.supervised.steps:
-            step_rows = recipe.supervised.batch_size * self.processes.num_processes
-            check_triples(recipe.supervised.corpus, step_rows=step_rows)
-        elif recipe.supervised.corpus.source is not None:
-            self.progress.note("supervised.corpus is not used: supervised.steps is 0")
+        return next((stage for stage in (recipe.mntp, recipe.simcse, recipe.supervised) if stage.steps), recipe.mntp)
 
     def _write_own_texts(self, tokenizer: PreTrainedTokenizerBase) -> None:
         if self.work.own_texts.is_file():

@@ -172,6 +172,7 @@ def model_card(name: str, provenance: Mapping[str, Any]) -> str:
     """A README for an encoder folder: what it is, how to open it, how it was made."""
     recipe = provenance["recipe"]
     stages = ", ".join(stage["stage"] for stage in provenance["stages"])
+    merged = "".join(f" with the adapter `{adapter}`" for adapter in recipe.get("adapters", ()))
     return f"""---
 library_name: sentence-transformers
 pipeline_tag: feature-extraction
@@ -180,7 +181,7 @@ tags: [llm2vec, sentence-transformers, feature-extraction]
 
 # {name}
 
-A text encoder made from the decoder `{recipe["decoder"]}` by LLM2Vec: {stages}.
+A text encoder made from the decoder `{recipe["decoder"]}`{merged} by LLM2Vec: {stages}.
 Needs transformers 5.2 or newer (older versions silently read it causally).
 
 ```python

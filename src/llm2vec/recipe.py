@@ -172,6 +172,9 @@ class Recipe(Part):
     """A whole conversion."""
 
     decoder: str = knob("bundled", "a folder, a hub id, or `bundled`")
+    adapters: tuple[str, ...] = knob(
+        (), "folders or hub ids of adapters, merged into the decoder first, in the order they were trained in"
+    )
     seed: int = knob(42, "seed of everything random", source="first implementation", ge=0)
     trust_remote_code: bool = knob(False, "run model code that comes with the decoder")
     corpus: CorpusRecipe = CorpusRecipe()
@@ -202,6 +205,13 @@ class Recipe(Part):
             of_a_part = first["type"] == "value_error" and isinstance(first["input"], Mapping)
             shown = "" if first["type"] == "missing" or of_a_part else f", not {first['input']!r}"
             raise UsageError(f"recipe: {place}: {first['msg'].removeprefix('Value error, ')}{shown}") from error
+
+    @property
+    def trains_on_own_texts(self) -> bool:
+        """Whether a stage that has steps trains on texts that the decoder writes."""
+        read = [self.corpus] if self.mntp.steps else []
+        read += [self.simcse.corpus or self.corpus] if self.simcse.steps else []
+        return any(corpus.source == "self" for corpus in read)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain data; `Recipe.read` of it gives an equal recipe."""

@@ -13,6 +13,7 @@ from typing import Any
 from llm2vec.errors import RunError
 from llm2vec.files import PARTIAL, fingerprint_folder, read_json, write_json
 from llm2vec.folder import PROVENANCE_FILE
+from llm2vec.places import place
 from llm2vec.progress import Progress
 from llm2vec.recipe import Recipe, differences
 from llm2vec.texts import corpus_fingerprint
@@ -74,7 +75,7 @@ class Work:
         write_json(known, self.identity())
 
     def identity(self) -> dict[str, Any]:
-        """What a run is: recipe, decoder and corpora, by content."""
+        """What a run is: recipe, decoder, adapters and corpora, by content."""
         recipe = self._recipe
         corpora = {"corpus": recipe.corpus, "simcse.corpus": recipe.simcse.corpus or recipe.corpus}
         fingerprints = {name: corpus_fingerprint(corpus.source) for name, corpus in corpora.items()}
@@ -82,7 +83,8 @@ class Work:
             fingerprints["supervised.corpus"] = corpus_fingerprint(str(recipe.supervised.corpus.source), kinds=KINDS)
         return {
             "recipe": recipe.to_dict(),
-            "decoder": fingerprint_folder(self._source) if isinstance(self._source, Path) else self._source,
+            "decoder": _fingerprint(self._source),
+            "adapters": [_fingerprint(place(adapter)) for adapter in recipe.adapters],
             "corpora": fingerprints,
         }
 
@@ -91,6 +93,8 @@ class Work:
         changed = list(differences(before.get("recipe", {}), now["recipe"]))
         if before.get("decoder") != now["decoder"]:
             changed.append("the decoder's files")
+        if before.get("adapters", []) != now["adapters"] and not changed:
+            changed.append("the adapters' files")
         if before.get("corpora") != now["corpora"] and not changed:
             changed.append("the texts of the corpus")
         if changed:
@@ -118,6 +122,11 @@ def scratch_beside(folder: Path) -> Iterator[Path]:
     scratch.mkdir(parents=True, exist_ok=True)
     yield scratch
     shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _fingerprint(model: str | Path) -> str:
+    """Of a folder, by content; a hub id stands for itself."""
+    return fingerprint_folder(model) if isinstance(model, Path) else model
 
 
 def _place_of_scratch(folder: Path) -> Path:

@@ -56,7 +56,7 @@ def _from_datasets(name: str, column: str, split: str) -> list[Tagged]:
 
     try:
         rows = datasets.load_dataset(name, split=split)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise CorpusError(f"cannot load the data set {name}, split {split}: {first_line(error)}") from error
     if missing := [field for field in ("tokens", column) if field not in rows.column_names]:
         raise CorpusError(f"{name} has no column {missing[0]!r}; it has {', '.join(rows.column_names)} (--column)")

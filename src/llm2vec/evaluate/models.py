@@ -31,18 +31,25 @@ class Embedder(Protocol):
         """Vectors of texts: embedding_BD."""
 
 
-def open_encoder(name: str, *, pooling: str | None = None) -> LLM2Vec:
+def open_encoder(name: str, *, pooling: str | None = None, adapters: Sequence[str] = ()) -> LLM2Vec:
     """An encoder by its name.
+
+    Args:
+        name: As above.
+        pooling: Instead of its own.
+        adapters: Merged into a decoder or `uni:DECODER`, in the order they were trained in.
 
     Raises:
         ModelError: There is no such model.
     """
     if name.startswith(UNI):
-        return LLM2Vec.from_pretrained(name.removeprefix(UNI), enable_bidirectional=False, pooling_mode=pooling)
+        return LLM2Vec.from_pretrained(
+            name.removeprefix(UNI), adapters, enable_bidirectional=False, pooling_mode=pooling
+        )
     if name.startswith(AUTO):
         return _open_any(name.removeprefix(AUTO), pooling=pooling)
     if not name.startswith(RANDOM):
-        return LLM2Vec.from_pretrained(name, pooling_mode=pooling)
+        return LLM2Vec.from_pretrained(name, adapters, pooling_mode=pooling)
     encoder = LLM2Vec.from_pretrained(name.removeprefix(RANDOM), pooling_mode=pooling)
     config = decoder.load_config(place(name.removeprefix(RANDOM)))
     with torch.random.fork_rng(devices=[]), torch.no_grad():
