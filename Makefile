@@ -15,8 +15,8 @@ BIN := .venv/bin
 demo: .venv/ready  ## convert the bundled decoder and show what it gained
 	$(BIN)/python scripts/demo.py
 
-test: .venv/ready  ## every test
-	$(BIN)/python -m pytest
+test: .venv/ready  ## every test, in two processes of one thread each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: .venv/ready  ## format, lint, types, floors, generated pages
 	$(BIN)/ruff format --check .
