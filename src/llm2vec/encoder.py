@@ -21,7 +21,7 @@ from llm2vec.folder import SETTINGS_FILE, Settings, pooling_named, write_setting
 from llm2vec.opening import open_parts
 from llm2vec.reference import SEPARATOR, loading_arguments, split_pairs
 from llm2vec.tokens import Tokens, borders, shortened, tokenize
-from llm2vec.words import Merge, Reading, Words, find_words, joined, word_states, word_tokens
+from llm2vec.words import Merge, Reading, Words, words_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -296,27 +296,15 @@ class LLM2Vec(nn.Module):
             >>> encoder.words(["New York is big."])[0].words  # doctest: +SKIP
             ('New', 'York', 'is', 'big', '.')
         """
-        pairs = [(text, find_words(text)) if isinstance(text, str) else joined(text) for text in texts]
-        read = word_tokens(
-            self.tokenizer,
-            [text for text, _ in pairs],
-            [offsets for _, offsets in pairs],
-            max_length=self.settings.max_length,
-        )
-        found = word_states(
+        return words_of(
             self.model,
-            read,
-            pad_id=int(self.tokenizer.pad_token_id),
+            self.tokenizer,
+            texts,
+            max_length=self.settings.max_length,
             max_tokens=self.max_tokens,
-            readings=(reading,),
+            reading=reading,
             merge=merge,
         )
-        vectors_ND = found[reading][0] if found else torch.zeros(0, self.dimension)
-        parts = vectors_ND.split([len(offsets) for _, offsets in pairs])
-        return [
-            Words(tuple(text[start:end] for start, end in offsets), tuple(offsets), part_WD)
-            for (text, offsets), part_WD in zip(pairs, parts, strict=True)
-        ]
 
     def embed(self, tokens: Sequence[Tokens]) -> Tensor:
         """Vectors of one batch, differentiable: embedding_BD, float32, on the model's device."""

@@ -75,6 +75,35 @@ def joined(words: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
     return " ".join(words), offsets
 
 
+def words_of(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    texts: Sequence[str] | Sequence[Sequence[str]],
+    *,
+    max_length: int,
+    max_tokens: int,
+    reading: Reading,
+    merge: Merge,
+) -> list[Words]:
+    """The words of each text and their vectors; `LLM2Vec.words` says what the arguments are."""
+    pairs = [(text, find_words(text)) if isinstance(text, str) else joined(text) for text in texts]
+    plain, offsets = [text for text, _ in pairs], [found for _, found in pairs]
+    found = word_states(
+        model,
+        word_tokens(tokenizer, plain, offsets, max_length=max_length),
+        pad_id=int(tokenizer.pad_token_id),
+        max_tokens=max_tokens,
+        readings=(reading,),
+        merge=merge,
+    )
+    vectors_ND = found[reading][0] if found else torch.zeros(0, model.config.get_text_config().hidden_size)
+    parts = vectors_ND.split([len(each) for each in offsets])
+    return [
+        Words(tuple(text[start:end] for start, end in each), tuple(each), part_WD)
+        for text, each, part_WD in zip(plain, offsets, parts, strict=True)
+    ]
+
+
 def word_tokens(
     tokenizer: "PreTrainedTokenizerBase",
     texts: Sequence[str],
