@@ -11,6 +11,7 @@ from pathlib import Path
 
 from machine import heading
 
+from llm2vec.evaluate.agreement import floors
 from llm2vec.evaluate.columns import read_tagged
 from llm2vec.evaluate.models import open_embedder, open_encoder
 from llm2vec.evaluate.probe import probe
@@ -25,8 +26,11 @@ STS = ("stsb", "sts12", "sts13", "sts14", "sts15", "sts16")
 CLASSES = ("trec6", "sst2", "banking77")
 
 
+NAMES = {"0-bi": "Bi", "1-mntp": "Bi+MNTP", "2-simcse": "Bi+MNTP+SimCSE"}
+
+
 def main() -> None:
-    """Measure every model on every set and print two tables."""
+    """Measure every model on every set and print two tables; of several conversions, the mean and the extremes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--decoder", default="bundled")
@@ -35,38 +39,47 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="word level and STS alone")
     arguments = parser.parse_args()
-    models = {"Uni": f"uni:{arguments.decoder}"}
-    for place in arguments.stages:
-        mark = f" ({place.name.removesuffix('.stages')})" if len(arguments.stages) > 1 else ""
-        named = {"0-bi": "Bi", "1-mntp": "Bi+MNTP", "2-simcse": "Bi+MNTP+SimCSE"}
-        models |= {named[each.name] + mark: str(each) for each in sorted(place.glob("[0-9]-*"))}
+    models = {"Uni": [f"uni:{arguments.decoder}"]}
+    for name, title in NAMES.items():
+        places = [place / name for place in arguments.stages if (place / name).is_dir()]
+        if places:
+            models[title] = [str(place) for place in (places[:1] if name == "0-bi" else places)]
     print(heading())
     words(models, arguments.data)
     sentences(models, arguments)
 
 
-def words(models: dict[str, str], data: Path) -> None:
-    """The word-level table."""
+def words(models: dict[str, list[str]], data: Path) -> None:
+    """The word-level table, with floors."""
     sets = {
         name: [read_tagged(data / path, column=column) for path in paths] for name, (*paths, column, _) in WORDS.items()
     }
     print("| word level | " + " | ".join(sets) + " |\n|" + " --- |" * (len(sets) + 1))
-    for name, model in models.items():
-        encoder, cells = open_encoder(model), []
+    least = [floors(*parts, WORDS[name][-1]) for name, parts in sets.items()]
+    for floor in least[0]:
+        print(f"| {floor} | {' | '.join(f'{each[floor]:.1%}' for each in least)} |")
+    for name, places in models.items():
+        cells = []
         for task, (train, test) in sets.items():
             started = time.perf_counter()
-            found = probe(encoder, train, test, metric=WORDS[task][-1])
-            spread = f"{found.low:.1%} to {found.high:.1%}, {found.reading}, {time.perf_counter() - started:.0f} s"
-            cells.append(f"{found.value:.1%} ({spread})")
+            found = [probe(open_encoder(place), train, test, metric=WORDS[task][-1]) for place in places]
+            values = [each.value for each in found]
+            low, high = sum(each.low for each in found) / len(found), sum(each.high for each in found) / len(found)
+            spread = f"{low:.1%} to {high:.1%}{_extremes(values)}, {found[0].reading}"
+            cells.append(f"{sum(values) / len(values):.1%} ({spread}, {time.perf_counter() - started:.0f} s)")
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
-def sentences(models: dict[str, str], arguments: argparse.Namespace) -> None:
+def _extremes(values: list[float]) -> str:
+    return f"; seeds {min(values):.1%} to {max(values):.1%}" if len(values) > 1 else ""
+
+
+def sentences(models: dict[str, list[str]], arguments: argparse.Namespace) -> None:
     """The sentence-level table, with floors."""
     folder = arguments.data / "sent"
-    floors = {"tf-idf": "tfidf", "random weights": f"random:{arguments.decoder}"}
-    rows = {name: (model, None) for name, model in {**models, **floors}.items()}
-    rows["Uni, weighted mean"] = (f"uni:{arguments.decoder}", "weighted_mean")
+    rows: dict[str, tuple[list[str], str | None]] = {name: (places, None) for name, places in models.items()}
+    rows["Uni, weighted mean"] = ([f"uni:{arguments.decoder}"], "weighted_mean")
+    rows |= {"random weights": ([f"random:{arguments.decoder}"], None), "tf-idf": (["tfidf"], None)}
     tasks = {"STS-B": lambda embed: sts(embed, folder / "sts" / "stsb.test.tsv").value}
     tasks["STS, mean of 6"] = lambda embed: (
         sum(sts(embed, folder / "sts" / f"{n}.test.tsv").value for n in STS) / len(STS)
@@ -75,12 +88,21 @@ def sentences(models: dict[str, str], arguments: argparse.Namespace) -> None:
         for name in CLASSES:
             paths = [folder / "classification" / f"{name}.{part}.jsonl" for part in ("test", "train")]
             tasks[name] = lambda embed, paths=paths: classification(embed, paths[0], train=paths[1]).value
-        tasks["AG News clusters"] = lambda embed: clustering(embed, folder / "clustering" / "agnews8000.jsonl").value
-        tasks["Cranfield nDCG@10"] = lambda embed: retrieval(embed, folder / "retrieval" / "cranfield").value
+        for name in ("agnews8000", "stackoverflow_titles"):
+            path = folder / "clustering" / f"{name}.jsonl"
+            tasks[f"{name} clusters"] = lambda embed, path=path: clustering(embed, path).value
+        for name in ("cranfield", "scifact"):
+            path = folder / "retrieval" / name
+            tasks[f"{name} nDCG@10"] = lambda embed, path=path: retrieval(embed, path).value
     print("\n| sentence level | " + " | ".join(tasks) + " |\n|" + " --- |" * (len(tasks) + 1))
-    for name, (model, pooling) in rows.items():
-        values = [f"{100 * task(open_embedder(model, pooling=pooling)):.1f}" for task in tasks.values()]
-        print(f"| {name} | {' | '.join(values)} |", flush=True)
+    for name, (places, pooling) in rows.items():
+        embedders = [open_embedder(place, pooling=pooling) for place in places]
+        found = [[100 * task(embed) for embed in embedders] for task in tasks.values()]
+        cells = [
+            f"{sum(each) / len(each):.1f}" + (f" ({min(each):.1f} to {max(each):.1f})" * (len(each) > 1))
+            for each in found
+        ]
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ Each adapter was trained on its predecessors merged, so they are merged in order
 trained on (`LlamaBiModel` of a module that no longer exists) does not matter: the layers have the same names.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from llm2vec.files import read_json
 from llm2vec.hub import find_file
 from llm2vec.places import place
 
-_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_CONFIG, _WEIGHTS, _SETTINGS = "adapter_config.json", "adapter_model.safetensors", "llm2vec_config.json"
 
 _MNTP, _LAST = 1, 2
 """When an adapter was trained: MNTP first, SimCSE or supervised on the merged result."""
@@ -31,13 +31,17 @@ class Chain:
 
     Attributes:
         base: Folder or hub id of whole weights.
-        adapters: In the order they were trained in.
+        adapters: As they are named, in the order they were trained in.
+        folders: Where their files lie, those of the hub fetched.
+        hub: How the base is fetched: a revision is that of the model that was named first, be it base or adapter.
         notes: What was worked out, for a person.
         doubts: What looks wrong: an adapter on weights that it was not trained on.
     """
 
     base: str | Path
     adapters: tuple[str | Path, ...]
+    folders: tuple[Path, ...]
+    hub: Mapping[str, Any]
     notes: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
 
@@ -56,34 +60,36 @@ def find_chain(source: str | Path, adapters: Sequence[str | Path] = (), **hub: A
     Raises:
         ModelError: An adapter's base is not there.
     """
-    named, notes = [*adapters], []
+    later = {**hub, "revision": None}
+    named, notes = [(each, later) for each in adapters], []
     while (config := find_file(source, _CONFIG, **hub)) is not None and not _has_weights(source):
         base = read_json(config).get("base_model_name_or_path")
         try:
             opened = place(base)
-            find_file(opened, "config.json", **hub)
+            find_file(opened, "config.json", **later)
         except (ModelError, TypeError) as error:
             raise ModelError(
                 f"{source} is an adapter of {base!r}, which is not there; name its base first, then the adapter"
             ) from error
         notes.append(f"{source} is an adapter of {base}")
-        named.insert(0, source)
-        source = opened
-    kinds = [_kind(each) for each in named]
-    ordered = [each for _, each in sorted(zip(kinds, named, strict=True), key=lambda pair: pair[0])]
+        named.insert(0, (source, hub))
+        source, hub = opened, later
+    kinds = [_kind(each) for each, _ in named]
+    ordered = sorted(named, key=lambda each: _kind(each[0]))
     if ordered != named and 0 not in kinds:
-        notes.append(f"merged in the order they were trained in: {', '.join(map(str, ordered))}")
+        notes.append(f"merged in the order they were trained in: {', '.join(str(each) for each, _ in ordered)}")
         named = ordered
     doubts = []
     if _LAST in kinds and _MNTP not in kinds and _kind(source) != _MNTP:
-        last = named[kinds.index(_LAST)]
+        last, _ = named[kinds.index(_LAST)]
         doubts.append(
             f"{last} looks like an adapter trained on merged MNTP weights, but no MNTP adapter comes before it: its "
             "vectors will be poor. Name the MNTP adapter first"
         )
     if kinds.count(_LAST) > 1:
         doubts.append("SimCSE and supervised adapters are two ways to go on from MNTP, not one on top of the other")
-    return Chain(source, tuple(named), tuple(notes), tuple(doubts))
+    folders = tuple(adapter_folder(each, **how) for each, how in named)
+    return Chain(source, tuple(each for each, _ in named), folders, hub, tuple(notes), tuple(doubts))
 
 
 def _has_weights(source: str | Path) -> bool:
@@ -108,13 +114,12 @@ def check_adapter(adapter: str | Path) -> None:
         raise ModelError(f"{adapter} is no adapter: there is no {_CONFIG} in it")
 
 
-def merge_chain(model: PreTrainedModel, adapters: Sequence[str | Path], **hub: Any) -> PreTrainedModel:
+def merge_chain(model: PreTrainedModel, adapters: Sequence[Path]) -> PreTrainedModel:
     """Merge adapters into a model's body, one after the other.
 
     Args:
         model: What the first adapter was trained on.
-        adapters: Folders or hub ids, in the order they were trained in.
-        **hub: `token`, `cache_dir`.
+        adapters: Folders, in the order they were trained in.
 
     Returns:
         The model, plain again, in the type of its weights.
@@ -124,24 +129,24 @@ def merge_chain(model: PreTrainedModel, adapters: Sequence[str | Path], **hub: A
     """
     dtype = model.dtype
     for adapter in adapters:
-        folder = _folder(adapter, **hub)
         try:
-            wrapped = PeftModel.from_pretrained(model.float(), str(folder))
+            wrapped = PeftModel.from_pretrained(model.float(), str(adapter))
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise ModelError(f"cannot put the adapter {adapter} on this model: {first_line(error)}") from error
-        _check_all_used(wrapped, folder)
+        _check_all_used(wrapped, adapter)
         model = wrapped.merge_and_unload()  # type: ignore[operator]  # via __getattr__
     merged: PreTrainedModel = model.to(dtype)  # type: ignore[arg-type]  # transformers narrows `to`
     return merged
 
 
-def _folder(adapter: str | Path, **hub: Any) -> Path:
+def adapter_folder(adapter: str | Path, **hub: Any) -> Path:
     """Where an adapter's files lie; those of the hub are fetched first, all into one folder."""
     config = find_file(adapter, _CONFIG, **hub)
     if config is None:
         raise ModelError(f"{adapter} is no adapter: there is no {_CONFIG} in it")
     if find_file(adapter, _WEIGHTS, **hub) is None and find_file(adapter, "adapter_model.bin", **hub) is None:
         raise ModelError(f"the adapter {adapter} has no weights: there is no {_WEIGHTS} in it")
+    find_file(adapter, _SETTINGS, **hub)
     return config.parent
 
 

@@ -4,7 +4,8 @@ A model whose live attention implementation is the packed one (proved for it whe
 one row; any other gets right-padded rows. Either way states come back flat, text after text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +25,17 @@ MAX_TOKENS_GPU = 32_768
 def is_packed(model: "PreTrainedModel") -> bool:
     """Whether texts go through this model in one row, each seeing only itself."""
     return bool(model.config._attn_implementation == PACKED)
+
+
+@contextmanager
+def evaluating(model: "PreTrainedModel") -> Iterator[None]:
+    """Dropout off inside the block; as before afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def plan(lengths: Sequence[int], *, max_tokens: int, max_texts: int | None = None, padded: bool) -> list[list[int]]:

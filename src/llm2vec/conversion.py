@@ -17,7 +17,7 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llm2vec import backbone, decoder
-from llm2vec.adapters import merge_chain
+from llm2vec.adapters import adapter_folder, merge_chain
 from llm2vec.checks import check
 from llm2vec.encoder import LLM2Vec
 from llm2vec.errors import UsageError
@@ -116,7 +116,7 @@ class _Job:
         if self.recipe.trains_on_own_texts:
             self._write_own_texts(tokenizer)
         model = self._load(self.source, tokenizer, self._first_stage(), head=self.recipe.mntp.steps > 0)
-        merge_chain(backbone.body(model), [place(adapter) for adapter in self.recipe.adapters])
+        merge_chain(backbone.body(model), [adapter_folder(place(each)) for each in self.recipe.adapters])
         switch = backbone.make_bidirectional(model)
         for note in switch.notes:
             self.progress.note(note)

@@ -269,13 +269,11 @@ class LLM2Vec(nn.Module):
         batches = batching.plan(
             lengths, max_tokens=self.max_tokens, max_texts=batch_size, padded=not batching.is_packed(self.model)
         )
-        was_training = self.model.training
-        self.model.eval()
-        for batch in batches:
-            embedding_BD[batch] = self.embed([tokens[index] for index in batch]).cpu()
-            seen(len(batch))
+        with batching.evaluating(self.model):
+            for batch in batches:
+                embedding_BD[batch] = self.embed([tokens[index] for index in batch]).cpu()
+                seen(len(batch))
         seen(len(tokens) - sum(map(len, batches)))
-        self.model.train(was_training)
         return embedding_BD
 
     def words(
@@ -308,8 +306,11 @@ class LLM2Vec(nn.Module):
 
     def embed(self, tokens: Sequence[Tokens]) -> Tensor:
         """Vectors of one batch, differentiable: embedding_BD, float32, on the model's device."""
+        real = [each for each in tokens if each.ids]
+        if not real:
+            return torch.zeros(len(tokens), self.dimension, device=self.device)
         states_ND = batching.token_states(
-            self.model, [each.ids for each in tokens], pad_id=int(self.tokenizer.pad_token_id)
+            self.model, [each.ids for each in real], pad_id=int(self.tokenizer.pad_token_id)
         )
         return pool_tokens(states_ND, tokens, pooling=self.settings.pooling_mode)
 

@@ -28,7 +28,7 @@ def import_encoder(chain: Chain, out: Path, *, pooling: str | None = None) -> di
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # doubts were told before
-        encoder = LLM2Vec.from_pretrained(chain.base, list(chain.adapters), pooling_mode=pooling)
+        encoder = LLM2Vec.from_pretrained(chain.base, list(chain.folders), pooling_mode=pooling)
     with whole_folder(out) as partial:
         encoder.write(partial)
         proof = prove_read_back(encoder, partial)

@@ -55,13 +55,12 @@ def open_parts(
     chain = find_chain(place(source), adapters, **hub)
     for doubt in chain.doubts:
         warnings.warn(doubt, stacklevel=3)
-    places = [chain.base, *chain.adapters]
-    tokenizer = decoder.load_tokenizer(chain.base, **hub)
-    model = decoder.load(chain.base, head=False, **loading, **hub).eval()
+    tokenizer = decoder.load_tokenizer(chain.base, **chain.hub)
+    model = decoder.load(chain.base, head=False, **loading, **chain.hub).eval()
     decoder.check_vocabulary(model, tokenizer)
-    settings = _settings(places, tokenizer, model.config.model_type, changes, hub)
+    settings = _settings(chain, tokenizer, model.config.model_type, changes)
     if chain.adapters:
-        model = merge_chain(model, chain.adapters, **_of_adapters(hub)).eval()
+        model = merge_chain(model, chain.folders).eval()
     if not settings.bidirectional and backbone.is_bidirectional(model.config):
         raise ModelError(f"{source} is bidirectional already; its causal baseline is the decoder it was made from")
     switch = backbone.make_bidirectional(model) if settings.bidirectional else None
@@ -71,48 +70,32 @@ def open_parts(
     return Opened(model, tokenizer, settings, switch, chain)
 
 
-def _of_adapters(hub: Mapping[str, Any]) -> dict[str, Any]:
-    """A revision is the base's own."""
-    return {name: value for name, value in hub.items() if name in ("token", "cache_dir")}
-
-
 def _settings(
-    places: Sequence[str | Path],
-    tokenizer: "PreTrainedTokenizerBase",
-    model_type: str,
-    changes: Mapping[str, Any],
-    hub: Mapping[str, Any],
+    chain: Chain, tokenizer: "PreTrainedTokenizerBase", model_type: str, changes: Mapping[str, Any]
 ) -> Settings:
     """The last settings found, changed as the caller says; templates of the first implementation are filled in."""
-    known = [(each, found) for each in places if (found := read_settings(each, **hub)) is not None]
-    settings = known[-1][1] if known else Settings()
-    pooling = changes.get("pooling_mode")
-    ours = bool(known) and "template" in _raw(known[-1][0], hub)
-    ended = pooling == _EOS_TOKEN or (
-        pooling is None and bool(known) and _raw(known[-1][0], hub).get("pooling_mode") == _EOS_TOKEN
-    )
-    template = changes.get("template")
+    settings, raw = Settings(), dict[str, Any]()
+    for each, hub in ((chain.base, chain.hub), *((folder, {}) for folder in chain.folders)):
+        found = read_settings(each, **hub)
+        if found is not None:
+            path = find_file(each, SETTINGS_FILE, **hub)
+            settings, raw = found, {} if path is None else read_json(path)
+    pooling, template = changes.get("pooling_mode"), changes.get("template")
     if template is not None:
         template = read_template(template, tokenizer)
-    elif not ours:
-        template = template_of(_names(places, hub), model_type, tokenizer, ended=ended)
-    named = {**changes, "template": template, "pooling_mode": pooling and pooling_named(pooling)}
-    return settings.changed(**named)
+    elif "template" not in raw:
+        ended = (pooling or raw.get("pooling_mode")) == _EOS_TOKEN
+        template = template_of(_names(chain), model_type, tokenizer, ended=ended)
+    return settings.changed(**{**changes, "template": template, "pooling_mode": pooling and pooling_named(pooling)})
 
 
-def _raw(source: str | Path, hub: Mapping[str, Any]) -> dict[str, Any]:
-    path = find_file(source, SETTINGS_FILE, **hub)
-    values: dict[str, Any] = {} if path is None else read_json(path)
-    return values
-
-
-def _names(places: Sequence[str | Path], hub: Mapping[str, Any]) -> list[str]:
+def _names(chain: Chain) -> list[str]:
     """What the base is called: as it was given, and as its files and its adapters' files say."""
-    names = [str(places[0])]
-    for each, file, key in (
-        *((each, "config.json", "_name_or_path") for each in places),
-        *((each, "adapter_config.json", "base_model_name_or_path") for each in places),
-    ):
-        if (path := find_file(each, file, **hub)) is not None and (name := read_json(path).get(key)):
-            names.append(str(name))
-    return names
+    known = [(find_file(chain.base, "config.json", **chain.hub), "_name_or_path")]
+    for folder in chain.folders:
+        known += [
+            (folder / "config.json", "_name_or_path"),
+            (folder / "adapter_config.json", "base_model_name_or_path"),
+        ]
+    said = [read_json(path).get(key) for path, key in known if path is not None and path.is_file()]
+    return [str(chain.base), *(str(name) for name in said if name)]
