@@ -38,6 +38,7 @@ def main() -> None:
         "--stages", type=Path, nargs="+", default=[Path("demo/encoder.stages")], help="one for each seed"
     )
     parser.add_argument("--quick", action="store_true", help="word level and STS alone")
+    parser.add_argument("--only", choices=("words", "sentences"), help="one of the two tables")
     arguments = parser.parse_args()
     models = {"Uni": [f"uni:{arguments.decoder}"]}
     for name, title in NAMES.items():
@@ -45,8 +46,10 @@ def main() -> None:
         if places:
             models[title] = [str(place) for place in (places[:1] if name == "0-bi" else places)]
     print(heading())
-    words(models, arguments.data)
-    sentences(models, arguments)
+    if arguments.only != "sentences":
+        words(models, arguments.data)
+    if arguments.only != "words":
+        sentences(models, arguments)
 
 
 def words(models: dict[str, list[str]], data: Path) -> None:

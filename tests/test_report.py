@@ -4,7 +4,9 @@ import json
 from html.parser import HTMLParser
 
 import pytest
+import torch
 from conftest import DECODERS
+from safetensors.torch import load_file
 
 from llm2vec import Recipe, convert
 from llm2vec.errors import ModelError, RunError
@@ -15,7 +17,7 @@ from llm2vec.evaluate.report import WordTask, bundled_words, measure
 
 RUN = {
     "decoder": str(DECODERS / "qwen3"),
-    "mntp": {"steps": 4, "batch_size": 4, "max_length": 48, "eval_blocks": 4},
+    "mntp": {"steps": 4, "batch_size": 4, "max_length": 48, "eval_blocks": 4, "keep_every": 2},
     "simcse": {"steps": 2, "batch_size": 8, "max_length": 32},
     "encoder": {"max_length": 64},
 }
@@ -56,6 +58,20 @@ def test_a_causal_model_knows_nothing_of_the_ending_and_the_others_do(report):
     gaps = {row["model"]: max(abs(1 - value) for value in row["different"]) for row in report["future"]}
     assert gaps["Uni"] < 1e-6
     assert min(value for name, value in gaps.items() if name != "Uni") > 1e-4
+
+
+def test_encoders_kept_along_the_way_are_measured_by_step(run, report):
+    assert [(row["stage"], row["step"]) for row in report["efficiency"]] == [("1-mntp", 2), ("1-mntp", 4)]
+    last = next(row for row in report["words"][0]["rows"] if row["model"] == "Bi+MNTP")
+    if last["reading"] == "own":
+        assert report["efficiency"][-1]["scores"]["part-of-speech"] == pytest.approx(last["value"], abs=1e-6)
+    kept = run.with_name("out.stages") / "checkpoints"
+    ends = [
+        load_file(place / "model.safetensors") for place in (kept / "1-mntp-4", run.with_name("out.stages") / "1-mntp")
+    ]
+    assert all(torch.equal(weight, ends[1][name]) for name, weight in ends[0].items() if name in ends[1])
+    half = load_file(kept / "1-mntp-2" / "model.safetensors")
+    assert any(not torch.equal(weight, ends[0][name]) for name, weight in half.items())
 
 
 def test_the_mask_changes_nothing_before_the_first_layer(report):

@@ -22,7 +22,7 @@ from llm2vec.checks import check
 from llm2vec.encoder import LLM2Vec
 from llm2vec.errors import UsageError
 from llm2vec.files import PARTIAL, publish, read_json, whole_file, whole_folder, write_json
-from llm2vec.folder import PROVENANCE_FILE, Settings, model_card
+from llm2vec.folder import CHECKPOINTS, PROVENANCE_FILE, Settings, model_card
 from llm2vec.machine import default_device, versions
 from llm2vec.places import place
 from llm2vec.progress import Progress, Silent
@@ -32,7 +32,7 @@ from llm2vec.recipe import CorpusRecipe, Recipe, StageRecipe
 from llm2vec.stages.mntp import train_mntp
 from llm2vec.stages.simcse import attention_dropouts, train_simcse
 from llm2vec.stages.supervised import train_supervised
-from llm2vec.stages.training import weights_dtype
+from llm2vec.stages.training import KEPT, weights_dtype
 from llm2vec.texts import SELF, read_texts, self_texts, sentences
 from llm2vec.tokens import TokenStore, separator_for, store_tokens
 from llm2vec.triples import Triples, store_triples
@@ -148,7 +148,7 @@ class _Job:
                 model, tokenizer, store, recipe, folder=scratch, seed=self.recipe.seed, progress=self.progress
             )
             facts = {"stage": "mntp", "switch": switch.to_dict(), "corpus": store.facts(), "metrics": log}
-            self._save(folder, model, tokenizer, facts)
+            self._save(folder, model, tokenizer, facts, scratch)
 
     def simcse(self, folder: Path) -> None:
         """Stage 2: unsupervised contrastive learning."""
@@ -187,7 +187,7 @@ class _Job:
             switch_facts = switch.to_dict()
             switch_facts["proofs"].append(live.to_dict())
             facts = {"stage": "simcse", "switch": switch_facts, "corpus": store.facts(), "metrics": log}
-            self._save(folder, model, tokenizer, facts)
+            self._save(folder, model, tokenizer, facts, scratch)
 
     def supervised(self, folder: Path) -> None:
         """Stage 3: supervised contrastive learning."""
@@ -214,7 +214,7 @@ class _Job:
             )
             corpus = {**triples.store.facts(), "data_sets": [asdict(each) for each in triples.data_sets]}
             facts = {"stage": "supervised", "switch": switch.to_dict(), "corpus": corpus, "metrics": log}
-            self._save(folder, model, tokenizer, facts)
+            self._save(folder, model, tokenizer, facts, scratch)
 
     def finish(self) -> None:
         """Write the encoder from the last stage, open it as others would, compare, and publish it."""
@@ -339,9 +339,22 @@ class _Job:
         return triples
 
     def _save(
-        self, folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: Mapping[str, Any]
+        self,
+        folder: Path,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        facts: Mapping[str, Any],
+        scratch: Path,
     ) -> None:
+        """Write a stage's folder, and those of the models it kept along the way."""
+
         def write() -> None:
+            for kept in sorted(scratch.glob(f"{KEPT}[0-9]*[0-9]")):
+                place = self.work.folder / CHECKPOINTS / f"{folder.name}-{int(kept.name.removeprefix(KEPT))}"
+                place.parent.mkdir(exist_ok=True)
+                body = decoder.load(kept, head=False, dtype=model.dtype)
+                with whole_folder(place) as partial:
+                    LLM2Vec(body, tokenizer, settings=self._settings(tokenizer)).write(partial)
             with whole_folder(folder) as partial:
                 LLM2Vec(model, tokenizer, settings=self._settings(tokenizer)).write(partial)
                 write_json(partial / _STAGE_FILE, facts)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 SETTINGS_FILE = "llm2vec_config.json"
 PROVENANCE_FILE = "provenance.json"
+CHECKPOINTS = "checkpoints"
+"""Beside the stages: encoders kept along the way, `STAGE-STEP`."""
 
 _ST_POOLING: Mapping[str, str] = {"mean": "mean", "weighted_mean": "weightedmean", "last": "lasttoken", "first": "cls"}
 _ST_POOLING_BACK = {there: here for here, there in _ST_POOLING.items()}

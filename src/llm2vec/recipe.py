@@ -76,6 +76,7 @@ class StageRecipe(Part):
     gradient_checkpointing: bool = knob(False, "recompute states to save memory")
     log_every: int = knob(10, "steps between log lines", unit="steps", ge=1)
     save_every: int = knob(100, "steps between checkpoints to resume from", unit="steps", ge=1)
+    keep_every: int = knob(0, "steps between encoders kept along the way, for the report; 0: none", unit="steps", ge=0)
     report_to: tuple[str, ...] = knob((), "trainer integrations: tensorboard, wandb, trackio")
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from llm2vec.errors import RunError
+from llm2vec.errors import RunError, UsageError
 from llm2vec.files import PARTIAL, fingerprint_folder, read_json, write_json
 from llm2vec.folder import PROVENANCE_FILE
 from llm2vec.places import place
@@ -90,7 +90,7 @@ class Work:
 
     def _refuse_changes(self, before: Mapping[str, Any], where: Path) -> None:
         now = self.identity()
-        changed = list(differences(before.get("recipe", {}), now["recipe"]))
+        changed = list(differences(_completed(before.get("recipe", {})), now["recipe"]))
         if before.get("decoder") != now["decoder"]:
             changed.append("the decoder's files")
         if before.get("adapters", []) != now["adapters"] and not changed:
@@ -122,6 +122,14 @@ def scratch_beside(folder: Path) -> Iterator[Path]:
     scratch.mkdir(parents=True, exist_ok=True)
     yield scratch
     shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _completed(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A recipe as it was written down, with the defaults of knobs that did not exist then."""
+    try:
+        return Recipe.read(recipe).to_dict()
+    except UsageError:
+        return recipe
 
 
 def _fingerprint(model: str | Path) -> str:

@@ -31,8 +31,10 @@ class Section:
 
 def sections(report: Facts) -> list[Section]:
     """The report's parts in order."""
-    found = [_summary(report), _words(report), _sentences(report), _training(report), _future(report)]
-    return [*found, _layers(report), _neighbours(report), _proofs(report), _made_with(report)]
+    found = [_summary(report), _words(report), _sentences(report), _training(report)]
+    if report["efficiency"]:
+        found.append(_efficiency(report))
+    return [*found, _future(report), _layers(report), _neighbours(report), _proofs(report), _made_with(report)]
 
 
 def write_report(report: Facts, folder: Path) -> Path:
@@ -216,6 +218,19 @@ def _training(report: Facts) -> Section:
             kind = "held-out loss" if held else "training loss"
             rows.append([f"{name}, {kind}", f"{first_last[0][1]:.3f}", f"{first_last[-1][1]:.3f}"])
     return Section("Training", "", [each for each in figures if each], [[["", "first", "last"], *rows]])
+
+
+def _efficiency(report: Facts) -> Section:
+    rows = report["efficiency"]
+    figures = []
+    for stage in dict.fromkeys(row["stage"] for row in rows):
+        for index, task in enumerate(rows[0]["scores"]):
+            points = [(row["step"], row["scores"][task]) for row in rows if row["stage"] == stage]
+            figures.append(curves(f"{stage}, {task} x 100", {task: (points, _COLORS[index + 1])}, percent=True))
+    table = [["stage", "step", *rows[0]["scores"]]]
+    table += [[row["stage"], str(row["step"]), *map(_hundred, row["scores"].values())] for row in rows]
+    text = "Scores of the encoders kept along the way (keep_every), read from own tokens (paper, section 5)."
+    return Section("Sample efficiency", text, figures, [table])
 
 
 def _future(report: Facts) -> Section:

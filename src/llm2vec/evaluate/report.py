@@ -20,7 +20,7 @@ from llm2vec.evaluate.models import AUTO, RANDOM, TFIDF, UNI, Embedder, open_emb
 from llm2vec.evaluate.probe import Split, probe_splits, read_split, with_development
 from llm2vec.evaluate.sentences import Score, sts
 from llm2vec.files import read_json
-from llm2vec.folder import PROVENANCE_FILE
+from llm2vec.folder import CHECKPOINTS, PROVENANCE_FILE
 from llm2vec.places import place
 from llm2vec.progress import Progress, Silent
 
@@ -124,6 +124,7 @@ def measure(
             _analyse(report, encoder, name, near=name in (next(iter(names)), list(names)[-1]))
         progress.advance(done)
     progress.finish()
+    report["efficiency"] = list(_efficiency(run, words[:1], sentences[:1]))
     similarity = analysis.layer_similarity(decoder)
     return {
         "encoder": run.name,
@@ -135,6 +136,21 @@ def measure(
         "proofs": list(_proofs(provenance)),
         "run": {key: provenance[key] for key in ("recipe", "versions", "machine", "corpora")},
     }
+
+
+def _efficiency(run: Path, words: Sequence[WordTask], sentences: Sequence[SentenceTask]) -> Iterator[dict[str, Any]]:
+    """Scores of the encoders kept along the way, by stage and step (paper, section 5); the first task of each kind."""
+    folders = run.with_name(run.name + ".stages") / CHECKPOINTS
+    kept = [(each.name.rpartition("-"), each) for each in folders.glob("[0-9]-*-*")]
+    for (stage, _, step), folder in sorted(kept, key=lambda each: (each[0][0], int(each[0][2]))):
+        encoder = open_encoder(str(folder))
+        found: dict[str, float] = {}
+        for task in words:
+            train, dev = with_development(task.train, ())
+            splits = [read_split(encoder, part, readings=("own",)) for part in (train, dev, task.test)]
+            found[task.name] = probe_splits(*splits, metric=task.metric).value
+        found |= {task.name: sts(_embedder(encoder), task.path).value for task in sentences}
+        yield {"stage": stage, "step": int(step), "scores": found}
 
 
 def _provenance(run: Path) -> Mapping[str, Any]:

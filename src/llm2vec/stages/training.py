@@ -4,6 +4,7 @@ What a step sees is a pure function of (seed, sample number): batches are drawn 
 state, so that a resumed run sees exactly what an uninterrupted one would have.
 """
 
+import copy
 import shutil
 import time
 import warnings
@@ -33,7 +34,7 @@ from transformers.pytorch_utils import Conv1D
 
 from llm2vec.decoder import quiet
 from llm2vec.errors import RunError, UsageError, first_line
-from llm2vec.files import disk_space_checked, write_json
+from llm2vec.files import disk_space_checked, whole_folder, write_json
 from llm2vec.machine import keep_freed_memory
 from llm2vec.progress import Progress
 from llm2vec.recipe import StageRecipe
@@ -43,6 +44,9 @@ Loss = Callable[[nn.Module, Batch, Tensor | None], Tensor]
 """`(model as wrapped for several processes, batch, items in the whole step) -> loss`."""
 
 _COMPLETE = "complete"
+
+KEPT = "kept-"
+"""What the folders of models kept along the way begin with; the step follows."""
 
 
 @dataclass(frozen=True)
@@ -271,6 +275,24 @@ class _Reporting(TrainerCallback):
         self._since = (then + time.perf_counter() - started, tokens, step)
 
 
+class _Keeping(TrainerCallback):
+    """Copies of the model along the way, merged, in `kept-STEP` folders; the model itself goes on as it was."""
+
+    def __init__(self, every: int, folder: Path) -> None:
+        self._every, self._folder = every, folder
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
+        place = self._folder / f"{KEPT}{state.global_step:06d}"
+        if state.global_step % self._every or not state.is_world_process_zero or place.exists():
+            return
+        plain = unwrapped(model)
+        copied = merge(copy.deepcopy(plain), dtype=plain.dtype)
+        with disk_space_checked(self._folder), quiet(), whole_folder(place) as partial:
+            copied.save_pretrained(partial)
+
+
 def train(
     model: PreTrainedModel | PeftModel,
     task: Task,
@@ -317,6 +339,8 @@ def train(
             raise
         raise UsageError(f"report_to {', '.join(recipe.report_to)}: {first_line(error)}") from error
     _without(trainer, ("PrinterCallback", "ProgressCallback"))
+    if recipe.keep_every:
+        trainer.add_callback(_Keeping(recipe.keep_every, folder))
     trainer.add_callback(_Reporting(task, trainer, recipe, folder, progress))
     with disk_space_checked(folder):
         trainer.train(resume_from_checkpoint=_newest_checkpoint(folder))
