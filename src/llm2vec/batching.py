@@ -4,7 +4,8 @@ A model whose live attention implementation is the packed one (proved for it whe
 one row; any other gets right-padded rows. Either way states come back flat, text after text.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,12 @@ import torch
 from torch import Tensor
 
 from llm2vec.attention import PACKED, packed_inputs, padded_inputs
+from llm2vec.machine import keep_freed_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-MAX_TOKENS = 2048
+MAX_TOKENS = 4096
 """Tokens in a batch on a CPU: past this, two cores gain nothing (docs/results.md)."""
 
 MAX_TOKENS_GPU = 32_768
@@ -36,6 +38,27 @@ def evaluating(model: "PreTrainedModel") -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
+
+
+def on_each_core(
+    work: Callable[[list[int]], Tensor], batches: Sequence[list[int]], *, device: torch.device
+) -> Iterator[Tensor]:
+    """What `work` makes of each batch, in order; on a CPU a batch for each core, so none waits after every product.
+
+    Args:
+        work: Called from several threads at once; the last batches may be done before the first are taken.
+        batches: As from `plan`.
+        device: Of the model.
+    """
+    threads = 1
+    if device.type == "cpu":
+        keep_freed_memory()
+        threads = torch.get_num_threads()
+    if threads == 1 or len(batches) < 2:
+        yield from map(work, batches)
+        return
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        yield from pool.map(work, batches)
 
 
 def plan(lengths: Sequence[int], *, max_tokens: int, max_texts: int | None = None, padded: bool) -> list[list[int]]:

@@ -269,9 +269,15 @@ class LLM2Vec(nn.Module):
         batches = batching.plan(
             lengths, max_tokens=self.max_tokens, max_texts=batch_size, padded=not batching.is_packed(self.model)
         )
+
+        @torch.inference_mode()  # each thread has its own mode
+        def vectors_of(batch: list[int]) -> Tensor:
+            return self.embed([tokens[index] for index in batch]).cpu()
+
         with batching.evaluating(self.model):
-            for batch in batches:
-                embedding_BD[batch] = self.embed([tokens[index] for index in batch]).cpu()
+            done = batching.on_each_core(vectors_of, batches, device=self.device)
+            for batch, vectors_BD in zip(batches, done, strict=True):
+                embedding_BD[batch] = vectors_BD
                 seen(len(batch))
         seen(len(tokens) - sum(map(len, batches)))
         return embedding_BD
