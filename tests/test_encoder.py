@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -287,3 +288,19 @@ def test_arguments_of_the_first_implementation_are_understood(tmp_path):
     assert (type(one), one.dtype, one.shape) == (np.ndarray, np.float32, (loaded.dimension,))
     with pytest.raises(UsageError, match="no argument 'quantise'"):
         LLM2Vec.from_pretrained(DECODERS / "qwen3", quantise=True)
+
+
+def test_encoding_leaves_the_number_of_threads_as_it_was(encoder):
+    before, found = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        many = [f"{text} {number}" for text in TEXTS for number in range(300)]
+        together = encoder.encode(many)
+        thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert (torch.get_num_threads(), found) == (2, [2])
+        torch.set_num_threads(1)
+        assert torch.allclose(together, encoder.encode(many), atol=1e-5)
+    finally:
+        torch.set_num_threads(before)

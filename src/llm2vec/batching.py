@@ -57,8 +57,11 @@ def on_each_core(
     if threads == 1 or len(batches) < 2:
         yield from map(work, batches)
         return
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        yield from pool.map(work, batches)
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield from pool.map(work, batches)
+    finally:
+        torch.set_num_threads(threads)  # what the pool's threads set is also what new threads begin with
 
 
 def plan(lengths: Sequence[int], *, max_tokens: int, max_texts: int | None = None, padded: bool) -> list[list[int]]:

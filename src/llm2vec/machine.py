@@ -9,6 +9,8 @@ import torch
 
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # glibc's malloc.h: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
 _NEVER = 2**31 - 1
+_MOST = 32 * 2**20
+"""The largest threshold that older versions take."""
 
 
 def default_device() -> torch.device:
@@ -37,5 +39,6 @@ def keep_freed_memory() -> None:
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt is not None:
-            mallopt(_MMAP_THRESHOLD, _NEVER)
+            if not mallopt(_MMAP_THRESHOLD, _NEVER):
+                mallopt(_MMAP_THRESHOLD, _MOST)
             mallopt(_TRIM_THRESHOLD, _NEVER)
