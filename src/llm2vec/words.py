@@ -163,16 +163,21 @@ def word_states(
     starts = torch.tensor([0, *counts]).cumsum(0)
     found: dict[Reading, Tensor] = {}
     plan = batching.plan([len(text.ids) for text in texts], max_tokens=max_tokens, padded=not batching.is_packed(model))
+
+    @torch.inference_mode()  # each thread has its own mode
+    def read(batch: list[int]) -> list[Tensor]:
+        documents = [texts[index].ids for index in batch]
+        if every_layer:
+            layers_LND = torch.stack(batching.layer_states(model, documents, pad_id=pad_id)).float()
+        else:
+            layers_LND = batching.token_states(model, documents, pad_id=pad_id)[None].float()
+        return [_merged(layers_LND, [texts[index] for index in batch], each, merge).cpu() for each in readings]
+
     with batching.evaluating(model):
-        for batch in plan:
-            documents = [texts[index].ids for index in batch]
-            if every_layer:
-                layers_LND = torch.stack(batching.layer_states(model, documents, pad_id=pad_id)).float()
-            else:
-                layers_LND = batching.token_states(model, documents, pad_id=pad_id)[None].float()
+        done = batching.on_each_core(read, plan, device=model.device)
+        for batch, merged in zip(plan, done, strict=True):
             targets = torch.cat([torch.arange(counts[index]) + starts[index] for index in batch])
-            for reading in readings:
-                merged_LWD = _merged(layers_LND, [texts[index] for index in batch], reading, merge).cpu()
+            for reading, merged_LWD in zip(readings, merged, strict=True):
                 if reading not in found:
                     found[reading] = torch.zeros(len(merged_LWD), int(starts[-1]), merged_LWD.shape[-1])
                 found[reading][:, targets] = merged_LWD
