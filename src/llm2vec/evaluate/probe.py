@@ -22,8 +22,8 @@ from llm2vec.words import Merge, Reading, joined, word_states, word_tokens
 READINGS: tuple[Reading, ...] = ("own", "before")
 
 _DROPOUT = 0.1  # paper, appendix E
-_STEPS, _EPOCHS, _BATCH, _RATE = 1500, 50, 256, 1e-2
-"""At most so many steps (paper, appendix E), and at most so many passes over the training words."""
+_STEPS, _LEAST, _EPOCHS, _BATCH, _RATE = 1500, 300, 50, 256, 1e-2
+"""At most so many steps (paper, appendix E), and between the least and that so many passes over the training words."""
 _MASKS = 4099
 """Dropout masks drawn for a classifier, used in turns: drawing is what costs."""
 _DEVELOPMENT = 0.1
@@ -223,7 +223,7 @@ def _fit(vectors_ND: Tensor, labels_N: Tensor, count: int, *, seeds: Sequence[in
 
     The gradient of softmax regression is written out; through autograd these small steps take twice as long.
     """
-    steps = min(_STEPS, max(1, _EPOCHS * len(vectors_ND) // _BATCH))
+    steps = min(_STEPS, max(_LEAST, _EPOCHS * len(vectors_ND) // _BATCH))
     randoms = [torch.Generator().manual_seed(seed) for seed in seeds]
     width = vectors_ND.shape[1]
     masks_KMD = torch.stack([torch.empty(_MASKS, width).bernoulli_(1 - _DROPOUT, generator=each) for each in randoms])
