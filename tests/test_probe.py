@@ -102,7 +102,7 @@ def test_a_causal_baseline_can_be_probed(sets):
 
 def test_labels_that_training_never_saw_count_as_wrong(encoder):
     train = [Tagged(("one", "cat"), ("NUM", "NOUN"))] * 20
-    found = probe(encoder, train, [Tagged(("one", "runs"), ("NUM", "VERB"))], seeds=1)
+    found = probe(encoder, train, [Tagged(("one", "cat"), ("NUM", "VERB"))], seeds=1)
     assert (found.unseen, found.value) == (1, 0.5)
 
 
