@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from machine import heading
+from machine import heading, in_turns
 from sentence_transformers import SentenceTransformer
 
 from llm2vec import LLM2Vec
@@ -70,13 +70,7 @@ def main() -> None:
         "llm2vec": lambda: ours.encode(texts, convert_to_numpy=True),
         "sentence-transformers": lambda: theirs.encode(texts, batch_size=32, show_progress_bar=False),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    vectors = {}
-    for _ in range(3):
-        for name, way in ways.items():
-            started = time.perf_counter()
-            vectors[name] = way()
-            seconds[name].append(time.perf_counter() - started)
+    seconds, vectors = in_turns(ways)
     if np.abs(vectors["llm2vec"] - vectors["sentence-transformers"]).max() > 1e-3:
         sys.exit("the two do not give the same vectors")
     print(heading())

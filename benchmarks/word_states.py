@@ -8,12 +8,11 @@ the same vectors (checked).
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from machine import heading
+from machine import heading, in_turns
 
 from llm2vec import LLM2Vec
 from llm2vec.evaluate.columns import Tagged, read_tagged
@@ -50,13 +49,7 @@ def main() -> None:
         "llm2vec": lambda: read_split(encoder, sentences, readings=("own",)).vectors["own"][0],
         "padded loop": lambda: plain_loop(encoder, sentences),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    vectors = {}
-    for _ in range(3):
-        for name, way in ways.items():
-            started = time.perf_counter()
-            vectors[name] = way()
-            seconds[name].append(time.perf_counter() - started)
+    seconds, vectors = in_turns(ways)
     if (vectors["llm2vec"] - vectors["padded loop"]).abs().max() > 1e-3:
         sys.exit("the two do not give the same vectors")
     words = len(vectors["llm2vec"])

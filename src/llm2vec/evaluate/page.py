@@ -127,6 +127,7 @@ def _summary(report: Facts) -> Section:
     for entry in report["words"]:
         lines.append(_compared(entry, "Uni", "Bi+MNTP"))
     for entry in report["sentences"]:
+        lines.append(_compared(entry, "Uni", "Bi"))
         lines.append(_compared(entry, "Uni", _last_stage(entry)))
     lines.append("Intervals are 95%, over the test data. The bundled sets are small: use your own to decide anything.")
     return Section("In short", "\n".join(line for line in lines if line))
