@@ -62,9 +62,9 @@ class Size:
     heads: int = 3
     inner: int = 512
     vocabulary: int = 6144
-    length: int = 128
-    batch: int = 32
-    tokens: int = 20_000_000
+    length: int = 256
+    batch: int = 16
+    tokens: int = 44_000_000
     matrix_learning_rate: float = 0.03
     learning_rate: float = 4e-3
     decay: float = 0.4
@@ -72,7 +72,7 @@ class Size:
 
 SIZES = {
     "cpu": Size(),
-    "tiny": Size(hidden=64, layers=3, heads=4, inner=160, tokens=1_500_000),
+    "tiny": Size(hidden=64, layers=3, heads=4, inner=160, length=128, batch=32, tokens=1_500_000),
     "gpu": Size(
         hidden=512,
         layers=8,
@@ -293,12 +293,20 @@ def _untied(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return {key: value for key, value in model.state_dict().items() if not key.startswith("lm_head")}
 
 
-def train(run: Run, sources: list[Source], *, seed: int, marks: dict[float, Path]) -> None:
-    """Train to the end of the budget; `marks` are shares of the run at which the model is also kept."""
+def train(run: Run, sources: list[Source], *, seed: int, marks: dict[float, Path], fast: bool) -> None:
+    """Train to the end of the budget.
+
+    Args:
+        run: What is trained, as far as it is.
+        sources: What it reads.
+        seed: Of the sequences drawn.
+        marks: Shares of the run at which the model is also kept, and where.
+        fast: In bfloat16, and compiled.
+    """
     size, device = run.size, run.model.device
     shares = np.array([SHARES.get(source.name, OTHER) for source in sources])
     shares /= shares.sum()
-    forward: Any = torch.compile(run.model) if device.type == "cuda" else run.model
+    forward: Any = torch.compile(run.model) if fast else run.model
     shown, shown_at = run.step, time.perf_counter()
     while run.done() < 1:
         started = time.perf_counter()
@@ -306,7 +314,7 @@ def train(run: Run, sources: list[Source], *, seed: int, marks: dict[float, Path
         chosen = random.choice(len(sources), size=size.batch, p=shares)
         ids_BT = torch.from_numpy(np.stack([sources[index].draw(random, size.length) for index in chosen])).to(device)
         run.set_learning_rate()
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast):
             loss = forward(input_ids=ids_BT, labels=ids_BT, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
@@ -393,6 +401,11 @@ def main() -> None:
         "--keep", nargs="*", type=float, default=[], help="shares of the run at which to keep the model"
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--fast",
+        action="store_true",
+        help="bfloat16 and compiled, as always on a GPU; on a CPU it pays where lscpu shows avx512_bf16 or amx_bf16",
+    )
     arguments = parser.parse_args()
     changes = {key: type(getattr(Size(), key))(value) for key, value in (text.split("=") for text in arguments.set)}
     size = Size(**{**asdict(SIZES[arguments.config]), **changes})
@@ -411,7 +424,8 @@ def main() -> None:
     model = new_model(arguments.arch, size, tokenizer).to("cuda" if torch.cuda.is_available() else "cpu")
     budget_s = arguments.minutes * 60 if arguments.minutes else None
     run = Run(model, size, work / "checkpoints", budget_s)
-    train(run, sources, seed=arguments.seed, marks={share: work / f"kept-{share}" for share in arguments.keep})
+    marks = {share: work / f"kept-{share}" for share in arguments.keep}
+    train(run, sources, seed=arguments.seed, marks=marks, fast=arguments.fast or model.device.type == "cuda")
 
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     facts = {
@@ -426,7 +440,8 @@ def main() -> None:
         "seed": arguments.seed,
         "command": f"python scripts/pretrain_decoder.py --config {arguments.config} --arch {arguments.arch}"
         + (f" --minutes {arguments.minutes:g}" if arguments.minutes else "")
-        + (f" --set {' '.join(arguments.set)}" if arguments.set else ""),
+        + (f" --set {' '.join(arguments.set)}" if arguments.set else "")
+        + (" --fast" if arguments.fast else ""),
         "held_out": held_out_report(model, sources, size.length, 200),
         "samples": samples(model, tokenizer),
     }
