@@ -17,9 +17,13 @@ from llm2vec.errors import CorpusError, LLM2VecError, ModelError, RunError, Usag
 from llm2vec.progress import Recorder
 from llm2vec.recipe import merged
 
+FLOAT32 = {"precision": "float32"}
+"""On every processor, also on one that would compute in bfloat16."""
+
 SMALL = {
-    "mntp": {"steps": 8, "batch_size": 4, "max_length": 48, "learning_rate": 1e-3, "eval_blocks": 8, "save_every": 2},
-    "simcse": {"steps": 6, "batch_size": 8, "max_length": 32, "save_every": 2},
+    "mntp": {"steps": 8, "batch_size": 4, "max_length": 48, "learning_rate": 1e-3, "eval_blocks": 8, "save_every": 2}
+    | FLOAT32,
+    "simcse": {"steps": 6, "batch_size": 8, "max_length": 32, "save_every": 2} | FLOAT32,
     "encoder": {"max_length": 128},
 }
 

@@ -150,7 +150,9 @@ def test_a_mask_token_that_is_none_is_refused(model, tokenizer):
 
 def trained(tokenizer, store, folder, **changes):
     recipe = MntpRecipe(
-        **{"steps": 20, "batch_size": 4, "max_length": 48, "log_every": 1, "eval_every": 20, "eval_blocks": 8} | changes
+        **{"steps": 20, "batch_size": 4, "max_length": 48, "log_every": 1, "eval_every": 20, "eval_blocks": 8}
+        | {"precision": "float32"}
+        | changes
     )
     model, log = train_mntp(loaded(), tokenizer, store, recipe, folder=folder, seed=7, progress=Silent())
     return model, [line["loss"] for line in log if "loss" in line], [line for line in log if "eval_loss" in line]

@@ -58,7 +58,9 @@ def store(corpus, tmp_path):
 
 
 def trained(store, folder, **changes):
-    recipe = SimcseRecipe(**{"steps": 20, "batch_size": 16, "max_length": 32, "log_every": 1} | changes)
+    recipe = SimcseRecipe(
+        **{"steps": 20, "batch_size": 16, "max_length": 32, "log_every": 1, "precision": "float32"} | changes
+    )
     tokenizer = decoder.load_tokenizer(DECODERS / "qwen3")
     noisy = dict.fromkeys(attention_dropouts(DECODERS / "qwen3"), recipe.dropout)
     model = decoder.load(DECODERS / "qwen3", head=False, dtype=torch.float32, config_overrides=noisy)

@@ -237,7 +237,7 @@ def trained(tokenizer, source, folder):
     held_out, kept = rows[::5][:300], [row for place, row in enumerate(rows) if place % 5]
     recipe = SupervisedRecipe.model_validate(
         {"steps": 15, "batch_size": 16, "max_length": 48, "method": "full", "learning_rate": 1e-3, "warmup_steps": 0}
-        | {"log_every": 1, "corpus": {"source": str(write(folder / "kept.jsonl", kept))}}
+        | {"log_every": 1, "precision": "float32", "corpus": {"source": str(write(folder / "kept.jsonl", kept))}}
     )
     triples = store_triples(tokenizer, recipe.corpus, folder / "t", max_length=48, separator=" ")
     model = decoder.load(DECODERS / "qwen3", head=False, dtype=torch.float32)

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from llm2vec import backbone, decoder
 from llm2vec.errors import ModelError, NotConvertible, first_line
-from llm2vec.machine import default_device
+from llm2vec.machine import default_device, has_bfloat16
 from llm2vec.places import place
 from llm2vec.proofs import Proof, decoder_layers
 from llm2vec.recipe import MntpRecipe, Recipe, SimcseRecipe, StageRecipe, SupervisedRecipe
@@ -201,7 +201,8 @@ def _estimate(
 def _operations_per_s() -> float:
     """Floating-point operations a second that training gets out of this machine, by a timed matrix product."""
     device = default_device()
-    size, dtype = (4096, torch.bfloat16) if device.type == "cuda" else (512, torch.float32)
+    size = 4096 if device.type == "cuda" else 512
+    dtype = torch.bfloat16 if has_bfloat16(device) else torch.float32
     square = torch.ones(size, size, device=device, dtype=dtype)
     best = float("inf")
     for _ in range(8):

@@ -72,7 +72,9 @@ class StageRecipe(Part):
     warmup_steps: int = knob(0, "steps of rising learning rate", unit="steps", ge=0)
     weight_decay: float = knob(0.0, "AdamW weight decay", ge=0)
     max_grad_norm: float = knob(1.0, "gradient clipping", source="library default", gt=0)
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = knob("auto", "auto: bfloat16 on a GPU that has it")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = knob(
+        "auto", "auto: bfloat16 where the GPU or CPU has it"
+    )
     gradient_checkpointing: bool = knob(False, "recompute states to save memory")
     log_every: int = knob(10, "steps between log lines", unit="steps", ge=1)
     save_every: int = knob(100, "steps between checkpoints to resume from", unit="steps", ge=1)

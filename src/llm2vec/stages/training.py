@@ -35,7 +35,7 @@ from transformers.pytorch_utils import Conv1D
 from llm2vec.decoder import quiet
 from llm2vec.errors import RunError, UsageError, first_line
 from llm2vec.files import disk_space_checked, whole_folder, write_json
-from llm2vec.machine import keep_freed_memory
+from llm2vec.machine import has_bfloat16, keep_freed_memory
 from llm2vec.progress import Progress
 from llm2vec.recipe import StageRecipe
 
@@ -125,14 +125,19 @@ def merge(model: PreTrainedModel | PeftModel, *, dtype: torch.dtype) -> PreTrain
 def precision(recipe: StageRecipe, device: torch.device) -> torch.dtype:
     """The arithmetic a stage computes in."""
     if recipe.precision == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+        return torch.bfloat16 if has_bfloat16(device) else torch.float32
     chosen: torch.dtype = getattr(torch, recipe.precision)
     return chosen
 
 
 def weights_dtype(recipe: StageRecipe, device: torch.device) -> torch.dtype:
-    """Type of the weights while a stage runs, and of what it saves: trained ones are float32, frozen ones compute."""
-    return torch.float32 if recipe.method == "full" else precision(recipe, device)
+    """Type of the weights while a stage runs, and of what it saves: trained ones are float32, frozen ones compute.
+
+    On a CPU frozen ones stay float32 too, unless the recipe names a type: which processor ran a stage must not show in
+    what it saves.
+    """
+    wide = recipe.method == "full" or (recipe.precision == "auto" and device.type == "cpu")
+    return torch.float32 if wide else precision(recipe, device)
 
 
 def unwrapped(model: nn.Module) -> Any:

@@ -1,0 +1,119 @@
+"""Conversions that differ in one thing each, measured alike: what a knob, a corpus or a decoder is worth.
+
+    python benchmarks/sweep.py benchmarks/sweeps/knobs.yaml --out sweep [--data ../shared/data] [--seeds 42 43]
+
+The file names what all share (`always`, a recipe laid over the preset `small`) and each variant's changes. Word level:
+a linear probe on the first 3,000 training sentences, all test sentences; sentence level as `llm2vec evaluate`. Each
+conversion's scores are kept in OUT, so a sweep that was stopped goes on; `--table` prints what is there.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from gains import WORDS
+from machine import heading
+
+import llm2vec
+from llm2vec.evaluate.columns import read_tagged
+from llm2vec.evaluate.models import open_embedder, open_encoder
+from llm2vec.evaluate.probe import probe
+from llm2vec.evaluate.sentences import sts
+from llm2vec.files import read_json, write_json
+from llm2vec.recipe import merged
+
+SENTENCES = 3000
+TASKS = ("EWT POS", "CoNLL-2000 chunks")
+STAGES = ("1-mntp", "2-simcse")
+
+
+def scores(model: str, data: Path) -> dict[str, float]:
+    """Of one model, each times 100."""
+    found = {}
+    for task in TASKS:
+        train, test, column, metric = WORDS[task]
+        sentences = read_tagged(data / train, column=column)[:SENTENCES]
+        probed = probe(open_encoder(model), sentences, read_tagged(data / test, column=column), metric=metric)
+        found[task] = 100 * probed.value
+    similar = sts(open_embedder(model), data / "sent" / "sts" / "stsb.test.tsv")
+    return {**found, "STS-B": 100 * similar.value}
+
+
+def measure(name: str, recipe: Mapping[str, Any], seed: int, arguments: argparse.Namespace) -> None:
+    """Convert and measure the decoder read causally, Bi, and each stage, unless that was done before."""
+    decoder = recipe.get("decoder", "bundled")
+    for plain in (f"uni:{decoder}", decoder):
+        file = arguments.out / f"{plain.replace('/', '_')}.json"
+        if not file.exists():
+            write_json(file, scores(plain, arguments.data))
+    file = arguments.out / f"{name} {seed}.json"
+    if file.exists():
+        return
+    run = arguments.out / "run"
+    for left in (run, run.with_name("run.stages")):
+        shutil.rmtree(left, ignore_errors=True)
+    llm2vec.convert(llm2vec.Recipe.read({**recipe, "seed": seed}), run, keep_stages=True)
+    stages = [run.with_name("run.stages") / stage for stage in STAGES]
+    found: dict[str, Any] = {stage.name: scores(str(stage), arguments.data) for stage in stages if stage.is_dir()}
+    training = {stage["stage"]: stage["metrics"] for stage in read_json(run / "provenance.json")["stages"]}
+    held = [line["eval_accuracy"] for line in training.get("mntp", []) if "eval_accuracy" in line]
+    write_json(file, {"scores": found, "masked accuracy": [100 * value for value in held]})
+    print(name, seed, json.dumps(found), flush=True)
+
+
+def table(sweep: Mapping[str, Any], arguments: argparse.Namespace) -> None:
+    """Means over the seeds that are there, and their extremes."""
+    names = (*TASKS, "STS-B")
+    print(heading())
+    print("| variant | stage | seeds | masked accuracy | " + " | ".join(names) + " |\n|" + " --- |" * (len(names) + 4))
+    for decoder in dict.fromkeys(
+        {**sweep["always"], **each}.get("decoder", "bundled") for each in sweep["variants"].values()
+    ):
+        for title, plain in (("Uni", f"uni:{decoder}"), ("Bi", decoder)):
+            file = arguments.out / f"{plain.replace('/', '_')}.json"
+            if file.exists():
+                cells = [f"{read_json(file)[each]:.1f}" for each in names]
+                print(f"| {Path(decoder).name} | {title} | | | {' | '.join(cells)} |")
+    for name in sweep["variants"]:
+        found = [
+            read_json(file) for seed in arguments.seeds if (file := arguments.out / f"{name} {seed}.json").exists()
+        ]
+        for stage in STAGES:
+            rows = [each["scores"][stage] for each in found if stage in each["scores"]]
+            if rows:
+                held = statistics.mean(each["masked accuracy"][-1] for each in found) if stage == STAGES[0] else None
+                cells = [_spread([row[each] for row in rows]) for each in names]
+                shown = "" if held is None else f"{held:.1f}"
+                print(f"| {name} | {stage} | {len(rows)} | {shown} | {' | '.join(cells)} |")
+
+
+def _spread(values: list[float]) -> str:
+    extremes = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{extremes}"
+
+
+def main() -> None:
+    """Run what is missing, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sweep", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[42])
+    parser.add_argument("--table", action="store_true", help="only print what is there")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    sweep = yaml.safe_load(arguments.sweep.read_text(encoding="utf8"))
+    for seed in arguments.seeds if not arguments.table else ():
+        for name, changes in sweep["variants"].items():
+            recipe = merged(llm2vec.preset("small"), sweep["always"], changes)
+            measure(name, recipe, seed, arguments)
+    table(sweep, arguments)
+
+
+if __name__ == "__main__":
+    main()
