@@ -14,6 +14,7 @@ from torch import Tensor
 
 from llm2vec.attention import PACKED, packed_inputs, padded_inputs
 from llm2vec.machine import keep_freed_memory
+from llm2vec.products import fast_products
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -56,12 +57,17 @@ def on_each_core(
     if device.type == "cpu":
         keep_freed_memory()
         threads = torch.get_num_threads()
+
+    def done(batch: list[int]) -> Result:
+        with fast_products(device):
+            return work(batch)
+
     if threads == 1 or len(batches) < 2:
-        yield from map(work, batches)
+        yield from map(done, batches)
         return
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield from pool.map(work, batches)
+            yield from pool.map(done, batches)
     finally:
         torch.set_num_threads(threads)  # what the pool's threads set is also what new threads begin with
 
