@@ -37,6 +37,9 @@ def main() -> None:
     parser.add_argument(
         "--stages", type=Path, nargs="+", default=[Path("demo/encoder.stages")], help="one for each seed"
     )
+    parser.add_argument(
+        "--without", type=Path, nargs="+", default=[], help="stages of conversions without MNTP, one for each seed"
+    )
     parser.add_argument("--quick", action="store_true", help="word level and STS alone")
     parser.add_argument("--only", choices=("words", "sentences"), help="one of the two tables")
     arguments = parser.parse_args()
@@ -45,6 +48,8 @@ def main() -> None:
         places = [place / name for place in arguments.stages if (place / name).is_dir()]
         if places:
             models[title] = [str(place) for place in (places[:1] if name == "0-bi" else places)]
+    if without := [str(place / "2-simcse") for place in arguments.without]:
+        models["Bi+SimCSE"] = without
     print(heading())
     if arguments.only != "sentences":
         words(models, arguments.data)

@@ -3,7 +3,8 @@
     python benchmarks/sweep.py benchmarks/sweeps/knobs.yaml --out sweep [--data ../shared/data] [--seeds 42 43]
 
 The file names what all share (`always`, a recipe laid over the preset `small`) and each variant's changes. Word level:
-a linear probe on the first 3,000 training sentences, all test sentences; sentence level as `llm2vec evaluate`. Each
+a linear probe on the first 3,000 training sentences, all test sentences, words read from their own tokens; sentence
+level as `llm2vec evaluate`. Each
 conversion's scores are kept in OUT, so a sweep that was stopped goes on; `--table` prints what is there.
 """
 
@@ -38,7 +39,8 @@ def scores(model: str, data: Path) -> dict[str, float]:
     for task in TASKS:
         train, test, column, metric = WORDS[task]
         sentences = read_tagged(data / train, column=column)[:SENTENCES]
-        probed = probe(open_encoder(model), sentences, read_tagged(data / test, column=column), metric=metric)
+        others = read_tagged(data / test, column=column)
+        probed = probe(open_encoder(model), sentences, others, metric=metric, reading="own")
         found[task] = 100 * probed.value
     similar = sts(open_embedder(model), data / "sent" / "sts" / "stsb.test.tsv")
     return {**found, "STS-B": 100 * similar.value}

@@ -21,7 +21,7 @@ def default_device() -> torch.device:
 def has_bfloat16(device: torch.device) -> bool:
     """Whether a device multiplies in bfloat16 by itself, and so faster: newer GPUs, CPUs with instructions for it."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     able: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # not in older versions of torch
     return device.type == "cpu" and any(able.get(name) for name in ("avx512_bf16", "amx_bf16"))
 

@@ -1,0 +1,71 @@
+"""Faster matrix products: the same numbers, only where they belong, and gone afterwards."""
+
+import pytest
+import torch
+from torch.nn.functional import linear
+
+from llm2vec import products
+
+ROUNDING = 1e-4
+"""float32 sums of 192 to 512 products in another order."""
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """oneDNN is taken for faster; each product that it makes is noted."""
+    calls, plain = [], products._onednn
+    monkeypatch.setattr(products, "_onednn_is_faster", lambda: True)
+    monkeypatch.setattr(products, "_onednn", lambda *args: calls.append(args[1].shape) or plain(*args))
+    return calls
+
+
+def test_a_layer_gives_the_same_with_and_without_bias(called):
+    for bias in (True, False):
+        layer = torch.nn.Linear(192, 512, bias=bias)
+        states = torch.randn(2, 7, 192)
+        with torch.inference_mode():
+            stock = layer(states)
+            with products.fast_products(CPU):
+                assert torch.allclose(layer(states), stock, atol=ROUNDING)
+    assert len(called) == 2
+
+
+def test_every_vector_is_the_same_either_way(called, encoder, monkeypatch):
+    texts = ["one", "two words", "a longer text, of more than one sentence. " * 20]
+    fast = encoder.encode(texts)
+    assert called
+    monkeypatch.setattr(products, "_onednn_is_faster", lambda: False)
+    assert torch.allclose(encoder.encode(texts), fast, atol=ROUNDING)
+
+
+def test_training_and_half_precision_go_their_own_way(called):
+    layer = torch.nn.Linear(8, 8)
+    with products.fast_products(CPU):
+        layer(torch.randn(3, 8)).sum().backward()
+        with torch.inference_mode():
+            layer.bfloat16()(torch.randn(3, 8, dtype=torch.bfloat16))
+    assert layer.weight.grad.abs().sum() > 0
+    assert called == []
+
+
+def test_nothing_is_changed_after_the_block(called):
+    with torch.inference_mode():
+        with products.fast_products(CPU):
+            pass
+        linear(torch.randn(3, 8), torch.randn(8, 8))
+    assert called == []
+
+
+def test_what_is_measured_is_a_choice_made_once():
+    assert products._onednn_is_faster() is products._onednn_is_faster()
+    assert isinstance(products._onednn_is_faster(), bool)
+
+
+def test_an_operator_that_is_gone_means_the_stock_way(monkeypatch):
+    def gone(*args):
+        raise AttributeError("no such operator")
+
+    monkeypatch.setattr(products, "_onednn", gone)
+    assert products._onednn_is_faster.__wrapped__() is False
