@@ -9,9 +9,10 @@ from conftest import DECODERS
 
 from llm2vec import LLM2Vec
 from llm2vec.errors import CorpusError, ModelError
-from llm2vec.evaluate.agreement import floors, interval, value
+from llm2vec.evaluate.agreement import floors, resampled, value
 from llm2vec.evaluate.analysis import BUNDLED_SETS
 from llm2vec.evaluate.columns import Tagged, entities, read_tagged
+from llm2vec.evaluate.difference import interval
 from llm2vec.evaluate.models import open_encoder
 from llm2vec.evaluate.probe import probe
 from llm2vec.evaluate.tagger import Tagger, save_probe
@@ -204,6 +205,6 @@ def test_a_data_set_of_the_hub_is_read_by_its_label_names(tmp_path):
 
 def test_an_interval_narrows_with_more_sentences():
     few = np.array([[[1, 2, 2], [2, 2, 2], [0, 2, 2]]])
-    wide, narrow = interval(few), interval(np.tile(few, (1, 50, 1)))
+    wide, narrow = interval(resampled(few)), interval(resampled(np.tile(few, (1, 50, 1))))
     assert value(few[0]) == 0.5
     assert wide[1] - wide[0] > 3 * (narrow[1] - narrow[0])

@@ -2,6 +2,7 @@
 
 import json
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import pytest
 import torch
@@ -52,6 +53,25 @@ def test_every_stage_is_measured_under_the_papers_names(report):
         "Uni, weighted mean",
     ]
     assert report["words"][0]["floors"]["majority"] < report["words"][0]["floors"]["word identity"]
+
+
+def test_changes_between_stages_are_measured_on_the_same_items(report):
+    stages = ["Uni", "Bi", "Bi+MNTP", "Bi+MNTP+SimCSE"]
+    steps = [("Uni", each) for each in stages[1:]] + list(pairwise(stages[1:]))
+    words, sentences = report["words"][0], report["sentences"][0]
+    assert [(each["before"], each["after"]) for each in words["changes"]] == steps
+    assert [(each["before"], each["after"]) for each in sentences["changes"]] == [
+        *steps,
+        ("Uni, weighted mean", stages[-1]),
+    ]
+    for entry in (words, sentences):
+        values = {row["model"]: row["value"] for row in entry["rows"]}
+        for each in entry["changes"]:
+            assert each["value"] == pytest.approx(values[each["after"]] - values[each["before"]])
+            assert each["clear"] == (each["low"] > 0 or each["high"] < 0)
+    text = to_markdown(sections(report))
+    assert "95% of the paired difference" in text
+    assert f"| Uni to Bi+MNTP | {100 * words['rows'][0]['value']:.1f} |" in text
 
 
 def test_a_causal_model_knows_nothing_of_the_ending_and_the_others_do(report):

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,7 +15,9 @@ from llm2vec.errors import UsageError
 from llm2vec.terminal import Drawn, answer, people, results, table
 
 if TYPE_CHECKING:
+    from llm2vec.evaluate.difference import Difference
     from llm2vec.evaluate.probe import Probed
+    from llm2vec.evaluate.sentences import Score
 
 Models = Annotated[
     list[str], typer.Argument(help="Encoder folders or hub ids; `uni:DECODER`, `auto:ENCODER` (BERT ...).")
@@ -106,7 +108,7 @@ def probe(
         people.print(f"{save} is ready: llm2vec tag --probe {save} 'some text'")
     least = floors(parts[0], parts[1], metric)  # type: ignore[arg-type]
     if json:
-        answer({**{name: each.to_dict() for name, each in found.items()}, "floors": least})
+        answer({**_with_differences(found), "floors": least})
     else:
         _show_probes(found, least, metric)
 
@@ -124,14 +126,47 @@ def _word_task(models: list[str]) -> Translated | None:
     return translated
 
 
-def _show_probes(found: Mapping[str, "Probed"], least: Mapping[str, float], metric: str) -> None:
-    rows = [[name, f"{value:.2%}", "", ""] for name, value in least.items()]
-    rows += [
-        [name, f"{each.value:.2%}", f"{each.low:.2%} - {each.high:.2%}", each.reading, *_layers(each.by_layer)]
+def _differences(found: "Mapping[str, Probed] | Mapping[str, Score]") -> "dict[str, Difference]":
+    """How far each model is above the first, where both were measured on the same draws."""
+    from llm2vec.evaluate.difference import difference
+
+    first, *others = found
+    differences = {name: difference(found[name], found[first]) for name in others}
+    return {name: each for name, each in differences.items() if each is not None}
+
+
+def _with_differences(found: "Mapping[str, Probed] | Mapping[str, Score]") -> dict[str, dict[str, Any]]:
+    """Each model's facts for JSON, with its difference from the first."""
+    first, differences = next(iter(found)), _differences(found)
+    return {
+        name: each.to_dict()
+        | ({"against": {"model": first, **differences[name].to_dict()}} if name in differences else {})
         for name, each in found.items()
-    ]
+    }
+
+
+def _against(
+    found: "Mapping[str, Probed] | Mapping[str, Score]", *, times: int, digits: int
+) -> tuple[list[str], dict[str, list[str]]]:
+    """The column of differences from the first model: its head, and each model's cell; both empty where none are."""
+    differences = _differences(found)
+    if not differences:
+        return [], {name: [] for name in found}
+    shown = {
+        name: f"{times * each.value:+.{digits}f} ({times * each.low:.{digits}f} to {times * each.high:.{digits}f})"
+        for name, each in differences.items()
+    }
+    return [f"against {next(iter(found))}"], {name: [shown.get(name, "")] for name in found}
+
+
+def _show_probes(found: Mapping[str, "Probed"], least: Mapping[str, float], metric: str) -> None:
+    head, against = _against(found, times=100, digits=2)
+    rows = [[name, f"{value:.2%}", "", *([""] * len(head)), ""] for name, value in least.items()]
+    for name, each in found.items():
+        numbers = [f"{each.value:.2%}", f"{each.low:.2%} - {each.high:.2%}", *against[name]]
+        rows.append([name, *numbers, each.reading, *_layers(each.by_layer)])
     layered = any(each.by_layer for each in found.values())
-    table("", ["model", metric, "95%", "read from", *(["layers"] if layered else [])], rows)
+    table("", ["model", metric, "95%", *head, "read from", *(["layers"] if layered else [])], rows)
     if unseen := max(each.unseen for each in found.values()):
         results.print(f"{unseen} test words have a label that no training word has; they count as wrong")
 
@@ -243,14 +278,19 @@ def evaluate(
         found[name] = TASKS[task](named.open_embedder(name, pooling=pooling), data, **extra)
         people.print(f"{name}: {found[name].metric} {found[name].value:.4f}")
     if json:
-        answer({name: each.to_dict() for name, each in found.items()})
-        return
+        answer(_with_differences(found))
+    else:
+        _show_scores(found)
+
+
+def _show_scores(found: Mapping[str, "Score"]) -> None:
     others = list(next(iter(found.values())).others)
-    rows = [
-        [name, f"{each.value:.4f}", f"{each.low:.4f} - {each.high:.4f}", *(f"{each.others[key]:.4f}" for key in others)]
-        for name, each in found.items()
-    ]
-    table("", ["model", next(iter(found.values())).metric, "range", *others], rows)
+    head, against = _against(found, times=1, digits=4)
+    rows = []
+    for name, each in found.items():
+        numbers = [f"{each.value:.4f}", f"{each.low:.4f} - {each.high:.4f}", *against[name]]
+        rows.append([name, *numbers, *(f"{each.others[key]:.4f}" for key in others)])
+    table("", ["model", next(iter(found.values())).metric, "range", *head, *others], rows)
 
 
 def _mteb(models: list[str], names: str, out: Path, *, pooling: str | None, json: bool) -> None:

@@ -125,29 +125,54 @@ def _summary(report: Facts) -> Section:
         "to every other (Bi), masked next-token prediction (MNTP), contrastive learning (SimCSE)."
     ]
     for entry in report["words"]:
-        lines.append(_compared(entry, "Uni", "Bi+MNTP"))
+        lines += [_change(entry, "Uni", after) for after in dict.fromkeys(("Bi+MNTP", _last_stage(entry)))]
     for entry in report["sentences"]:
-        lines.append(_compared(entry, "Uni", "Bi"))
-        lines.append(_compared(entry, "Uni", _last_stage(entry)))
-    lines.append("Intervals are 95%, over the test data. The bundled sets are small: use your own to decide anything.")
+        lines += [_change(entry, "Uni", after) for after in ("Bi", _last_stage(entry))]
+        lines.append(_change(entry, "Uni, weighted mean", _last_stage(entry)))
+    lines.append(
+        "Intervals are 95%, over the test data. That of a paired difference draws the same test items for both models, "
+        "and says more than whether two intervals overlap. The bundled sets are small: use your own to decide anything."
+    )
     return Section("In short", "\n".join(line for line in lines if line))
 
 
 def _last_stage(entry: Facts) -> str:
     """The last stage of the method that is measured."""
-    return [str(row["model"]) for row in entry["rows"] if row["model"].startswith("Bi")][-1]
+    return [str(row["model"]) for row in entry["rows"] if not row["baseline"]][-1]
 
 
-def _compared(entry: Facts, before: str, after: str) -> str:
-    rows = {row["model"]: row for row in entry["rows"]}
-    if before not in rows or after not in rows:
+def _change(entry: Facts, before: str, after: str) -> str:
+    """A change in a sentence; empty where it was not measured."""
+    found = [each for each in entry["changes"] if (each["before"], each["after"]) == (before, after)]
+    if not found:
         return ""
-    one, other = rows[before], rows[after]
+    rows = {row["model"]: row for row in entry["rows"]}
+    one, other, change = rows[before], rows[after], found[0]
     apart = other["low"] > one["high"] or other["high"] < one["low"]
-    change = 100 * (other["value"] - one["value"])
-    told = "the intervals do not overlap" if apart else "the intervals overlap"
-    values = f"{_hundred(one['value'])} to {_hundred(other['value'])} ({change:+.1f})"
-    return f"{entry['task'].capitalize()} ({entry['metric']}), {before} to {after}: {values}; {told}."
+    return (
+        f"{entry['task'].capitalize()} ({entry['metric']}), {before} to {after}: {_hundred(one['value'])} to "
+        f"{_hundred(other['value'])} ({_signed(change)}, 95% of the paired difference {_range(change)}): "
+        f"{'clear of 0' if change['clear'] else '0 is within it'}; the two intervals "
+        f"{'do not overlap' if apart else 'overlap'}."
+    )
+
+
+def _changes(entry: Facts) -> list[list[str]]:
+    """The table of changes."""
+    values = {row["model"]: _hundred(row["value"]) for row in entry["rows"]}
+    head = [f"{entry['task']}, changes", "from", "to", "difference", "95%, paired", "clear of 0"]
+    rows = [
+        [
+            f"{each['before']} to {each['after']}",
+            values[each["before"]],
+            values[each["after"]],
+            _signed(each),
+            _range(each),
+            "yes" if each["clear"] else "no",
+        ]
+        for each in entry["changes"]
+    ]
+    return [head, *rows]
 
 
 def _words(report: Facts) -> Section:
@@ -171,7 +196,7 @@ def _words(report: Facts) -> Section:
             for row in entry["rows"]
         ]
         floors = [[name, _hundred(value), "", ""] for name, value in entry["floors"].items()]
-        tables.append([head, *rows, *floors])
+        tables += [[head, *rows, *floors], _changes(entry)]
     about = "; ".join(sorted({entry["data"] for entry in report["words"]}))
     text = (
         f"A linear classifier on frozen word vectors, three seeds (paper, section 3.1). Data: {about}. Dashed lines "
@@ -182,13 +207,10 @@ def _words(report: Facts) -> Section:
 
 
 def _sentences(report: Facts) -> Section:
-    tables = [
-        [
-            [entry["task"], f"{entry['metric']} x 100", "95%"],
-            *([row["model"], _hundred(row["value"]), _range(row)] for row in entry["rows"]),
-        ]
-        for entry in report["sentences"]
-    ]
+    tables = []
+    for entry in report["sentences"]:
+        rows = ([row["model"], _hundred(row["value"]), _range(row)] for row in entry["rows"])
+        tables += [[[entry["task"], f"{entry['metric']} x 100", "95%"], *rows], _changes(entry)]
     spread = [["vectors", "anisotropy", "uniformity", "alignment"]]
     for row in report["geometry"]:
         spread.append([row["model"], *(f"{row[key]:.3f}" for key in ("anisotropy", "uniformity", "alignment"))])
@@ -308,6 +330,10 @@ def _flat(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]
 
 def _hundred(value: float) -> str:
     return f"{100 * value:.1f}"
+
+
+def _signed(change: Facts) -> str:
+    return f"{100 * change['value']:+.1f}"
 
 
 def _range(row: Facts) -> str:

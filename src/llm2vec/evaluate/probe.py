@@ -17,6 +17,7 @@ from llm2vec.errors import CorpusError, UsageError
 from llm2vec.evaluate import agreement
 from llm2vec.evaluate.agreement import Metric
 from llm2vec.evaluate.columns import Tagged
+from llm2vec.evaluate.difference import interval
 from llm2vec.words import Merge, Reading, joined, word_states, word_tokens
 
 READINGS: tuple[Reading, ...] = ("own", "before")
@@ -63,6 +64,7 @@ class Probed:
         unseen: Test words whose label no training word has; they count as wrong.
         labels: What the classifier tells apart, in its order.
         classifier: That of the first seed.
+        resampled: The value on each resampling of the test sentences, for `difference`: values_R.
     """
 
     metric: Metric
@@ -78,10 +80,11 @@ class Probed:
     unseen: int
     labels: tuple[str, ...]
     classifier: Classifier = field(compare=False)
+    resampled: np.ndarray = field(compare=False, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: everything but the classifier."""
-        return {key: value for key, value in asdict(self).items() if key != "classifier"}
+        """For JSON: everything but the classifier and the resampled values."""
+        return {key: value for key, value in asdict(self).items() if key not in ("classifier", "resampled")}
 
 
 @dataclass(frozen=True)
@@ -191,7 +194,8 @@ def probe_splits(
     classifiers = fitted(best, -1, range(seeds))
     guesses = [tested(classify, -1) for classify in classifiers]
     counts_KS3 = np.stack([agreement.counted(test.sentences, each, metric) for each in guesses])
-    low, high = agreement.interval(counts_KS3)
+    resampled = agreement.resampled(counts_KS3)
+    low, high = interval(resampled)
     layers = range(len(test.vectors[best])) if every_layer else ()
     by_layer = [agreement.counted(test.sentences, tested(fitted(best, each)[0], each), metric) for each in layers]
     words = [agreement.counted(test.sentences, each, "accuracy") for each in guesses]
@@ -209,6 +213,7 @@ def probe_splits(
         unseen=int((test_N < 0).sum()),
         labels=tuple(labels),
         classifier=classifiers[0],
+        resampled=resampled,
     )
 
 

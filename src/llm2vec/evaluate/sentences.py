@@ -6,17 +6,17 @@ Scores as MTEB counts them, from files of one plain format each (`docs/evaluate.
 import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from llm2vec.errors import CorpusError
+from llm2vec.evaluate.difference import draws, interval
 from llm2vec.evaluate.models import Embedder
 
 _PER_LABEL, _EXPERIMENTS = 8, 10  # MTEB's classification: samples of each label, and how often
-_RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Score:
         value: Between -1 and 1, or 0 and 1.
         low, high: 95% of resamplings, or the least and largest of several seeds.
         others: Further metrics by name.
+        resampled: The value on each draw of the test items (classification: of the training texts), for `difference`:
+            values_R. Empty for clustering, whose seeds mean nothing from one model to another.
     """
 
     task: str
@@ -37,10 +39,11 @@ class Score:
     low: float
     high: float
     others: Mapping[str, float]
+    resampled: np.ndarray = field(default_factory=lambda: np.empty(0), compare=False, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+        """For JSON: everything but the resampled values."""
+        return {key: value for key, value in asdict(self).items() if key != "resampled"}
 
 
 def sts(embed: Embedder, data: Path) -> Score:
@@ -57,9 +60,10 @@ def sts(embed: Embedder, data: Path) -> Score:
     cosines = _cosines(embed, rows)
     if len(set(scores.tolist())) < 2:
         raise CorpusError(f"{data}: all scores are the same; there is nothing to correlate with")
-    low, high = _resampled(lambda chosen: spearmanr(cosines[chosen], scores[chosen]).statistic, len(scores))
     spearman = float(spearmanr(cosines, scores).statistic)
-    return Score("sts", "spearman", spearman, low, high, {"pearson": float(pearsonr(cosines, scores).statistic)})
+    resampled = np.array([spearmanr(cosines[drawn], scores[drawn]).statistic for drawn in draws(len(scores))])
+    others = {"pearson": float(pearsonr(cosines, scores).statistic)}
+    return Score("sts", "spearman", spearman, *interval(resampled), others, resampled)
 
 
 def pairs(embed: Embedder, data: Path) -> Score:
@@ -76,8 +80,9 @@ def pairs(embed: Embedder, data: Path) -> Score:
     if set(labels.tolist()) != {0.0, 1.0}:
         raise CorpusError(f"{data}: labels must be 0 and 1, and both must occur")
     cosines = _cosines(embed, rows)
-    low, high = _resampled(lambda chosen: average_precision_score(labels[chosen], cosines[chosen]), len(labels))
-    return Score("pairs", "ap", float(average_precision_score(labels, cosines)), low, high, {})
+    precision = float(average_precision_score(labels, cosines))
+    resampled = np.array([average_precision_score(labels[drawn], cosines[drawn]) for drawn in draws(len(labels))])
+    return Score("pairs", "ap", precision, *interval(resampled), {}, resampled)
 
 
 def classification(embed: Embedder, data: Path, *, train: Path) -> Score:
@@ -110,7 +115,8 @@ def classification(embed: Embedder, data: Path, *, train: Path) -> Score:
         accuracies.append(accuracy_score(test_labels, guessed))
         f1s.append(f1_score(test_labels, guessed, average="macro"))
     spread = {"f1": float(np.mean(f1s)), "deviation": float(np.std(accuracies))}
-    return Score("classification", "accuracy", float(np.mean(accuracies)), min(accuracies), max(accuracies), spread)
+    values = np.array(accuracies)
+    return Score("classification", "accuracy", float(values.mean()), *interval(values), spread, values)
 
 
 def clustering(embed: Embedder, data: Path) -> Score:
@@ -129,7 +135,7 @@ def clustering(embed: Embedder, data: Path) -> Score:
     for seed in range(3):
         groups = MiniBatchKMeans(len(set(labels)), batch_size=1024, n_init=3, random_state=seed).fit_predict(vectors_BD)
         values.append(float(v_measure_score(labels, groups)))
-    return Score("clustering", "v-measure", float(np.mean(values)), min(values), max(values), {})
+    return Score("clustering", "v-measure", float(np.mean(values)), *interval(np.array(values)), {})
 
 
 def retrieval(embed: Embedder, data: Path, *, prompt: str | None = None) -> Score:
@@ -159,9 +165,9 @@ def retrieval(embed: Embedder, data: Path, *, prompt: str | None = None) -> Scor
         hits = np.flatnonzero(found[:10] > 0)
         ranks.append(1.0 / (hits[0] + 1) if len(hits) else 0.0)
     values = np.array(gains)
-    low, high = _resampled(lambda chosen: values[chosen].mean(), len(values))
+    resampled = np.array([values[drawn].mean() for drawn in draws(len(values))])
     others = {"recall@100": float(np.mean(recalls)), "mrr@10": float(np.mean(ranks))}
-    return Score("retrieval", "ndcg@10", float(values.mean()), low, high, others)
+    return Score("retrieval", "ndcg@10", float(values.mean()), *interval(resampled), others, resampled)
 
 
 TASKS: Mapping[str, Callable[..., Score]] = {
@@ -188,13 +194,6 @@ def _cosines(embed: Embedder, rows: Sequence[tuple[str, str, str]]) -> np.ndarra
     first_BD, second_BD = np.split(both_BD, 2)
     cosines: np.ndarray = (first_BD * second_BD).sum(1)
     return cosines
-
-
-def _resampled(value: Callable[[np.ndarray], float], count: int) -> tuple[float, float]:
-    random = np.random.default_rng(0)
-    values = [value(random.integers(count, size=count)) for _ in range(_RESAMPLES)]
-    low, high = np.nanpercentile(values, [2.5, 97.5])
-    return float(low), float(high)
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
