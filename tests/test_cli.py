@@ -57,6 +57,7 @@ def test_help_imports_nothing_heavy_and_has_examples(command):
         (["train", "mlm", "a.json"], "there is no 'mlm' to train: mntp, simcse, supervised"),
         (["train", "mntp", "nowhere.json"], "nowhere.json cannot be read"),
         (["probe", "encoder"], "--train and --test"),
+        (["probe", "encoder", "--layer", "top"], "--layer top: there is last, all, or a number"),
         (["probe", "nowhere.json"], "nowhere.json cannot be read"),
         (["probe", "word.json", "encoder"], "names its model"),
         (["encode", "bundled", "text", "--out", "vectors.doc"], "the ending says the format"),

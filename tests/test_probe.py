@@ -91,9 +91,34 @@ def test_a_probe_is_the_same_each_time(encoder, sets):
 
 
 def test_each_layer_has_a_value_and_the_last_is_the_probes_own(encoder, sets):
-    found = probe(encoder, *sets, seeds=1, reading="own", every_layer=True)
+    found = probe(encoder, *sets, seeds=1, reading="own", layer="all")
     assert len(found.by_layer) == encoder.model.config.num_hidden_layers + 1
     assert found.by_layer[-1] == pytest.approx(found.value)
+
+
+@pytest.mark.parametrize("layer", [0, 1, -2])
+def test_one_layer_is_probed_as_among_all_and_a_saved_probe_reads_it(layer, sets, tmp_path):
+    source = str(DECODERS / "qwen3")
+    encoder, short = open_encoder(source), [each[:80] for each in sets]
+    every = probe(encoder, *short, seeds=1, reading="own", layer="all")
+    found = probe(encoder, *short, seeds=1, reading="own", layer=layer)
+    assert found.value == pytest.approx(every.by_layer[layer], abs=1e-6)
+    assert (found.layer, found.by_layer, every.layer) == (layer, (), -1)
+    save_probe(found, tmp_path / "probe", encoder=source)
+    spans = Tagger.open(tmp_path / "probe").tag(["The old man left ."])[0]
+    words = encoder.words([["The", "old", "man", "left", "."]], layer=layer)[0]
+    assert [span.label for span in spans] == [found.labels[n] for n in found.classifier(words.vectors_WD).tolist()]
+    whole = encoder.words([["The", "old", "man", "left", "."]])[0]
+    assert not torch.allclose(words.vectors_WD, whole.vectors_WD, atol=1e-2)
+
+
+def test_a_probe_saved_before_layers_could_be_chosen_reads_the_last(sets, tmp_path):
+    source = str(DECODERS / "qwen3")
+    save_probe(probe(open_encoder(source), *(e[:40] for e in sets), seeds=1), tmp_path / "probe", encoder=source)
+    facts = json.loads((tmp_path / "probe" / "probe.json").read_text())
+    assert facts.pop("layer") == -1
+    (tmp_path / "probe" / "probe.json").write_text(json.dumps(facts))
+    assert Tagger.open(tmp_path / "probe").facts.layer == -1
 
 
 def test_a_causal_baseline_can_be_probed(sets):
@@ -184,6 +209,10 @@ def test_any_encoder_can_be_a_baseline(tmp_path, sets):
     with torch.no_grad():
         states_TD = model(**tokenizer("the cat", return_tensors="pt")).last_hidden_state[0]
     found = baseline.words([["the", "cat"], ["a", "much", "longer", "sentence"]])[0]
+    assert torch.allclose(found.vectors_WD, states_TD[1:3], atol=1e-5)
+    with torch.no_grad():
+        states_TD = model(**tokenizer("the cat", return_tensors="pt"), output_hidden_states=True).hidden_states[1][0]
+    found = baseline.words([["the", "cat"], ["a", "much", "longer", "sentence"]], layer=1)[0]
     assert torch.allclose(found.vectors_WD, states_TD[1:3], atol=1e-5)
     assert probe(baseline, *(part[:50] for part in sets), seeds=1).value > 0.2
 

@@ -15,6 +15,7 @@ from llm2vec.errors import UsageError
 from llm2vec.terminal import Drawn, answer, people, results, table
 
 if TYPE_CHECKING:
+    from llm2vec.batching import Layer
     from llm2vec.evaluate.difference import Difference
     from llm2vec.evaluate.probe import Probed
     from llm2vec.evaluate.sentences import Score
@@ -64,7 +65,10 @@ def probe(
         str | None, typer.Option(help="own, before (a token earlier), or auto (default): the better on dev.")
     ] = None,
     merge: Annotated[str | None, typer.Option(help="Of a word's tokens: mean (default), first, last.")] = None,
-    layer: Annotated[str, typer.Option(help="last, or all: a value for each layer too.")] = "last",
+    layer: Annotated[
+        str,
+        typer.Option(help="last; a number (0: the embedding, -1: the last); or all: the last, and a value for each."),
+    ] = "last",
     seeds: Annotated[int, typer.Option(help="Classifiers trained.")] = 3,
     save: Annotated[Path | None, typer.Option(help="Keep the (one) model's probe here, for `llm2vec tag`.")] = None,
     json: Json = False,
@@ -75,7 +79,7 @@ def probe(
     _one_of("--metric", metric, ("accuracy", "entity-f1"))
     _one_of("--reading", chosen["reading"], ("own", "before", "auto"))
     _one_of("--merge", chosen["merge"], ("mean", "first", "last"))
-    _one_of("--layer", layer, ("last", "all"))
+    chosen_layer = _layer(layer)
     if not (chosen["train"] and chosen["test"]):
         raise UsageError("say what to train and to measure on: --train and --test")
     if save is not None and (len(models) > 1 or chosen["adapters"]):
@@ -99,7 +103,7 @@ def probe(
             metric=metric,  # type: ignore[arg-type]  # checked above
             reading=chosen["reading"],
             merge=chosen["merge"],
-            every_layer=layer == "all",
+            layer=chosen_layer,
             seeds=seeds,
         )
         people.print(f"{name}: {metric} {found[name].value:.4f}, read from {found[name].reading}")
@@ -111,6 +115,15 @@ def probe(
         answer({**_with_differences(found), "floors": least})
     else:
         _show_probes(found, least, metric)
+
+
+def _layer(value: str) -> "Layer":
+    if value == "all":
+        return "all"
+    try:
+        return -1 if value == "last" else int(value)
+    except ValueError as error:
+        raise UsageError(f"--layer {value}: there is last, all, or a number (0 is the embedding)") from error
 
 
 def _word_task(models: list[str]) -> Translated | None:
@@ -164,7 +177,8 @@ def _show_probes(found: Mapping[str, "Probed"], least: Mapping[str, float], metr
     rows = [[name, f"{value:.2%}", "", *([""] * len(head)), ""] for name, value in least.items()]
     for name, each in found.items():
         numbers = [f"{each.value:.2%}", f"{each.low:.2%} - {each.high:.2%}", *against[name]]
-        rows.append([name, *numbers, each.reading, *_layers(each.by_layer)])
+        place = each.reading if each.layer == -1 else f"{each.reading}, layer {each.layer}"
+        rows.append([name, *numbers, place, *_layers(each.by_layer)])
     layered = any(each.by_layer for each in found.values())
     table("", ["model", metric, "95%", *head, "read from", *(["layers"] if layered else [])], rows)
     if unseen := max(each.unseen for each in found.values()):

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llm2vec.batching import Layer
 from llm2vec.encoder import LLM2Vec
 from llm2vec.errors import CorpusError, UsageError
 from llm2vec.evaluate import agreement
@@ -59,6 +60,7 @@ class Probed:
         accuracy: Share of the words labelled right, mean over the seeds.
         reading: Where words were read; of `auto`, the better one on the development set.
         by_reading: Development accuracy of each reading that was tried.
+        layer: Whose states `value` and the classifier are of.
         by_layer: Test value of each layer, the embedding first; empty unless all were asked for.
         by_label: Precision, recall and F1 of each label (or entity type).
         unseen: Test words whose label no training word has; they count as wrong.
@@ -75,6 +77,7 @@ class Probed:
     accuracy: float
     reading: Reading
     by_reading: dict[str, float]
+    layer: int
     by_layer: tuple[float, ...]
     by_label: dict[str, dict[str, float]]
     unseen: int
@@ -93,11 +96,13 @@ class Split:
 
     Attributes:
         sentences: Words and labels; the labels may be replaced by others (`labelled`).
-        vectors: For each reading, vectors_LND: layers (or the last alone), words of all sentences in order.
+        vectors: For each reading, vectors_LND: layers (or one alone), words of all sentences in order.
+        layer: Which layer the last of them is.
     """
 
     sentences: Sequence[Tagged]
     vectors: dict[Reading, Tensor]
+    layer: int = -1
 
 
 def probe(
@@ -109,7 +114,7 @@ def probe(
     metric: Metric = "accuracy",
     reading: Reading | Literal["auto"] = "auto",
     merge: Merge = "mean",
-    every_layer: bool = False,
+    layer: Layer = -1,
     seeds: int = 3,
     seen: Callable[[int], object] = lambda _: None,
 ) -> Probed:
@@ -123,20 +128,20 @@ def probe(
         metric: Accuracy over words as in the paper, or F1 of whole entities.
         reading: A word's own tokens, the places before them, or the better one on `dev`.
         merge: How several tokens make one vector.
-        every_layer: Also measure each layer.
+        layer: Measured: 0 is the embedding, -1 the last layer; `all`: the last, and a value for each other one too.
         seeds: Probes trained, each from its own seed.
         seen: Told how many sentences have been read.
 
     Raises:
         CorpusError: Fewer than two labels, or too few sentences.
+        UsageError: The model has no such layer.
     """
     train, dev = with_development(train, dev)
     readings = READINGS if reading == "auto" else (reading,)
     splits = [
-        read_split(encoder, part, readings=readings, merge=merge, every_layer=every_layer, seen=seen)
-        for part in (train, dev, test)
+        read_split(encoder, part, readings=readings, merge=merge, layer=layer, seen=seen) for part in (train, dev, test)
     ]
-    return probe_splits(*splits, metric=metric, every_layer=every_layer, seeds=seeds)
+    return probe_splits(*splits, metric=metric, seeds=seeds)
 
 
 def with_development(train: Sequence[Tagged], dev: Sequence[Tagged]) -> tuple[Sequence[Tagged], Sequence[Tagged]]:
@@ -153,7 +158,7 @@ def read_split(
     *,
     readings: Sequence[Reading] = READINGS,
     merge: Merge = "mean",
-    every_layer: bool = False,
+    layer: Layer = -1,
     seen: Callable[[int], object] = lambda _: None,
 ) -> Split:
     """The vectors of every word of every sentence; arguments as of `probe`."""
@@ -165,16 +170,17 @@ def read_split(
         max_tokens=encoder.max_tokens,
         readings=readings,
         merge=merge,
-        every_layer=every_layer,
+        layer=layer,
         seen=seen,
     )
-    return Split(sentences, vectors)
+    return Split(sentences, vectors, -1 if layer == "all" else layer)
 
 
-def probe_splits(
-    train: Split, dev: Split, test: Split, *, metric: Metric = "accuracy", every_layer: bool = False, seeds: int = 3
-) -> Probed:
-    """The same on vectors that are there already; of the readings they hold, the better one on `dev` is taken."""
+def probe_splits(train: Split, dev: Split, test: Split, *, metric: Metric = "accuracy", seeds: int = 3) -> Probed:
+    """The same on vectors that are there already.
+
+    Of the readings they hold, the better one on `dev` is taken; of several layers, the last, and each has its value.
+    """
     if seeds < 1:
         raise UsageError(f"seeds is {seeds}; a probe needs at least one")
     labels = sorted({tag for sentence in train.sentences for tag in sentence.tags})
@@ -196,7 +202,8 @@ def probe_splits(
     counts_KS3 = np.stack([agreement.counted(test.sentences, each, metric) for each in guesses])
     resampled = agreement.resampled(counts_KS3)
     low, high = interval(resampled)
-    layers = range(len(test.vectors[best])) if every_layer else ()
+    count = len(test.vectors[best])
+    layers = range(count) if count > 1 else ()
     by_layer = [agreement.counted(test.sentences, tested(fitted(best, each)[0], each), metric) for each in layers]
     words = [agreement.counted(test.sentences, each, "accuracy") for each in guesses]
     return Probed(
@@ -208,6 +215,7 @@ def probe_splits(
         accuracy=float(np.mean([agreement.value(each) for each in words])),
         reading=best,
         by_reading={str(name): value for name, value in by_reading.items()},
+        layer=test.layer,
         by_layer=tuple(map(agreement.value, by_layer)),
         by_label=agreement.by_label(test.sentences, guesses[0], metric),
         unseen=int((test_N < 0).sum()),

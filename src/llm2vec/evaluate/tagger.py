@@ -48,6 +48,7 @@ class Facts:
         labels: In the classifier's order.
         reading, merge: Where a word is read.
         metric, value: What it reached on its test set.
+        layer: Whose states are read; probes of earlier versions, which do not say, read the last.
     """
 
     encoder: str
@@ -56,6 +57,7 @@ class Facts:
     merge: Merge
     metric: str
     value: float
+    layer: int = -1
 
 
 class Tagger:
@@ -94,9 +96,9 @@ class Tagger:
             "-" in label for label in self.facts.labels
         )
         found = []
-        for text, words in zip(
-            texts, self.encoder.words(texts, reading=self.facts.reading, merge=self.facts.merge), strict=True
-        ):
+        facts = self.facts
+        read = self.encoder.words(texts, reading=facts.reading, merge=facts.merge, layer=facts.layer)
+        for text, words in zip(texts, read, strict=True):
             numbers = self.classifier(words.vectors_WD).tolist() if words.words else []
             tags = [self.facts.labels[number] for number in numbers]
             pieces = sorted(entities(tags)) if whole else [(place, place + 1, tag) for place, tag in enumerate(tags)]
@@ -115,7 +117,7 @@ def save_probe(probed: Probed, folder: Path, *, encoder: str, merge: Merge = "me
         merge: As the probe was trained with.
     """
     name = str(Path(encoder).resolve()) if Path(encoder).is_dir() else encoder
-    facts = Facts(name, probed.labels, probed.reading, merge, probed.metric, probed.value)
+    facts = Facts(name, probed.labels, probed.reading, merge, probed.metric, probed.value, probed.layer)
     with whole_folder(folder) as partial:
         write_json(partial / _FACTS, json.loads(json.dumps(asdict(facts))))
         save_file({"weight": probed.classifier.weight_CD, "bias": probed.classifier.bias_C}, partial / _WEIGHTS)
