@@ -28,6 +28,7 @@ from llm2vec.evaluate.tagger import Tagger, save_probe
         ("I-A I-B O I-B", {(0, 1, "A"), (1, 2, "B"), (3, 4, "B")}),
         ("O O", set()),
         ("S-A I-A", {(0, 1, "A"), (1, 2, "A")}),
+        ("B I O B", {(0, 2, ""), (3, 4, "")}),
     ],
 )
 def test_entities_are_read_in_every_scheme(tags, found):
@@ -57,17 +58,48 @@ def test_the_three_kinds_of_files_say_the_same(tmp_path):
         ("a.txt", "a b\n", "5", "no column 5"),
         ("a.txt", "a b\n", "pos", "have numbers, not names"),
         ("a.txt", "\n\n", None, "holds no sentence"),
+        ("a.txt", "", None, "holds no sentence"),
         ("a.conllu", "1\ta\n", None, "10 columns"),
         ("a.conllu", "", "tense", "no column 'tense'"),
         ("a.jsonl", '{"tokens": ["a"], "tags": []}', None, "1 tokens but 0 labels"),
-        ("a.jsonl", '{"words": ["a"]}', None, "needs `tokens` and `tags`; it has words"),
+        ("a.jsonl", '{"words": ["a"]}', None, "has no field 'tags'; it has words"),
         ("a.jsonl", "{", None, "not JSON"),
+        ("a.jsonl", "[1]", None, "line 1: not a JSON object"),
+        ("a.jsonl", '{"tokens": ["a"], "tags": null}', None, "line 1: 'tags' must be a list"),
+        ("a.jsonl", '{"tokens": "ab", "tags": ["x", "y"]}', None, "line 1: 'tokens' must be a list"),
+        ("a.txt", "a b\n\na b\na b\nc\n", None, "line 5: has not 2 columns"),
     ],
 )
 def test_a_wrong_file_is_one_clear_line(name, text, column, said, tmp_path):
     (tmp_path / name).write_text(text)
     with pytest.raises(CorpusError, match=said):
         read_tagged(tmp_path / name, column=column)
+
+
+def test_a_file_is_utf8_with_or_without_a_mark_and_lines_end_at_line_feeds_alone(tmp_path):
+    (tmp_path / "a.txt").write_bytes("\ufeffa\u00a0b  X\r\nc Y\r\n".encode())
+    assert read_tagged(tmp_path / "a.txt") == [Tagged(("a\u00a0b", "c"), ("X", "Y"))]
+    (tmp_path / "a.tsv").write_bytes("\ufeffa\u2028b\tX\r\nc\tY\r\n".encode())
+    assert read_tagged(tmp_path / "a.tsv") == [Tagged(("a\u2028b", "c"), ("X", "Y"))]
+    (tmp_path / "a.jsonl").write_text('{"tokens": ["a\u2028b"], "tags": ["X"]}\n')
+    assert read_tagged(tmp_path / "a.jsonl") == [Tagged(("a\u2028b",), ("X",))]
+    (tmp_path / "latin.txt").write_bytes("caf\xe9 X\n".encode("latin1"))
+    with pytest.raises(CorpusError, match="not UTF-8"):
+        read_tagged(tmp_path / "latin.txt")
+
+
+def test_the_shared_files_of_every_kind_are_read(shared):
+    word = shared / "data" / "word"
+    counts = {"conll2000/test.txt": 2012, "ud_ewt/en_ewt-ud-dev.conllu": 2001}
+    counts |= {
+        "wnut17/wnut17train.conll": 3394,
+        "wnut17/emerging.dev.conll": 1009,
+        "wnut17/emerging.test.annotated": 1287,
+    }
+    for name, count in counts.items():
+        assert len(read_tagged(word / name)) == count
+    kinds = {kind for each in read_tagged(word / "wnut17/emerging.test.annotated") for *_, kind in entities(each.tags)}
+    assert kinds == {"corporation", "creative-work", "group", "location", "person", "product"}
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +171,37 @@ def test_entities_are_scored_whole(encoder):
     assert found.by_label == {"LOC": {"precision": 1.0, "recall": 1.0, "f1": 1.0, "count": 2.0}}
 
 
+def test_entities_are_learned_in_one_scheme_and_tested_in_another(encoder):
+    train = [Tagged(("New", "York", "sleeps"), ("I-LOC", "I-LOC", "O"))] * 20
+    test = [Tagged(("New", "York", "sleeps"), ("B-LOC", "E-LOC", "O"))]
+    found = probe(encoder, train, test, metric="entity-f1", seeds=1)
+    assert (found.value, found.precision, found.recall, found.unseen) == (1.0, 1.0, 1.0, 0)
+    test = [Tagged(("New", "York", "sleeps"), ("B-LOC", "E-LOC", "S-PER"))]
+    found = probe(encoder, train, test, metric="entity-f1", seeds=1)
+    assert (found.precision, found.recall, found.unseen) == (1.0, 0.5, 1)
+
+
+def test_labels_without_a_scheme_have_no_entities(encoder):
+    train = [Tagged(("one", "cat"), ("NUM", "NOUN"))] * 20
+    with pytest.raises(CorpusError, match="NOUN, NUM follow no scheme such as BIO"):
+        probe(encoder, train, train, metric="entity-f1")
+
+
+def test_one_training_sentence_is_too_few_without_others_to_choose_on(encoder):
+    one = [Tagged(("one", "cat"), ("NUM", "NOUN"))]
+    with pytest.raises(CorpusError, match="1 training sentence is too few"):
+        probe(encoder, one, one)
+    assert probe(encoder, one, one, dev=one, seeds=1).value == 1.0
+
+
+def test_words_that_cannot_be_read_are_counted(encoder):
+    train = [Tagged(("one", "cat", ""), ("NUM", "NOUN", "NUM"))] * 20
+    long = Tagged(tuple("ab" * 600), ("NUM", "NOUN") * 600)
+    found = probe(encoder, train, [long, train[0]], seeds=1)
+    assert found.unread > 600
+    assert probe(encoder, train, train[:3], seeds=1).unread == 3
+
+
 def test_one_label_is_too_few(encoder):
     with pytest.raises(CorpusError, match="two labels or more"):
         probe(encoder, [Tagged(("a",), ("X",))] * 10, [Tagged(("a",), ("X",))])
@@ -180,6 +243,11 @@ def test_labels_without_a_scheme_are_given_to_every_word(tmp_path):
     source = str(DECODERS / "qwen3")
     save_probe(probe(open_encoder(source), train, train[:2], seeds=1), tmp_path / "probe", encoder=source)
     assert [span.label for span in Tagger.open(tmp_path / "probe").tag(["Dogs bark ."])[0]] == ["NOUN", "VERB", "PUNCT"]
+
+
+def test_what_counts_words_has_none_to_probe():
+    with pytest.raises(ModelError, match="no states to read"):
+        open_encoder("tfidf")
 
 
 def test_a_folder_without_a_probe_says_how_to_make_one(tmp_path):

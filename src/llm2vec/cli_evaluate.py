@@ -183,6 +183,22 @@ def _show_probes(found: Mapping[str, "Probed"], least: Mapping[str, float], metr
     table("", ["model", metric, "95%", *head, "read from", *(["layers"] if layered else [])], rows)
     if unseen := max(each.unseen for each in found.values()):
         results.print(f"{unseen} test words have a label that no training word has; they count as wrong")
+    if unread := max(each.unread for each in found.values()):
+        results.print(f"{unread} test words are beyond the longest sequence or have no token; their vector is zero")
+    if len(found) == 1:
+        _show_labels(next(iter(found.values())))
+
+
+def _show_labels(probed: "Probed") -> None:
+    """Each label of the first seed, the most frequent first."""
+    ordered = sorted(probed.by_label.items(), key=lambda each: -each[1]["count"])
+    rows = [
+        [label or "(no type)", *(f"{each[key]:.2%}" for key in ("precision", "recall", "f1")), f"{each['count']:.0f}"]
+        for label, each in ordered
+    ]
+    rows.append(["all", f"{probed.precision:.2%}", f"{probed.recall:.2%}", f"{probed.value:.2%}", ""])
+    results.print()
+    table("", ["label", "precision", "recall", "f1", "in test"], rows)
 
 
 def tag(

@@ -34,6 +34,21 @@ def value(counts_S3: np.ndarray) -> float:
     return float(2 * right / max(guessed + true, 1))
 
 
+def precision(counts_KS3: np.ndarray) -> float:
+    """Right ones of those guessed, mean over K seeds."""
+    return _ratio(counts_KS3, 1)
+
+
+def recall(counts_KS3: np.ndarray) -> float:
+    """Right ones of those there are, mean over K seeds."""
+    return _ratio(counts_KS3, 2)
+
+
+def _ratio(counts_KS3: np.ndarray, of: int) -> float:
+    summed_K3 = counts_KS3.sum(1)
+    return float((summed_K3[:, 0] / np.maximum(summed_K3[:, of], 1)).mean())
+
+
 def resampled(counts_KS3: np.ndarray) -> np.ndarray:
     """The mean over K seeds on each draw of the test sentences: values_R."""
     values = []

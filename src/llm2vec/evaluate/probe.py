@@ -17,7 +17,7 @@ from llm2vec.encoder import LLM2Vec
 from llm2vec.errors import CorpusError, UsageError
 from llm2vec.evaluate import agreement
 from llm2vec.evaluate.agreement import Metric
-from llm2vec.evaluate.columns import Tagged
+from llm2vec.evaluate.columns import Tagged, has_scheme
 from llm2vec.evaluate.difference import interval
 from llm2vec.words import Merge, Reading, joined, word_states, word_tokens
 
@@ -58,12 +58,15 @@ class Probed:
         low, high: 95% of 1,000 resamplings of the test sentences, all seeds together.
         seeds: Value of each seed.
         accuracy: Share of the words labelled right, mean over the seeds.
+        precision, recall: Of the entities (of words, both are the accuracy), mean over the seeds.
         reading: Where words were read; of `auto`, the better one on the development set.
         by_reading: Development accuracy of each reading that was tried.
         layer: Whose states `value` and the classifier are of.
         by_layer: Test value of each layer, the embedding first; empty unless all were asked for.
         by_label: Precision, recall and F1 of each label (or entity type).
-        unseen: Test words whose label no training word has; they count as wrong.
+        unseen: Test words whose label (for entities, type: schemes may differ) no training word has; they count as
+            wrong.
+        unread: Test words with the zero vector: beyond the longest sequence, or without any token.
         labels: What the classifier tells apart, in its order.
         classifier: That of the first seed.
         resampled: The value on each resampling of the test sentences, for `difference`: values_R.
@@ -75,12 +78,15 @@ class Probed:
     high: float
     seeds: tuple[float, ...]
     accuracy: float
+    precision: float
+    recall: float
     reading: Reading
     by_reading: dict[str, float]
     layer: int
     by_layer: tuple[float, ...]
     by_label: dict[str, dict[str, float]]
     unseen: int
+    unread: int
     labels: tuple[str, ...]
     classifier: Classifier = field(compare=False)
     resampled: np.ndarray = field(compare=False, repr=False)
@@ -148,6 +154,11 @@ def with_development(train: Sequence[Tagged], dev: Sequence[Tagged]) -> tuple[Se
     """Training and development sentences; the last tenth of the former where there are none of the latter."""
     if dev:
         return train, dev
+    if len(train) < 2:
+        raise CorpusError(
+            f"{len(train)} training sentence is too few: one is kept out to choose a reading on; give more, or a "
+            "development set"
+        )
     cut = max(1, round(len(train) * _DEVELOPMENT))
     return train[:-cut], train[-cut:]
 
@@ -186,8 +197,11 @@ def probe_splits(train: Split, dev: Split, test: Split, *, metric: Metric = "acc
     labels = sorted({tag for sentence in train.sentences for tag in sentence.tags})
     if len(labels) < 2:
         raise CorpusError(f"a probe needs two labels or more; the training sentences have {labels}")
+    if metric == "entity-f1" and not has_scheme(labels):
+        shown = ", ".join(labels[:5])
+        raise CorpusError(f"labels such as {shown} follow no scheme such as BIO; measure their accuracy instead")
     known = {label: index for index, label in enumerate(labels)}
-    train_N, dev_N, test_N = (_ids(part.sentences, known) for part in (train, dev, test))
+    train_N, dev_N = (_ids(part.sentences, known) for part in (train, dev))
 
     def fitted(reading: Reading, layer: int, seeds: Sequence[int] = (0,)) -> list[Classifier]:
         return _fit(train.vectors[reading][layer], train_N, len(labels), seeds=seeds)
@@ -213,16 +227,27 @@ def probe_splits(train: Split, dev: Split, test: Split, *, metric: Metric = "acc
         high=high,
         seeds=tuple(agreement.value(each) for each in counts_KS3),
         accuracy=float(np.mean([agreement.value(each) for each in words])),
+        precision=agreement.precision(counts_KS3),
+        recall=agreement.recall(counts_KS3),
         reading=best,
         by_reading={str(name): value for name, value in by_reading.items()},
         layer=test.layer,
         by_layer=tuple(map(agreement.value, by_layer)),
         by_label=agreement.by_label(test.sentences, guesses[0], metric),
-        unseen=int((test_N < 0).sum()),
+        unseen=_unseen(labels, test.sentences, metric),
+        unread=int((test.vectors[best][-1] == 0).all(-1).sum()),
         labels=tuple(labels),
         classifier=classifiers[0],
         resampled=resampled,
     )
+
+
+def _unseen(labels: Sequence[str], sentences: Sequence[Tagged], metric: Metric) -> int:
+    def kind(tag: str) -> str:
+        return tag.partition("-")[2] if metric == "entity-f1" else tag
+
+    known = set(map(kind, labels))
+    return sum(kind(tag) not in known for sentence in sentences for tag in sentence.tags)
 
 
 def _ids(sentences: Sequence[Tagged], known: dict[str, int]) -> Tensor:

@@ -13,14 +13,13 @@ from safetensors.torch import load_file, save_file
 
 from llm2vec.encoder import LLM2Vec
 from llm2vec.errors import ModelError
-from llm2vec.evaluate.columns import entities
+from llm2vec.evaluate.columns import entities, has_scheme
 from llm2vec.evaluate.models import open_encoder
 from llm2vec.evaluate.probe import Classifier, Probed
 from llm2vec.files import read_json, whole_folder, write_json
 from llm2vec.words import Merge, Reading
 
 _FACTS, _WEIGHTS = "probe.json", "probe.safetensors"
-_SCHEMES = {"B", "I", "E", "S", "L", "U"}
 
 
 @dataclass(frozen=True)
@@ -92,9 +91,7 @@ class Tagger:
 
     def tag(self, texts: Sequence[str]) -> list[list[Span]]:
         """Spans of each text: whole entities where labels follow a scheme such as BIO, else every word."""
-        whole = all(label == "O" or label.split("-")[0] in _SCHEMES for label in self.facts.labels) and any(
-            "-" in label for label in self.facts.labels
-        )
+        whole = has_scheme(self.facts.labels)
         found = []
         facts = self.facts
         read = self.encoder.words(texts, reading=facts.reading, merge=facts.merge, layer=facts.layer)
