@@ -9,12 +9,14 @@ from conftest import DECODERS
 
 from llm2vec import LLM2Vec
 from llm2vec.errors import CorpusError, ModelError
+from llm2vec.evaluate import probe as probing
 from llm2vec.evaluate.agreement import floors, resampled, value
 from llm2vec.evaluate.analysis import BUNDLED_SETS
 from llm2vec.evaluate.columns import Tagged, entities, read_tagged
 from llm2vec.evaluate.difference import interval
 from llm2vec.evaluate.models import open_encoder
 from llm2vec.evaluate.probe import probe
+from llm2vec.evaluate.states import fingerprint
 from llm2vec.evaluate.tagger import Tagger, save_probe
 
 
@@ -305,3 +307,48 @@ def test_an_interval_narrows_with_more_sentences():
     wide, narrow = interval(resampled(few)), interval(resampled(np.tile(few, (1, 50, 1))))
     assert value(few[0]) == 0.5
     assert wide[1] - wide[0] > 3 * (narrow[1] - narrow[0])
+
+
+def test_kept_states_serve_other_labels_and_never_another_model(encoder, sets, tmp_path, monkeypatch):
+    short, calls = [each[:60] for each in sets], []
+    read = probing.word_states
+    monkeypatch.setattr(probing, "word_states", lambda *args, **options: calls.append(1) or read(*args, **options))
+    plain = probe(encoder, *short, seeds=1)
+    assert len(calls) == 3
+    assert probe(encoder, *short, seeds=1, states=tmp_path / "states") == plain
+    assert len(calls) == 6
+    assert probe(encoder, *short, seeds=1, states=tmp_path / "states") == plain
+    other = [[Tagged(each.words, tuple(tag[0] for tag in each.tags)) for each in part] for part in short]
+    assert probe(encoder, *other, seeds=1, states=tmp_path / "states").value != plain.value
+    assert len(calls) == 6
+    for changed in ({"layer": 1}, {"merge": "first"}, {"reading": "before"}):
+        assert probe(encoder, *short, seeds=1, states=tmp_path / "states", **changed) == probe(
+            encoder, *short, seeds=1, **changed
+        )
+    causal = LLM2Vec.from_pretrained("bundled", enable_bidirectional=False)
+    calls.clear()
+    assert probe(causal, *short, seeds=1, states=tmp_path / "states") == probe(causal, *short, seeds=1)
+    assert len(calls) == 6
+
+
+def test_one_number_of_one_weight_changes_the_fingerprint():
+    model = open_encoder(str(DECODERS / "gpt2")).model
+    before = fingerprint(model)
+    assert before == fingerprint(open_encoder(str(DECODERS / "gpt2")).model)
+    with torch.no_grad():
+        next(iter(model.parameters()))[3, 5] += 1e-4
+    assert fingerprint(model) != before
+
+
+def test_a_tagger_notices_another_encoder_in_its_encoders_place(sets, tmp_path):
+    encoder = open_encoder(str(DECODERS / "qwen3"))
+    encoder.save(tmp_path / "encoder")
+    found = probe(encoder, *(each[:40] for each in sets), seeds=1)
+    save_probe(found, tmp_path / "probe", encoder=str(tmp_path / "encoder"), model=encoder)
+    assert Tagger.open(tmp_path / "probe").tag(["a cat"])
+    with torch.no_grad():
+        for weight in encoder.model.parameters():
+            weight.mul_(1.01)
+    encoder.save(tmp_path / "encoder")
+    with pytest.raises(ModelError, match="is not the encoder that"):
+        Tagger.open(tmp_path / "probe")

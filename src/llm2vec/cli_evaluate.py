@@ -71,6 +71,9 @@ def probe(
     ] = "last",
     seeds: Annotated[int, typer.Option(help="Classifiers trained.")] = 3,
     save: Annotated[Path | None, typer.Option(help="Keep the (one) model's probe here, for `llm2vec tag`.")] = None,
+    states: Annotated[
+        Path | None, typer.Option(help="Keep words' states in this folder; other labels then need no model run.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Probe word vectors: part-of-speech, chunks, entities, any label a word has."""
@@ -95,8 +98,9 @@ def probe(
 
     found = {}
     for name in models:
+        encoder = named.open_encoder(chosen.get("model", name), adapters=chosen["adapters"])
         found[name] = probing.probe(
-            named.open_encoder(chosen.get("model", name), adapters=chosen["adapters"]),
+            encoder,
             parts[0],
             parts[1],
             dev=parts[2],
@@ -105,10 +109,11 @@ def probe(
             merge=chosen["merge"],
             layer=chosen_layer,
             seeds=seeds,
+            states=states,
         )
         people.print(f"{name}: {metric} {found[name].value:.4f}, read from {found[name].reading}")
     if save is not None:
-        save_probe(found[models[0]], save, encoder=chosen.get("model", models[0]), merge=chosen["merge"])
+        save_probe(found[models[0]], save, encoder=chosen.get("model", models[0]), merge=chosen["merge"], model=encoder)
         people.print(f"{save} is ready: llm2vec tag --probe {save} 'some text'")
     least = floors(parts[0], parts[1], metric)  # type: ignore[arg-type]
     if json:

@@ -6,6 +6,7 @@ by the training words' mean and deviation first, so that one learning rate fits 
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ from llm2vec.evaluate import agreement
 from llm2vec.evaluate.agreement import Metric
 from llm2vec.evaluate.columns import Tagged, has_scheme
 from llm2vec.evaluate.difference import interval
+from llm2vec.evaluate.states import Kept, fingerprint
 from llm2vec.words import Merge, Reading, joined, word_states, word_tokens
 
 READINGS: tuple[Reading, ...] = ("own", "before")
@@ -122,6 +124,7 @@ def probe(
     merge: Merge = "mean",
     layer: Layer = -1,
     seeds: int = 3,
+    states: Path | None = None,
     seen: Callable[[int], object] = lambda _: None,
 ) -> Probed:
     """Train a linear classifier on word vectors and measure it.
@@ -136,6 +139,7 @@ def probe(
         merge: How several tokens make one vector.
         layer: Measured: 0 is the embedding, -1 the last layer; `all`: the last, and a value for each other one too.
         seeds: Probes trained, each from its own seed.
+        states: A folder to keep the words' states in, and to take them from where they are there.
         seen: Told how many sentences have been read.
 
     Raises:
@@ -144,8 +148,10 @@ def probe(
     """
     train, dev = with_development(train, dev)
     readings = READINGS if reading == "auto" else (reading,)
+    kept = None if states is None else Kept(states, fingerprint(encoder.model))
     splits = [
-        read_split(encoder, part, readings=readings, merge=merge, layer=layer, seen=seen) for part in (train, dev, test)
+        read_split(encoder, part, readings=readings, merge=merge, layer=layer, kept=kept, seen=seen)
+        for part in (train, dev, test)
     ]
     return probe_splits(*splits, metric=metric, seeds=seeds)
 
@@ -170,20 +176,26 @@ def read_split(
     readings: Sequence[Reading] = READINGS,
     merge: Merge = "mean",
     layer: Layer = -1,
+    kept: Kept | None = None,
     seen: Callable[[int], object] = lambda _: None,
 ) -> Split:
-    """The vectors of every word of every sentence; arguments as of `probe`."""
+    """The vectors of every word of every sentence; arguments as of `probe`, and where they may be kept."""
     texts, offsets = zip(*(joined(sentence.words) for sentence in sentences), strict=True)
-    vectors = word_states(
-        encoder.model,
-        word_tokens(encoder.tokenizer, texts, offsets, max_length=encoder.settings.max_length),
-        pad_id=int(encoder.tokenizer.pad_token_id),
-        max_tokens=encoder.max_tokens,
-        readings=readings,
-        merge=merge,
-        layer=layer,
-        seen=seen,
-    )
+    tokens = word_tokens(encoder.tokenizer, texts, offsets, max_length=encoder.settings.max_length)
+
+    def read() -> dict[Reading, Tensor]:
+        return word_states(
+            encoder.model,
+            tokens,
+            pad_id=int(encoder.tokenizer.pad_token_id),
+            max_tokens=encoder.max_tokens,
+            readings=readings,
+            merge=merge,
+            layer=layer,
+            seen=seen,
+        )
+
+    vectors = read() if kept is None else kept.states(tokens, read, readings=readings, merge=merge, layer=layer)
     return Split(sentences, vectors, -1 if layer == "all" else layer)
 
 

@@ -16,6 +16,7 @@ from llm2vec.errors import ModelError
 from llm2vec.evaluate.columns import entities, has_scheme
 from llm2vec.evaluate.models import open_encoder
 from llm2vec.evaluate.probe import Classifier, Probed
+from llm2vec.evaluate.states import sampled_fingerprint
 from llm2vec.files import read_json, whole_folder, write_json
 from llm2vec.words import Merge, Reading
 
@@ -48,6 +49,7 @@ class Facts:
         reading, merge: Where a word is read.
         metric, value: What it reached on its test set.
         layer: Whose states are read; probes of earlier versions, which do not say, read the last.
+        weights: A fingerprint of the encoder's weights, so that another in its place is noticed; empty: not known.
     """
 
     encoder: str
@@ -57,6 +59,7 @@ class Facts:
     metric: str
     value: float
     layer: int = -1
+    weights: str = ""
 
 
 class Tagger:
@@ -75,7 +78,7 @@ class Tagger:
         """A saved probe with its encoder.
 
         Raises:
-            ModelError: The folder holds no probe, or its encoder is gone or has another width.
+            ModelError: The folder holds no probe, or its encoder is gone or is another one now.
         """
         folder = Path(folder)
         if not (folder / _FACTS).is_file() or not (folder / _WEIGHTS).is_file():
@@ -87,6 +90,10 @@ class Tagger:
         width = weights["weight"].shape[1]
         if encoder.dimension != width:
             raise ModelError(f"{folder} was trained on vectors of {width} numbers; {facts.encoder} has others now")
+        if facts.weights and facts.weights != sampled_fingerprint(encoder.model):
+            raise ModelError(
+                f"{facts.encoder} is not the encoder that {folder} was trained on; probe it again (--save)"
+            )
         return cls(encoder, Classifier(weights["weight"], weights["bias"]), facts)
 
     def tag(self, texts: Sequence[str]) -> list[list[Span]]:
@@ -104,7 +111,9 @@ class Tagger:
         return found
 
 
-def save_probe(probed: Probed, folder: Path, *, encoder: str, merge: Merge = "mean") -> None:
+def save_probe(
+    probed: Probed, folder: Path, *, encoder: str, merge: Merge = "mean", model: LLM2Vec | None = None
+) -> None:
     """Keep the first seed's classifier; whole or not at all.
 
     Args:
@@ -112,9 +121,11 @@ def save_probe(probed: Probed, folder: Path, *, encoder: str, merge: Merge = "me
         folder: To make.
         encoder: The encoder's name; a folder is kept by its full path.
         merge: As the probe was trained with.
+        model: The encoder itself; its fingerprint is kept, so that `Tagger.open` notices another in its place.
     """
     name = str(Path(encoder).resolve()) if Path(encoder).is_dir() else encoder
-    facts = Facts(name, probed.labels, probed.reading, merge, probed.metric, probed.value, probed.layer)
+    weights = "" if model is None else sampled_fingerprint(model.model)
+    facts = Facts(name, probed.labels, probed.reading, merge, probed.metric, probed.value, probed.layer, weights)
     with whole_folder(folder) as partial:
         write_json(partial / _FACTS, json.loads(json.dumps(asdict(facts))))
         save_file({"weight": probed.classifier.weight_CD, "bias": probed.classifier.bias_C}, partial / _WEIGHTS)
