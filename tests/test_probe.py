@@ -302,6 +302,18 @@ def test_a_data_set_of_the_hub_is_read_by_its_label_names(tmp_path):
         read_tagged(f"hub:{tmp_path}", column="pos")
 
 
+def test_a_data_set_of_the_hub_may_have_configurations(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    for name in ("one", "two"):
+        rows = {"tokens": [[name, "b"]], "tags": [["X", "Y"]]}
+        datasets.Dataset.from_dict(rows).to_parquet(tmp_path / f"{name}.parquet")
+    listed = "".join(f"- config_name: {name}\n  data_files: {name}.parquet\n" for name in ("one", "two"))
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{listed}---\n")
+    assert read_tagged(f"hub:{tmp_path}:two") == [Tagged(("two", "b"), ("X", "Y"))]
+    with pytest.raises(CorpusError, match="cannot load the data set"):
+        read_tagged(f"hub:{tmp_path}")
+
+
 def test_an_interval_narrows_with_more_sentences():
     few = np.array([[[1, 2, 2], [2, 2, 2], [0, 2, 2]]])
     wide, narrow = interval(resampled(few)), interval(resampled(np.tile(few, (1, 50, 1))))

@@ -142,6 +142,25 @@ def test_a_wrong_file_is_one_clear_line(task, text, said, tmp_path):
         task(by_first_letters, tmp_path / "rows.tsv")
 
 
+def test_a_prompt_stands_before_every_text_and_in_retrieval_before_queries_alone(tmp_path):
+    seen = []
+
+    def noting(texts, *, prompt=None):
+        seen.append(prompt)
+        return by_first_letters(texts)
+
+    (tmp_path / "pairs.tsv").write_text("1\ta\taa\n1\tb\tb\n0\ta\tb\n0\tab\tc\n")
+    path = lines(tmp_path / "c.jsonl", [{"text": letter, "label": letter} for letter in "abc"] * 10)
+    pairs(noting, tmp_path / "pairs.tsv", prompt="P")
+    sts(noting, tmp_path / "pairs.tsv", prompt="P")
+    clustering(noting, path, prompt="P")
+    classification(noting, path, train=path, prompt="P")
+    assert set(seen) == {"P"}
+    seen.clear()
+    retrieval(noting, beir(tmp_path / "r", "q\td0\t1\n"), prompt="P")
+    assert seen == [None, "P"]
+
+
 @pytest.mark.parametrize("name", ["bundled", "uni:bundled", "random:bundled", "tfidf"])
 def test_every_kind_of_model_embeds(name):
     embed = open_embedder(name)

@@ -291,12 +291,15 @@ def evaluate(
         "mteb"
     ),
     pooling: Annotated[str | None, typer.Option(help="Instead of the encoder's own.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Before every text, not pooled; in retrieval, before queries alone.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Measure sentence vectors on your own data, or on MTEB; `tfidf` and `random:DECODER` are floors."""
     if mteb is not None:
-        if task or data or train:
-            raise UsageError("--mteb brings its own data; leave out --task, --data and --train")
+        if task or data or train or prompt:
+            raise UsageError("--mteb brings its own data and prompts; leave out --task, --data, --train and --prompt")
         _mteb(models, mteb, out, pooling=pooling, json=json)
         return
     if task is None or data is None:
@@ -310,7 +313,7 @@ def evaluate(
     found = {}
     for name in models:
         extra = {} if train is None else {"train": train}
-        found[name] = TASKS[task](named.open_embedder(name, pooling=pooling), data, **extra)
+        found[name] = TASKS[task](named.open_embedder(name, pooling=pooling), data, prompt=prompt, **extra)
         people.print(f"{name}: {found[name].metric} {found[name].value:.4f}")
     if json:
         answer(_with_differences(found))

@@ -87,11 +87,13 @@ def answer(value: Any) -> None:
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """A small table on standard output; the first column is names, the others are numbers."""
-    drawn = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    drawn = Table(box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
         short = index > 0 and all(len(row[index]) <= _ONE_LINE for row in rows if index < len(row))
         drawn.add_column(column, justify="right" if index else "left", overflow="fold", no_wrap=short)
     for row in rows:
         drawn.add_row(*row)
     place = results if results.is_terminal else Console(highlight=False, width=_AS_WIDE_AS_NEEDED)
+    if title:
+        place.print(title)
     place.print(drawn, no_wrap=False)

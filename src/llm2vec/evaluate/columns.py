@@ -28,8 +28,8 @@ def read_tagged(source: Path | str, *, column: str | None = None, split: str = "
     """Read labelled sentences.
 
     Args:
-        source: A `.conllu` or `.jsonl` file, a column file with an empty line between sentences, or `hub:NAME`: a data
-            set that `datasets` opens, with `tokens` and a column of labels.
+        source: A `.conllu` or `.jsonl` file, a column file with an empty line between sentences, or `hub:NAME` or
+            `hub:NAME:CONFIG`: a data set that `datasets` opens, with `tokens` and a column of labels.
         column: Its number (from 0; -1 is the last) or its name (CoNLL-U: `upos`, `xpos` ...; jsonl: the field). None:
             `upos`, `tags`, or the last column.
         split: Of a `hub:` data set.
@@ -47,11 +47,12 @@ def read_tagged(source: Path | str, *, column: str | None = None, split: str = "
     return sentences
 
 
-def _from_datasets(name: str, column: str, split: str) -> list[Tagged]:
+def _from_datasets(source: str, column: str, split: str) -> list[Tagged]:
     import datasets
 
+    name, _, config = source.partition(":")
     try:
-        rows = datasets.load_dataset(name, split=split)
+        rows = datasets.load_dataset(name, config or None, split=split)
     except (OSError, ValueError, RuntimeError) as error:
         raise CorpusError(f"cannot load the data set {name}, split {split}: {first_line(error)}") from error
     if missing := [field for field in ("tokens", column) if field not in rows.column_names]:

@@ -45,13 +45,14 @@ class Score:
         return {key: value for key, value in asdict(self).items() if key != "resampled"}
 
 
-def sts(embed: Embedder, data: Path) -> Score:
+def sts(embed: Embedder, data: Path, *, prompt: str | None = None) -> Score:
     """Spearman correlation of cosines with graded similarity.
 
     Args:
         embed: Texts to vectors.
         data: Tab-separated `score, text, text`, or jsonl with `score`, `text1`, `text2`. Scores may be of any range:
             only their order counts (for Pearson, their distances).
+        prompt: Put before every text.
     """
     from scipy.stats import pearsonr
 
@@ -59,42 +60,44 @@ def sts(embed: Embedder, data: Path) -> Score:
     scores = np.array([row.number("score") for row in rows])
     if len(set(scores.tolist())) < 2:
         raise CorpusError(f"{data}: all scores are the same; there is nothing to correlate with")
-    cosines = _cosines(embed, rows)
+    cosines = _cosines(embed, rows, prompt)
     resampled = np.array([_spearman(cosines[drawn], scores[drawn]) for drawn in draws(len(scores))])
     others = {"pearson": float(pearsonr(cosines, scores).statistic) if np.ptp(cosines) else 0.0}
     return Score("sts", "spearman", _spearman(cosines, scores), *interval(resampled), others, resampled)
 
 
-def pairs(embed: Embedder, data: Path) -> Score:
+def pairs(embed: Embedder, data: Path, *, prompt: str | None = None) -> Score:
     """Average precision of cosines at telling pairs that belong together (label 1) from others (0).
 
     Args:
         embed: Texts to vectors.
         data: Tab-separated `label, text, text`, or jsonl with `label`, `text1`, `text2`.
+        prompt: Put before every text.
     """
     rows = _pairs(data, "label")
     labels = np.array([row.number("label") for row in rows])
     if set(labels.tolist()) != {0.0, 1.0}:
         raise CorpusError(f"{data}: labels must be 0 and 1, and both must occur")
-    cosines = _cosines(embed, rows)
+    cosines = _cosines(embed, rows, prompt)
     resampled = np.array([_precision(labels[drawn], cosines[drawn]) for drawn in draws(len(labels))])
     return Score("pairs", "ap", _precision(labels, cosines), *interval(resampled), {}, resampled)
 
 
-def classification(embed: Embedder, data: Path, *, train: Path) -> Score:
+def classification(embed: Embedder, data: Path, *, train: Path, prompt: str | None = None) -> Score:
     """Accuracy of logistic regression on a few texts of each label, as MTEB does it.
 
     Args:
         embed: Texts to vectors.
         data: jsonl with `text` and `label`, to test on.
         train: The same, to draw 8 texts of each label from, ten times over (all of a label that has fewer).
+        prompt: Put before every text.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import accuracy_score, f1_score
 
     train_texts, train_labels = _labelled(train)
     test_texts, test_labels = _labelled(data)
-    train_BD, test_BD = embed(train_texts), embed(test_texts)
+    train_BD, test_BD = embed(train_texts, prompt=prompt), embed(test_texts, prompt=prompt)
     accuracies, f1s = [], []
     for seed in range(_EXPERIMENTS):
         order = np.random.default_rng(seed).permutation(len(train_labels))
@@ -115,18 +118,19 @@ def classification(embed: Embedder, data: Path, *, train: Path) -> Score:
     return Score("classification", "accuracy", float(values.mean()), *interval(values), spread, values)
 
 
-def clustering(embed: Embedder, data: Path) -> Score:
+def clustering(embed: Embedder, data: Path, *, prompt: str | None = None) -> Score:
     """V-measure of k-means with as many clusters as labels, three seeds.
 
     Args:
         embed: Texts to vectors.
         data: jsonl with `text` and `label`.
+        prompt: Put before every text.
     """
     from sklearn.cluster import MiniBatchKMeans
     from sklearn.metrics import v_measure_score
 
     texts, labels = _labelled(data)
-    vectors_BD = embed(texts)
+    vectors_BD = embed(texts, prompt=prompt)
     values = []
     for seed in range(3):
         groups = MiniBatchKMeans(len(set(labels)), batch_size=1024, n_init=3, random_state=seed).fit_predict(vectors_BD)
@@ -187,8 +191,8 @@ def _normalised(vectors_BD: np.ndarray) -> np.ndarray:
     return scaled
 
 
-def _cosines(embed: Embedder, rows: Sequence[Row]) -> np.ndarray:
-    both_BD = _normalised(embed([row.text(side) for side in ("text1", "text2") for row in rows]))
+def _cosines(embed: Embedder, rows: Sequence[Row], prompt: str | None) -> np.ndarray:
+    both_BD = _normalised(embed([row.text(side) for side in ("text1", "text2") for row in rows], prompt=prompt))
     first_BD, second_BD = np.split(both_BD, 2)
     cosines: np.ndarray = (first_BD * second_BD).sum(1)
     return cosines
