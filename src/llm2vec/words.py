@@ -7,12 +7,13 @@ prediction writes what it knows of them. States of many texts go through the mod
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from llm2vec import batching
+from llm2vec.errors import UsageError
 from llm2vec.tokens import borders
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def joined(words: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
 def words_of(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    texts: Sequence[str] | Sequence[Sequence[str]],
+    texts: str | Sequence[str] | Sequence[Sequence[str]],
     *,
     max_length: int,
     max_tokens: int,
@@ -87,6 +88,8 @@ def words_of(
     layer: int = -1,
 ) -> list[Words]:
     """The words of each text and their vectors; `LLM2Vec.words` says what the arguments are."""
+    _check(reading, merge, layer)
+    texts = [texts] if isinstance(texts, str) else texts
     pairs = [(text, find_words(text)) if isinstance(text, str) else joined(text) for text in texts]
     plain, offsets = [text for text, _ in pairs], [found for _, found in pairs]
     found = word_states(
@@ -104,6 +107,14 @@ def words_of(
         Words(tuple(text[start:end] for start, end in each), tuple(each), part_WD)
         for text, each, part_WD in zip(plain, offsets, parts, strict=True)
     ]
+
+
+def _check(reading: Any, merge: Any, layer: Any) -> None:
+    for name, value, known in (("reading", reading, get_args(Reading)), ("merge", merge, get_args(Merge))):
+        if value not in known:
+            raise UsageError(f"{name} is {value!r}; there is {', '.join(known)}")
+    if not isinstance(layer, int):
+        raise UsageError(f"layer is {layer!r}; it must be a number: 0 is the embedding, -1 the last layer")
 
 
 def word_tokens(
