@@ -240,6 +240,19 @@ def test_a_saved_probe_labels_raw_text_with_offsets(tmp_path):
     assert spans[1] == []
 
 
+@pytest.mark.parametrize("labels", [("NOUN", "VERB"), ("B-X", "I-X")])
+def test_words_beyond_the_longest_sequence_get_no_label(labels, tmp_path):
+    source = str(DECODERS / "qwen3")
+    save_probe(
+        probe(open_encoder(source), [Tagged(("a", "b"), labels)] * 9, [Tagged(("a", "b"), labels)]),
+        tmp_path / "p",
+        encoder=source,
+    )
+    text = "a b " * 2000
+    spans = Tagger.open(tmp_path / "p").tag([text])[0]
+    assert 0 < spans[-1].end <= 4 * 512
+
+
 def test_labels_without_a_scheme_are_given_to_every_word(tmp_path):
     train = [Tagged(("Dogs", "bark", "."), ("NOUN", "VERB", "PUNCT"))] * 20
     source = str(DECODERS / "qwen3")

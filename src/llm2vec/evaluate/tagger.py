@@ -97,15 +97,20 @@ class Tagger:
         return cls(encoder, Classifier(weights["weight"], weights["bias"]), facts)
 
     def tag(self, texts: Sequence[str]) -> list[list[Span]]:
-        """Spans of each text: whole entities where labels follow a scheme such as BIO, else every word."""
+        """Spans of each text: whole entities where labels follow a scheme such as BIO, else every word.
+
+        A word beyond the longest sequence, or without any token, gets none.
+        """
         whole = has_scheme(self.facts.labels)
         found = []
         facts = self.facts
-        read = self.encoder.words(texts, reading=facts.reading, merge=facts.merge, layer=facts.layer)
-        for text, words in zip(texts, read, strict=True):
+        words_of_texts = self.encoder.words(texts, reading=facts.reading, merge=facts.merge, layer=facts.layer)
+        for text, words in zip(texts, words_of_texts, strict=True):
             numbers = self.classifier(words.vectors_WD).tolist() if words.words else []
-            tags = [self.facts.labels[number] for number in numbers]
-            pieces = sorted(entities(tags)) if whole else [(place, place + 1, tag) for place, tag in enumerate(tags)]
+            read = words.vectors_WD.any(1).tolist()
+            tags = [facts.labels[number] if known else "O" for number, known in zip(numbers, read, strict=True)]
+            singles = [(place, place + 1, tag) for place, tag in enumerate(tags) if read[place]]
+            pieces = sorted(entities(tags)) if whole else singles
             bounds = [(words.offsets[first][0], words.offsets[last - 1][1], label) for first, last, label in pieces]
             found.append([Span(start, end, text[start:end], label) for start, end, label in bounds])
         return found
