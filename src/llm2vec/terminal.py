@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from llm2vec.errors import UsageError
+
 _LINE_EVERY_S = 15.0
 """Without a terminal, a line of progress at most so often."""
 
@@ -97,3 +99,9 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     if title:
         place.print(title)
     place.print(drawn, no_wrap=False)
+
+
+def one_of(option: str, value: str, known: tuple[str, ...]) -> None:
+    """Refuse a value of an option that is none of these."""
+    if value not in known:
+        raise UsageError(f"{option} {value}: there is {', '.join(known)}")

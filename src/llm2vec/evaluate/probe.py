@@ -147,6 +147,7 @@ def probe(
         UsageError: The model has no such layer.
     """
     train, dev = with_development(train, dev)
+    _labels(train, metric)  # before the model has worked for nothing
     readings = READINGS if reading == "auto" else (reading,)
     kept = None if states is None else Kept(states, fingerprint(encoder.model))
     splits = [
@@ -206,12 +207,7 @@ def probe_splits(train: Split, dev: Split, test: Split, *, metric: Metric = "acc
     """
     if seeds < 1:
         raise UsageError(f"seeds is {seeds}; a probe needs at least one")
-    labels = sorted({tag for sentence in train.sentences for tag in sentence.tags})
-    if len(labels) < 2:
-        raise CorpusError(f"a probe needs two labels or more; the training sentences have {labels}")
-    if metric == "entity-f1" and not has_scheme(labels):
-        shown = ", ".join(labels[:5])
-        raise CorpusError(f"labels such as {shown} follow no scheme such as BIO; measure their accuracy instead")
+    labels = _labels(train.sentences, metric)
     known = {label: index for index, label in enumerate(labels)}
     train_N, dev_N = (_ids(part.sentences, known) for part in (train, dev))
 
@@ -252,6 +248,17 @@ def probe_splits(train: Split, dev: Split, test: Split, *, metric: Metric = "acc
         classifier=classifiers[0],
         resampled=resampled,
     )
+
+
+def _labels(sentences: Sequence[Tagged], metric: Metric) -> list[str]:
+    """What the classifier tells apart."""
+    labels = sorted({tag for sentence in sentences for tag in sentence.tags})
+    if len(labels) < 2:
+        raise CorpusError(f"a probe needs two labels or more; the training sentences have {labels}")
+    if metric == "entity-f1" and not has_scheme(labels):
+        shown = ", ".join(labels[:5])
+        raise CorpusError(f"labels such as {shown} follow no scheme such as BIO; measure their accuracy instead")
+    return labels
 
 
 def _unseen(labels: Sequence[str], sentences: Sequence[Tagged], metric: Metric) -> int:
