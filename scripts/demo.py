@@ -14,8 +14,9 @@ from pathlib import Path
 from rich.markdown import Markdown
 
 import llm2vec
-from llm2vec.evaluate.page import sections, to_markdown, write_report
+from llm2vec.evaluate.page import to_markdown, write_report
 from llm2vec.evaluate.report import measure
+from llm2vec.evaluate.sections import sections
 from llm2vec.terminal import Drawn, people, results
 
 SHOWN = ("In short", "Training", "Nearest neighbours")

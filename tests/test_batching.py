@@ -4,11 +4,14 @@ from itertools import chain
 
 import pytest
 import torch
+from conftest import DECODERS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm2vec import backbone, batching, decoder
+from llm2vec.errors import UsageError
 from llm2vec.places import BUNDLED_FOLDER
+from llm2vec.proofs import decoder_layers
 
 ROUNDING = 1e-5
 """float32 states of size 1 to 10 from matrix products of another shape, relative to their size."""
@@ -59,3 +62,32 @@ def test_states_of_every_layer_end_in_the_last_hidden_state(packed_and_padded):
             layers = batching.layer_states(model, documents, pad_id=1)
             assert len(layers) == model.config.num_hidden_layers + 1
             torch.testing.assert_close(layers[-1], batching.token_states(model, documents, pad_id=1))
+
+
+@pytest.mark.parametrize("name", ["bundled", "qwen3", "gemma3", "gpt2"])
+def test_a_layer_alone_is_what_it_is_among_all_and_those_above_are_not_computed(name):
+    model = decoder.load(BUNDLED_FOLDER if name == "bundled" else DECODERS / name, head=False, dtype=torch.float32)
+    model.eval()
+    documents, reached = [[5, 6, 7], [8, 9]], []
+    layers = decoder_layers(model)
+    layers[-1].register_forward_hook(lambda *_: reached.append(True))
+    for bidirectional in (False, True):
+        if bidirectional:
+            backbone.make_bidirectional(model)
+        with torch.inference_mode():
+            whole = batching.layer_states(model, documents, pad_id=1)
+            for layer in range(-len(whole), len(whole)):
+                reached.clear()
+                with batching.reading_layer(model, layer=layer, pad_id=1) as states_of:
+                    torch.testing.assert_close(states_of(documents)[0], whole[layer])
+                assert bool(reached) == (layer in (-1, len(layers)))
+
+
+@pytest.mark.parametrize("layer", [99, -99])
+def test_a_layer_that_is_not_there_is_said_with_those_that_are(layer):
+    model = decoder.load(DECODERS / "qwen3", head=False, dtype=torch.float32)
+    with (
+        pytest.raises(UsageError, match=rf"no layer {layer}: this model has 0 .* to 3, or -4 to -1"),
+        batching.reading_layer(model, layer=layer, pad_id=1),
+    ):
+        pass

@@ -57,6 +57,7 @@ def test_help_imports_nothing_heavy_and_has_examples(command):
         (["train", "mlm", "a.json"], "there is no 'mlm' to train: mntp, simcse, supervised"),
         (["train", "mntp", "nowhere.json"], "nowhere.json cannot be read"),
         (["probe", "encoder"], "--train and --test"),
+        (["probe", "encoder", "--layer", "top"], "--layer top: there is last, all, or a number"),
         (["probe", "nowhere.json"], "nowhere.json cannot be read"),
         (["probe", "word.json", "encoder"], "names its model"),
         (["encode", "bundled", "text", "--out", "vectors.doc"], "the ending says the format"),
@@ -136,9 +137,19 @@ def test_probe_and_evaluate_compare_models_in_one_json_document(tmp_path):
     assert list(found) == [f"uni:{DECODERS / 'gpt2'}", str(DECODERS / "gpt2"), "floors"]
     assert all(0.3 < each["low"] < each["value"] < each["high"] < 1 for name, each in found.items() if name != "floors")
     assert found["floors"]["majority"] < found["floors"]["word identity"]
+    one, other = found[f"uni:{DECODERS / 'gpt2'}"], found[str(DECODERS / "gpt2")]
+    assert "against" not in one
+    assert other["against"]["model"] == f"uni:{DECODERS / 'gpt2'}"
+    assert other["against"]["value"] == pytest.approx(other["value"] - one["value"])
+    assert other["against"]["low"] < other["against"]["value"] < other["against"]["high"]
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_bytes((BUNDLED_SETS / "pairs.jsonl").read_bytes())
     done = run("evaluate", DECODERS / "gpt2", "tfidf", "--task", "sts", "--data", pairs, "--json")
     assert json.loads(done.stdout)["tfidf"]["metric"] == "spearman"
+    assert json.loads(done.stdout)["tfidf"]["against"]["clear"] in (True, False)
+    done = run("evaluate", "tfidf", "tfidf", DECODERS / "gpt2", "--task", "sts", "--data", pairs)
+    heads, *rows = done.stdout.splitlines()
+    assert "against tfidf" in heads
+    assert str(DECODERS / "gpt2") in rows[-1]  # names are whole where nobody's terminal is too narrow
     done = run("evaluate", "tfidf", "--task", "rank", "--data", pairs)
     assert (done.returncode, done.stdout) == (2, "")

@@ -9,11 +9,14 @@ from conftest import DECODERS
 
 from llm2vec import LLM2Vec
 from llm2vec.errors import CorpusError, ModelError
-from llm2vec.evaluate.agreement import floors, interval, value
+from llm2vec.evaluate import probe as probing
+from llm2vec.evaluate.agreement import floors, resampled, value
 from llm2vec.evaluate.analysis import BUNDLED_SETS
 from llm2vec.evaluate.columns import Tagged, entities, read_tagged
+from llm2vec.evaluate.difference import interval
 from llm2vec.evaluate.models import open_encoder
 from llm2vec.evaluate.probe import probe
+from llm2vec.evaluate.states import fingerprint
 from llm2vec.evaluate.tagger import Tagger, save_probe
 
 
@@ -27,6 +30,7 @@ from llm2vec.evaluate.tagger import Tagger, save_probe
         ("I-A I-B O I-B", {(0, 1, "A"), (1, 2, "B"), (3, 4, "B")}),
         ("O O", set()),
         ("S-A I-A", {(0, 1, "A"), (1, 2, "A")}),
+        ("B I O B", {(0, 2, ""), (3, 4, "")}),
     ],
 )
 def test_entities_are_read_in_every_scheme(tags, found):
@@ -56,17 +60,48 @@ def test_the_three_kinds_of_files_say_the_same(tmp_path):
         ("a.txt", "a b\n", "5", "no column 5"),
         ("a.txt", "a b\n", "pos", "have numbers, not names"),
         ("a.txt", "\n\n", None, "holds no sentence"),
+        ("a.txt", "", None, "holds no sentence"),
         ("a.conllu", "1\ta\n", None, "10 columns"),
         ("a.conllu", "", "tense", "no column 'tense'"),
         ("a.jsonl", '{"tokens": ["a"], "tags": []}', None, "1 tokens but 0 labels"),
-        ("a.jsonl", '{"words": ["a"]}', None, "needs `tokens` and `tags`; it has words"),
+        ("a.jsonl", '{"words": ["a"]}', None, "has no field 'tags'; it has words"),
         ("a.jsonl", "{", None, "not JSON"),
+        ("a.jsonl", "[1]", None, "line 1: not a JSON object"),
+        ("a.jsonl", '{"tokens": ["a"], "tags": null}', None, "line 1: 'tags' must be a list"),
+        ("a.jsonl", '{"tokens": "ab", "tags": ["x", "y"]}', None, "line 1: 'tokens' must be a list"),
+        ("a.txt", "a b\n\na b\na b\nc\n", None, "line 5: has not 2 columns"),
     ],
 )
 def test_a_wrong_file_is_one_clear_line(name, text, column, said, tmp_path):
     (tmp_path / name).write_text(text)
     with pytest.raises(CorpusError, match=said):
         read_tagged(tmp_path / name, column=column)
+
+
+def test_a_file_is_utf8_with_or_without_a_mark_and_lines_end_at_line_feeds_alone(tmp_path):
+    (tmp_path / "a.txt").write_bytes("\ufeffa\u00a0b  X\r\nc Y\r\n".encode())
+    assert read_tagged(tmp_path / "a.txt") == [Tagged(("a\u00a0b", "c"), ("X", "Y"))]
+    (tmp_path / "a.tsv").write_bytes("\ufeffa\u2028b\tX\r\nc\tY\r\n".encode())
+    assert read_tagged(tmp_path / "a.tsv") == [Tagged(("a\u2028b", "c"), ("X", "Y"))]
+    (tmp_path / "a.jsonl").write_text('{"tokens": ["a\u2028b"], "tags": ["X"]}\n')
+    assert read_tagged(tmp_path / "a.jsonl") == [Tagged(("a\u2028b",), ("X",))]
+    (tmp_path / "latin.txt").write_bytes("caf\xe9 X\n".encode("latin1"))
+    with pytest.raises(CorpusError, match="not UTF-8"):
+        read_tagged(tmp_path / "latin.txt")
+
+
+def test_the_shared_files_of_every_kind_are_read(shared):
+    word = shared / "data" / "word"
+    counts = {"conll2000/test.txt": 2012, "ud_ewt/en_ewt-ud-dev.conllu": 2001}
+    counts |= {
+        "wnut17/wnut17train.conll": 3394,
+        "wnut17/emerging.dev.conll": 1009,
+        "wnut17/emerging.test.annotated": 1287,
+    }
+    for name, count in counts.items():
+        assert len(read_tagged(word / name)) == count
+    kinds = {kind for each in read_tagged(word / "wnut17/emerging.test.annotated") for *_, kind in entities(each.tags)}
+    assert kinds == {"corporation", "creative-work", "group", "location", "person", "product"}
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +125,34 @@ def test_a_probe_is_the_same_each_time(encoder, sets):
 
 
 def test_each_layer_has_a_value_and_the_last_is_the_probes_own(encoder, sets):
-    found = probe(encoder, *sets, seeds=1, reading="own", every_layer=True)
+    found = probe(encoder, *sets, seeds=1, reading="own", layer="all")
     assert len(found.by_layer) == encoder.model.config.num_hidden_layers + 1
     assert found.by_layer[-1] == pytest.approx(found.value)
+
+
+@pytest.mark.parametrize("layer", [0, 1, -2])
+def test_one_layer_is_probed_as_among_all_and_a_saved_probe_reads_it(layer, sets, tmp_path):
+    source = str(DECODERS / "qwen3")
+    encoder, short = open_encoder(source), [each[:80] for each in sets]
+    every = probe(encoder, *short, seeds=1, reading="own", layer="all")
+    found = probe(encoder, *short, seeds=1, reading="own", layer=layer)
+    assert found.value == pytest.approx(every.by_layer[layer], abs=1e-6)
+    assert (found.layer, found.by_layer, every.layer) == (layer, (), -1)
+    save_probe(found, tmp_path / "probe", encoder=source)
+    spans = Tagger.open(tmp_path / "probe").tag(["The old man left ."])[0]
+    words = encoder.words([["The", "old", "man", "left", "."]], layer=layer)[0]
+    assert [span.label for span in spans] == [found.labels[n] for n in found.classifier(words.vectors_WD).tolist()]
+    whole = encoder.words([["The", "old", "man", "left", "."]])[0]
+    assert not torch.allclose(words.vectors_WD, whole.vectors_WD, atol=1e-2)
+
+
+def test_a_probe_saved_before_layers_could_be_chosen_reads_the_last(sets, tmp_path):
+    source = str(DECODERS / "qwen3")
+    save_probe(probe(open_encoder(source), *(e[:40] for e in sets), seeds=1), tmp_path / "probe", encoder=source)
+    facts = json.loads((tmp_path / "probe" / "probe.json").read_text())
+    assert facts.pop("layer") == -1
+    (tmp_path / "probe" / "probe.json").write_text(json.dumps(facts))
+    assert Tagger.open(tmp_path / "probe").facts.layer == -1
 
 
 def test_a_causal_baseline_can_be_probed(sets):
@@ -111,6 +171,37 @@ def test_entities_are_scored_whole(encoder):
     found = probe(encoder, train, train[:2], metric="entity-f1", seeds=1)
     assert found.value == 1.0
     assert found.by_label == {"LOC": {"precision": 1.0, "recall": 1.0, "f1": 1.0, "count": 2.0}}
+
+
+def test_entities_are_learned_in_one_scheme_and_tested_in_another(encoder):
+    train = [Tagged(("New", "York", "sleeps"), ("I-LOC", "I-LOC", "O"))] * 20
+    test = [Tagged(("New", "York", "sleeps"), ("B-LOC", "E-LOC", "O"))]
+    found = probe(encoder, train, test, metric="entity-f1", seeds=1)
+    assert (found.value, found.precision, found.recall, found.unseen) == (1.0, 1.0, 1.0, 0)
+    test = [Tagged(("New", "York", "sleeps"), ("B-LOC", "E-LOC", "S-PER"))]
+    found = probe(encoder, train, test, metric="entity-f1", seeds=1)
+    assert (found.precision, found.recall, found.unseen) == (1.0, 0.5, 1)
+
+
+def test_labels_without_a_scheme_have_no_entities(encoder):
+    train = [Tagged(("one", "cat"), ("NUM", "NOUN"))] * 20
+    with pytest.raises(CorpusError, match="NOUN, NUM follow no scheme such as BIO"):
+        probe(encoder, train, train, metric="entity-f1")
+
+
+def test_one_training_sentence_is_too_few_without_others_to_choose_on(encoder):
+    one = [Tagged(("one", "cat"), ("NUM", "NOUN"))]
+    with pytest.raises(CorpusError, match="1 training sentence is too few"):
+        probe(encoder, one, one)
+    assert probe(encoder, one, one, dev=one, seeds=1).value == 1.0
+
+
+def test_words_that_cannot_be_read_are_counted(encoder):
+    train = [Tagged(("one", "cat", ""), ("NUM", "NOUN", "NUM"))] * 20
+    long = Tagged(tuple("ab" * 600), ("NUM", "NOUN") * 600)
+    found = probe(encoder, train, [long, train[0]], seeds=1)
+    assert found.unread > 600
+    assert probe(encoder, train, train[:3], seeds=1).unread == 3
 
 
 def test_one_label_is_too_few(encoder):
@@ -149,11 +240,29 @@ def test_a_saved_probe_labels_raw_text_with_offsets(tmp_path):
     assert spans[1] == []
 
 
+@pytest.mark.parametrize("labels", [("NOUN", "VERB"), ("B-X", "I-X")])
+def test_words_beyond_the_longest_sequence_get_no_label(labels, tmp_path):
+    source = str(DECODERS / "qwen3")
+    save_probe(
+        probe(open_encoder(source), [Tagged(("a", "b"), labels)] * 9, [Tagged(("a", "b"), labels)]),
+        tmp_path / "p",
+        encoder=source,
+    )
+    text = "a b " * 2000
+    spans = Tagger.open(tmp_path / "p").tag([text])[0]
+    assert 0 < spans[-1].end <= 4 * 512
+
+
 def test_labels_without_a_scheme_are_given_to_every_word(tmp_path):
     train = [Tagged(("Dogs", "bark", "."), ("NOUN", "VERB", "PUNCT"))] * 20
     source = str(DECODERS / "qwen3")
     save_probe(probe(open_encoder(source), train, train[:2], seeds=1), tmp_path / "probe", encoder=source)
     assert [span.label for span in Tagger.open(tmp_path / "probe").tag(["Dogs bark ."])[0]] == ["NOUN", "VERB", "PUNCT"]
+
+
+def test_what_counts_words_has_none_to_probe():
+    with pytest.raises(ModelError, match="no states to read"):
+        open_encoder("tfidf")
 
 
 def test_a_folder_without_a_probe_says_how_to_make_one(tmp_path):
@@ -184,6 +293,10 @@ def test_any_encoder_can_be_a_baseline(tmp_path, sets):
         states_TD = model(**tokenizer("the cat", return_tensors="pt")).last_hidden_state[0]
     found = baseline.words([["the", "cat"], ["a", "much", "longer", "sentence"]])[0]
     assert torch.allclose(found.vectors_WD, states_TD[1:3], atol=1e-5)
+    with torch.no_grad():
+        states_TD = model(**tokenizer("the cat", return_tensors="pt"), output_hidden_states=True).hidden_states[1][0]
+    found = baseline.words([["the", "cat"], ["a", "much", "longer", "sentence"]], layer=1)[0]
+    assert torch.allclose(found.vectors_WD, states_TD[1:3], atol=1e-5)
     assert probe(baseline, *(part[:50] for part in sets), seeds=1).value > 0.2
 
 
@@ -202,8 +315,65 @@ def test_a_data_set_of_the_hub_is_read_by_its_label_names(tmp_path):
         read_tagged(f"hub:{tmp_path}", column="pos")
 
 
+def test_a_data_set_of_the_hub_may_have_configurations(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    for name in ("one", "two"):
+        rows = {"tokens": [[name, "b"]], "tags": [["X", "Y"]]}
+        datasets.Dataset.from_dict(rows).to_parquet(tmp_path / f"{name}.parquet")
+    listed = "".join(f"- config_name: {name}\n  data_files: {name}.parquet\n" for name in ("one", "two"))
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{listed}---\n")
+    assert read_tagged(f"hub:{tmp_path}:two") == [Tagged(("two", "b"), ("X", "Y"))]
+    with pytest.raises(CorpusError, match="cannot load the data set"):
+        read_tagged(f"hub:{tmp_path}")
+
+
 def test_an_interval_narrows_with_more_sentences():
     few = np.array([[[1, 2, 2], [2, 2, 2], [0, 2, 2]]])
-    wide, narrow = interval(few), interval(np.tile(few, (1, 50, 1)))
+    wide, narrow = interval(resampled(few)), interval(resampled(np.tile(few, (1, 50, 1))))
     assert value(few[0]) == 0.5
     assert wide[1] - wide[0] > 3 * (narrow[1] - narrow[0])
+
+
+def test_kept_states_serve_other_labels_and_never_another_model(encoder, sets, tmp_path, monkeypatch):
+    short, calls = [each[:60] for each in sets], []
+    read = probing.word_states
+    monkeypatch.setattr(probing, "word_states", lambda *args, **options: calls.append(1) or read(*args, **options))
+    plain = probe(encoder, *short, seeds=1)
+    assert len(calls) == 3
+    assert probe(encoder, *short, seeds=1, states=tmp_path / "states") == plain
+    assert len(calls) == 6
+    assert probe(encoder, *short, seeds=1, states=tmp_path / "states") == plain
+    other = [[Tagged(each.words, tuple(tag[0] for tag in each.tags)) for each in part] for part in short]
+    assert probe(encoder, *other, seeds=1, states=tmp_path / "states").value != plain.value
+    assert len(calls) == 6
+    for changed in ({"layer": 1}, {"merge": "first"}, {"reading": "before"}):
+        assert probe(encoder, *short, seeds=1, states=tmp_path / "states", **changed) == probe(
+            encoder, *short, seeds=1, **changed
+        )
+    causal = LLM2Vec.from_pretrained("bundled", enable_bidirectional=False)
+    calls.clear()
+    assert probe(causal, *short, seeds=1, states=tmp_path / "states") == probe(causal, *short, seeds=1)
+    assert len(calls) == 6
+
+
+def test_one_number_of_one_weight_changes_the_fingerprint():
+    model = open_encoder(str(DECODERS / "gpt2")).model
+    before = fingerprint(model)
+    assert before == fingerprint(open_encoder(str(DECODERS / "gpt2")).model)
+    with torch.no_grad():
+        next(iter(model.parameters()))[3, 5] += 1e-4
+    assert fingerprint(model) != before
+
+
+def test_a_tagger_notices_another_encoder_in_its_encoders_place(sets, tmp_path):
+    encoder = open_encoder(str(DECODERS / "qwen3"))
+    encoder.save(tmp_path / "encoder")
+    found = probe(encoder, *(each[:40] for each in sets), seeds=1)
+    save_probe(found, tmp_path / "probe", encoder=str(tmp_path / "encoder"), model=encoder)
+    assert Tagger.open(tmp_path / "probe").tag(["a cat"])
+    with torch.no_grad():
+        for weight in encoder.model.parameters():
+            weight.mul_(1.01)
+    encoder.save(tmp_path / "encoder")
+    with pytest.raises(ModelError, match="is not the encoder that"):
+        Tagger.open(tmp_path / "probe")

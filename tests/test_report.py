@@ -2,6 +2,7 @@
 
 import json
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from llm2vec import Recipe, convert
 from llm2vec.errors import ModelError, RunError
 from llm2vec.evaluate.columns import Tagged
 from llm2vec.evaluate.figures import Bar, bars, cells, histograms
-from llm2vec.evaluate.page import sections, to_html, to_markdown, write_report
+from llm2vec.evaluate.page import to_html, to_markdown, write_report
 from llm2vec.evaluate.report import WordTask, bundled_words, measure
+from llm2vec.evaluate.sections import sections
 
 RUN = {
     "decoder": str(DECODERS / "qwen3"),
@@ -52,6 +54,26 @@ def test_every_stage_is_measured_under_the_papers_names(report):
         "Uni, weighted mean",
     ]
     assert report["words"][0]["floors"]["majority"] < report["words"][0]["floors"]["word identity"]
+
+
+def test_changes_between_stages_are_measured_on_the_same_items(report):
+    stages = ["Uni", "Bi", "Bi+MNTP", "Bi+MNTP+SimCSE"]
+    steps = [("Uni", each) for each in stages[1:]] + list(pairwise(stages[1:]))
+    words, sentences = report["words"][0], report["sentences"][0]
+    assert [(each["before"], each["after"]) for each in words["changes"]] == steps
+    assert [(each["before"], each["after"]) for each in sentences["changes"]] == [
+        *steps,
+        ("Uni, weighted mean", stages[-1]),
+    ]
+    for entry in (words, sentences):
+        values = {row["model"]: row["value"] for row in entry["rows"]}
+        for each in entry["changes"]:
+            assert each["value"] == pytest.approx(values[each["after"]] - values[each["before"]])
+            assert each["clear"] == (each["low"] > 0 or each["high"] < 0)
+    text = to_markdown(sections(report))
+    assert "95% of the paired difference" in text
+    change = words["changes"][1]
+    assert f"| Uni to Bi+MNTP | {100 * change['value']:+.1f} | {100 * change['low']:.1f} to " in text
 
 
 def test_a_causal_model_knows_nothing_of_the_ending_and_the_others_do(report):
@@ -139,6 +161,22 @@ def test_what_is_no_run_or_has_lost_its_decoder_is_said(run, tmp_path):
     (tmp_path / "provenance.json").write_text(json.dumps(lost))
     with pytest.raises(ModelError, match="was made from it"):
         measure(tmp_path)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.808, 0.855), (0.832, 0.8335), (0.0, 0.21), (0.1, 0.98)])
+def test_an_axis_has_round_values_that_are_told_apart(low, high):
+    drawn = bars("axis", [Bar("a", (low + high) / 2, low, high, "red")], lines={})
+    shown = [text.split("<")[0] for text in drawn.split('text-anchor="end">')[1:]]
+    steps = {round(float(after) - float(before), 6) for before, after in pairwise(shown)}
+    assert len(steps) == 1
+    assert steps.pop() in {0.1, 0.2, 0.25, 0.5, 1, 2, 2.5, 5, 10, 20, 25}
+    assert 3 <= len(shown) <= 8
+
+
+def test_histograms_that_are_compared_share_an_axis(report):
+    text = to_html(report)
+    cosines = [value for row in report["future"] for kind in ("paraphrase", "different") for value in row[kind]]
+    assert text.count(f">{min(cosines):.2f}</text>") >= len(report["future"])
 
 
 def test_figures_hold_their_values_and_escape_names():

@@ -64,18 +64,73 @@ def test_a_documents_gain_falls_with_its_rank(judged, gain, rank, tmp_path):
 
 @pytest.mark.parametrize(
     ("judged", "said"),
-    [("q\td0\t1\nq\td0\t0\n", "judged twice"), ("other\td0\t1\n", "has not"), ("q d0 1\n", "three columns")],
+    [
+        ("q\td0\t1\nq\td0\t0\n", "line 3: q and d0 are judged twice"),
+        ("other\td0\t1\n", "has not"),
+        ("q d0 1\n", "three columns"),
+        ("q\td0\t1.5\n", "line 2: the grade '1.5' is no whole number"),
+        ("", "holds no judgement"),
+        ("q\tx0\t1\n", "their ids must be the same"),
+    ],
 )
 def test_wrong_judgements_are_one_clear_line(judged, said, tmp_path):
     with pytest.raises(CorpusError, match=said):
         retrieval(by_first_letters, beir(tmp_path, judged))
 
 
+def test_a_negative_grade_is_as_good_as_none(tmp_path):
+    assert retrieval(by_first_letters, beir(tmp_path, "q\td0\t1\nq\td1\t-1\n")).value == 1.0
+
+
+def test_an_id_that_occurs_twice_is_said_with_its_line(tmp_path):
+    folder = beir(tmp_path, "q\td0\t1\n")
+    lines(folder / "queries.jsonl", [{"_id": "q", "text": "a"}, {"_id": "q", "text": "b"}])
+    with pytest.raises(CorpusError, match=r"queries.jsonl, line 2: the id 'q' occurs twice"):
+        retrieval(by_first_letters, folder)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([], "holds no row"),
+        (["a"], "line 1: not a JSON object"),
+        ([{"text": "a", "label": "x"}, {"text": "b", "label": "x"}], "two labels or more"),
+        ([{"text": "a", "label": "x"}, {"text": None, "label": "y"}], "line 2: 'text' is null"),
+        ([{"text": "a", "label": "x"}, {"text": "b"}], "line 2: needs 'label'; it has text"),
+    ],
+)
+def test_a_wrong_file_of_labelled_texts_is_one_clear_line(rows, said, tmp_path):
+    with pytest.raises(CorpusError, match=said):
+        clustering(by_first_letters, lines(tmp_path / "c.jsonl", rows))
+
+
+def test_labels_that_training_never_saw_count_as_wrong(tmp_path):
+    train = [{"text": letter, "label": letter} for letter in "ab"] * 10
+    test = [*train, *({"text": "c", "label": True} for _ in train)]
+    found = classification(
+        by_first_letters, lines(tmp_path / "test.jsonl", test), train=lines(tmp_path / "train.jsonl", train)
+    )
+    assert found.value == 0.5
+
+
+def test_only_the_order_of_scores_counts_and_equal_cosines_tell_nothing(tmp_path):
+    (tmp_path / "sts.tsv").write_text("-30\ta\tb\n2\tab\taab\n1e9\ta\ta\n")
+    assert sts(by_first_letters, tmp_path / "sts.tsv").value == pytest.approx(1.0)
+    found = sts(lambda texts, *, prompt=None: np.ones((len(texts), 2)), tmp_path / "sts.tsv")
+    assert (found.value, found.low, found.high) == (0.0, 0.0, 0.0)
+
+
+def test_texts_may_be_long_and_hold_quotes_and_any_separator_but_tab(tmp_path):
+    (tmp_path / "sts.tsv").write_text(f'1\t"a\tb\u2028\n2\t{"a" * 200_000}\ta\n', encoding="utf-8-sig")
+    assert sts(by_first_letters, tmp_path / "sts.tsv").value == pytest.approx(1.0)
+
+
 @pytest.mark.parametrize(
     ("task", "text", "said"),
     [
-        (sts, "1\ta\n", "line 1: needs three columns"),
-        (sts, "high\ta\tb\n", "'high' is no number"),
+        (sts, "1\ta\n", "line 1: needs 3 columns"),
+        (sts, "1\ta\tb\nhigh\ta\tb\n", "line 2: 'high' is no number"),
+        (sts, "1\ta\tb\nnan\ta\tb\n", "line 2: 'nan' is no number that can be ranked"),
         (sts, "1\ta\tb\n1\ta\tc\n", "all scores are the same"),
         (sts, "", "holds no row"),
         (pairs, "1\ta\tb\n3\ta\tc\n", "labels must be 0 and 1"),
@@ -85,6 +140,25 @@ def test_a_wrong_file_is_one_clear_line(task, text, said, tmp_path):
     (tmp_path / "rows.tsv").write_text(text)
     with pytest.raises(CorpusError, match=said):
         task(by_first_letters, tmp_path / "rows.tsv")
+
+
+def test_a_prompt_stands_before_every_text_and_in_retrieval_before_queries_alone(tmp_path):
+    seen = []
+
+    def noting(texts, *, prompt=None):
+        seen.append(prompt)
+        return by_first_letters(texts)
+
+    (tmp_path / "pairs.tsv").write_text("1\ta\taa\n1\tb\tb\n0\ta\tb\n0\tab\tc\n")
+    path = lines(tmp_path / "c.jsonl", [{"text": letter, "label": letter} for letter in "abc"] * 10)
+    pairs(noting, tmp_path / "pairs.tsv", prompt="P")
+    sts(noting, tmp_path / "pairs.tsv", prompt="P")
+    clustering(noting, path, prompt="P")
+    classification(noting, path, train=path, prompt="P")
+    assert set(seen) == {"P"}
+    seen.clear()
+    retrieval(noting, beir(tmp_path / "r", "q\td0\t1\n"), prompt="P")
+    assert seen == [None, "P"]
 
 
 @pytest.mark.parametrize("name", ["bundled", "uni:bundled", "random:bundled", "tfidf"])

@@ -5,6 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llm2vec.errors import UsageError
+
 TEXTS = ["The unbelievable miller's dog, Rex, barked.", "x", "No.", "Antidisestablishmentarianism   is\tlong"]
 
 
@@ -50,3 +52,17 @@ def test_any_text_is_read_and_batches_do_not_matter(encoder, texts):
     for text, found in zip(texts, together, strict=True):
         (alone,) = encoder.words([text])
         torch.testing.assert_close(found.vectors_WD, alone.vectors_WD, atol=1e-4, rtol=1e-4)
+
+
+def test_a_single_text_is_one_text_and_what_there_is_not_is_said(encoder):
+    alone, listed = encoder.words("New York"), encoder.words(["New York"])
+    assert [each.words for each in alone] == [("New", "York")]
+    assert torch.equal(alone[0].vectors_WD, listed[0].vectors_WD)
+    with pytest.raises(UsageError, match="reading is 'after'; there is own, before"):
+        encoder.words(["a"], reading="after")
+    with pytest.raises(UsageError, match="merge is 'max'; there is mean, first, last"):
+        encoder.words(["a"], merge="max")
+    with pytest.raises(UsageError, match="layer is 'all'; it must be a number"):
+        encoder.words(["a"], layer="all")
+    with pytest.raises(UsageError, match="there is no layer 99"):
+        encoder.words(["a"], layer=99)

@@ -7,19 +7,24 @@ one row; any other gets right-padded rows. Either way states come back flat, tex
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from llm2vec.attention import PACKED, packed_inputs, padded_inputs
+from llm2vec.errors import UsageError
 from llm2vec.machine import keep_freed_memory
 from llm2vec.products import fast_products
+from llm2vec.proofs import decoder_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Result = TypeVar("Result")
+
+Layer = int | Literal["all"]
+"""Whose states are read: 0 is the embedding, -1 the last layer, numbers between count from either end; or all."""
 
 MAX_TOKENS = 4096
 """Tokens in a batch on a CPU; of 512 to 4,096 the largest is as fast as any."""
@@ -134,3 +139,61 @@ def layer_states(model: "PreTrainedModel", documents: Sequence[Sequence[int]], *
     output = model(**inputs, output_hidden_states=True)
     lengths = [len(document) for document in documents]
     return tuple(flatten(states_BTD, lengths) for states_BTD in output.hidden_states)
+
+
+class _ReachedError(Exception):
+    """Carries the states out of a forward that goes no further."""
+
+    def __init__(self, states_BTD: Tensor) -> None:
+        super().__init__("the layer is reached")
+        self.states_BTD = states_BTD
+
+
+@contextmanager
+def reading_layer(
+    model: "PreTrainedModel", *, layer: Layer, pad_id: int
+) -> Iterator[Callable[[Sequence[Sequence[int]]], Tensor]]:
+    """Inside the block, a function from documents to their tokens' states: states_LND, L = 1 or every layer.
+
+    Layers above the one that is read are not computed. The function may be called from several threads at once.
+
+    Args:
+        model: As of `token_states`.
+        layer: Which one.
+        pad_id: As of `token_states`.
+
+    Raises:
+        UsageError: The model has no such layer.
+    """
+    layers = decoder_layers(model)
+    count = len(layers) if layers is not None else int(model.config.get_text_config().num_hidden_layers)
+    if layer != "all" and not -count - 1 <= layer <= count:
+        known = f"0 (the embedding) to {count}, or -{count + 1} to -1 from the end"
+        raise UsageError(f"there is no layer {layer}: this model has {known}")
+    if layer == "all":
+        yield lambda documents: torch.stack(layer_states(model, documents, pad_id=pad_id))
+    elif layer in (-1, count):
+        yield lambda documents: token_states(model, documents, pad_id=pad_id)[None]
+    elif layers is None:
+        yield lambda documents: layer_states(model, documents, pad_id=pad_id)[layer][None]
+    else:
+        # what goes into a layer is what the one before it gave
+        hook = layers[layer % (count + 1)].register_forward_pre_hook(_stop, with_kwargs=True)
+        try:
+            yield lambda documents: _states_before(model, documents, pad_id=pad_id)[None]
+        finally:
+            hook.remove()
+
+
+def _stop(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    raise _ReachedError(args[0] if args else kwargs["hidden_states"])
+
+
+def _states_before(model: "PreTrainedModel", documents: Sequence[Sequence[int]], *, pad_id: int) -> Tensor:
+    """States that go into the layer whose hook stops the forward: states_ND."""
+    try:
+        model(**model_inputs(documents, packed=is_packed(model), pad_id=pad_id, device=model.device))
+    except _ReachedError as reached:
+        if reached.states_BTD.ndim == 3:
+            return flatten(reached.states_BTD, [len(document) for document in documents])
+    raise UsageError("this model's layers do not hand on one state a token; read the last layer")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llm2vec import cli_evaluate, cli_import, cli_train
+from llm2vec import cli_evaluate, cli_import, cli_train, cli_words
 from llm2vec.cli_train import Json, KeepStages, Sets, StartOver
 from llm2vec.errors import LLM2VecError, UsageError
 from llm2vec.places import check_place, place
@@ -284,6 +284,7 @@ def encode(
 
 
 cli_train.register(app)
+cli_words.register(app)
 cli_evaluate.register(app)
 cli_import.register(app)
 

@@ -284,17 +284,22 @@ class LLM2Vec(nn.Module):
 
     def words(
         self,
-        texts: Sequence[str] | Sequence[Sequence[str]],
+        texts: str | Sequence[str] | Sequence[Sequence[str]],
         *,
         reading: Reading = "own",
         merge: Merge = "mean",
+        layer: int = -1,
     ) -> list[Words]:
         """The words of texts, where they stand, and a vector for each (paper, section 3.1).
 
         Args:
-            texts: Raw texts, cut at spaces and punctuation; or lists of words, which are joined by spaces.
+            texts: Raw texts (or one), cut at spaces and punctuation; or lists of words, which are joined by spaces.
             reading: A word's own tokens, or those one place before, where MNTP writes.
             merge: How the states of several tokens become one vector.
+            layer: 0 is the embedding, -1 the last layer; numbers between count from either end.
+
+        Raises:
+            UsageError: The model has no such layer, or there is no such reading or merging.
 
         Example:
             >>> encoder.words(["New York is big."])[0].words  # doctest: +SKIP
@@ -308,6 +313,7 @@ class LLM2Vec(nn.Module):
             max_tokens=self.max_tokens,
             reading=reading,
             merge=merge,
+            layer=layer,
         )
 
     def embed(self, tokens: Sequence[Tokens]) -> Tensor:

@@ -12,8 +12,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from llm2vec.errors import UsageError
+
 _LINE_EVERY_S = 15.0
 """Without a terminal, a line of progress at most so often."""
+
+_AS_WIDE_AS_NEEDED = 1000
+"""Columns of a file or pipe, where nothing need be cut."""
+
+_ONE_LINE = 32
+"""Cells up to so many characters stay on one line; names, in the first column, are folded instead."""
 
 people = Console(stderr=True, highlight=False, soft_wrap=True)
 results = Console(highlight=False, soft_wrap=True)
@@ -81,9 +89,19 @@ def answer(value: Any) -> None:
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """A small table on standard output; the first column is names, the others are numbers."""
-    drawn = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    drawn = Table(box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
-        drawn.add_column(column, justify="left" if index == 0 else "right")
+        short = index > 0 and all(len(row[index]) <= _ONE_LINE for row in rows if index < len(row))
+        drawn.add_column(column, justify="right" if index else "left", overflow="fold", no_wrap=short)
     for row in rows:
         drawn.add_row(*row)
-    results.print(drawn)
+    place = results if results.is_terminal else Console(highlight=False, width=_AS_WIDE_AS_NEEDED)
+    if title:
+        place.print(title)
+    place.print(drawn, no_wrap=False)
+
+
+def one_of(option: str, value: str, known: tuple[str, ...]) -> None:
+    """Refuse a value of an option that is none of these."""
+    if value not in known:
+        raise UsageError(f"{option} {value}: there is {', '.join(known)}")

@@ -7,12 +7,13 @@ prediction writes what it knows of them. States of many texts go through the mod
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from llm2vec import batching
+from llm2vec.errors import UsageError
 from llm2vec.tokens import borders
 
 if TYPE_CHECKING:
@@ -78,14 +79,17 @@ def joined(words: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
 def words_of(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    texts: Sequence[str] | Sequence[Sequence[str]],
+    texts: str | Sequence[str] | Sequence[Sequence[str]],
     *,
     max_length: int,
     max_tokens: int,
     reading: Reading,
     merge: Merge,
+    layer: int = -1,
 ) -> list[Words]:
     """The words of each text and their vectors; `LLM2Vec.words` says what the arguments are."""
+    _check(reading, merge, layer)
+    texts = [texts] if isinstance(texts, str) else texts
     pairs = [(text, find_words(text)) if isinstance(text, str) else joined(text) for text in texts]
     plain, offsets = [text for text, _ in pairs], [found for _, found in pairs]
     found = word_states(
@@ -95,6 +99,7 @@ def words_of(
         max_tokens=max_tokens,
         readings=(reading,),
         merge=merge,
+        layer=layer,
     )
     vectors_ND = found[reading][0] if found else torch.zeros(0, model.config.get_text_config().hidden_size)
     parts = vectors_ND.split([len(each) for each in offsets])
@@ -102,6 +107,14 @@ def words_of(
         Words(tuple(text[start:end] for start, end in each), tuple(each), part_WD)
         for text, each, part_WD in zip(plain, offsets, parts, strict=True)
     ]
+
+
+def _check(reading: Any, merge: Any, layer: Any) -> None:
+    for name, value, known in (("reading", reading, get_args(Reading)), ("merge", merge, get_args(Merge))):
+        if value not in known:
+            raise UsageError(f"{name} is {value!r}; there is {', '.join(known)}")
+    if not isinstance(layer, int):
+        raise UsageError(f"layer is {layer!r}; it must be a number: 0 is the embedding, -1 the last layer")
 
 
 def word_tokens(
@@ -141,7 +154,7 @@ def word_states(
     max_tokens: int,
     readings: Sequence[Reading] = ("own",),
     merge: Merge = "mean",
-    every_layer: bool = False,
+    layer: batching.Layer = -1,
     seen: Callable[[int], object] = lambda _: None,
 ) -> dict[Reading, Tensor]:
     """Vectors of all words of all texts, in order, each text through the model once.
@@ -153,27 +166,27 @@ def word_states(
         max_tokens: Tokens in a batch.
         readings: Which of a word's places are read.
         merge: How several tokens make one vector. The first word has nothing before it: its own first token is read.
-        every_layer: The embedding's and each layer's states, not the last alone.
+        layer: 0 is the embedding, -1 the last layer; or `all` of them, the embedding first.
         seen: Told how many texts are done, after each batch.
 
     Returns:
         For each reading, words_LND: N words, L = 1 or the layers and one; float32, on the CPU.
+
+    Raises:
+        UsageError: The model has no such layer.
     """
     counts = [len(text.ranges) for text in texts]
     starts = torch.tensor([0, *counts]).cumsum(0)
     found: dict[Reading, Tensor] = {}
     plan = batching.plan([len(text.ids) for text in texts], max_tokens=max_tokens, padded=not batching.is_packed(model))
 
-    @torch.inference_mode()  # each thread has its own mode
-    def read(batch: list[int]) -> list[Tensor]:
-        documents = [texts[index].ids for index in batch]
-        if every_layer:
-            layers_LND = torch.stack(batching.layer_states(model, documents, pad_id=pad_id)).float()
-        else:
-            layers_LND = batching.token_states(model, documents, pad_id=pad_id)[None].float()
-        return [_merged(layers_LND, [texts[index] for index in batch], each, merge).cpu() for each in readings]
+    with batching.evaluating(model), batching.reading_layer(model, layer=layer, pad_id=pad_id) as states_of:
 
-    with batching.evaluating(model):
+        @torch.inference_mode()  # each thread has its own mode
+        def read(batch: list[int]) -> list[Tensor]:
+            layers_LND = states_of([texts[index].ids for index in batch]).float()
+            return [_merged(layers_LND, [texts[index] for index in batch], each, merge).cpu() for each in readings]
+
         done = batching.on_each_core(read, plan, device=model.device)
         for batch, merged in zip(plan, done, strict=True):
             targets = torch.cat([torch.arange(counts[index]) + starts[index] for index in batch])

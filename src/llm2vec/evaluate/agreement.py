@@ -1,4 +1,4 @@
-"""How well guessed labels agree with true ones: accuracy, entity F1, intervals, each label, and floors to compare with.
+"""How well guessed labels agree with true ones: accuracy, entity F1, each label, and floors to compare with.
 
 Everything is counted sentence by sentence first, so that an interval can draw whole sentences again.
 """
@@ -10,10 +10,9 @@ from typing import Literal
 import numpy as np
 
 from llm2vec.evaluate.columns import Tagged, entities
+from llm2vec.evaluate.difference import draws
 
 Metric = Literal["accuracy", "entity-f1"]
-
-_RESAMPLES = 1000
 
 
 def counted(sentences: Sequence[Tagged], guesses: Sequence[Sequence[str]], metric: Metric) -> np.ndarray:
@@ -35,16 +34,28 @@ def value(counts_S3: np.ndarray) -> float:
     return float(2 * right / max(guessed + true, 1))
 
 
-def interval(counts_KS3: np.ndarray) -> tuple[float, float]:
-    """95% of the mean over K seeds when the test sentences are drawn again."""
-    random = np.random.default_rng(0)
-    sentences = counts_KS3.shape[1]
+def precision(counts_KS3: np.ndarray) -> float:
+    """Right ones of those guessed, mean over K seeds."""
+    return _ratio(counts_KS3, 1)
+
+
+def recall(counts_KS3: np.ndarray) -> float:
+    """Right ones of those there are, mean over K seeds."""
+    return _ratio(counts_KS3, 2)
+
+
+def _ratio(counts_KS3: np.ndarray, of: int) -> float:
+    summed_K3 = counts_KS3.sum(1)
+    return float((summed_K3[:, 0] / np.maximum(summed_K3[:, of], 1)).mean())
+
+
+def resampled(counts_KS3: np.ndarray) -> np.ndarray:
+    """The mean over K seeds on each draw of the test sentences: values_R."""
     values = []
-    for _ in range(_RESAMPLES):
-        drawn_K3 = counts_KS3[:, random.integers(sentences, size=sentences)].sum(1)
+    for drawn_S in draws(counts_KS3.shape[1]):
+        drawn_K3 = counts_KS3[:, drawn_S].sum(1)
         values.append(float((2 * drawn_K3[:, 0] / np.maximum(drawn_K3[:, 1:].sum(1), 1)).mean()))
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)
+    return np.array(values)
 
 
 def by_label(test: Sequence[Tagged], guesses: Sequence[Sequence[str]], metric: Metric) -> dict[str, dict[str, float]]:

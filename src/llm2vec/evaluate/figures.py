@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
+from math import ceil, floor, log10
 
 _WIDTH, _HEIGHT = 360, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 10, 12, 30
@@ -36,7 +37,10 @@ def bars(title: str, values: Sequence[Bar], *, lines: Mapping[str, float], perce
         parts += [
             f'<rect x="{middle - half:.1f}" y="{axis.y(each.value):.1f}" width="{2 * half:.1f}" '
             f'height="{max(axis.y(bottom) - axis.y(each.value), 0):.1f}" fill="{each.color}"/>',
-            f'<path d="M{middle:.1f} {axis.y(each.low):.1f}V{axis.y(each.high):.1f}" class="whisker"/>',
+            *(
+                f'<path d="M{middle:.1f} {axis.y(each.low):.1f}V{axis.y(each.high):.1f}" class="{kind}"/>'
+                for kind in ("under", "whisker")
+            ),
             _text(middle, axis.y(each.high) - 4, _number(each.value, percent=percent), "middle"),
         ]
         parts += [
@@ -45,8 +49,9 @@ def bars(title: str, values: Sequence[Bar], *, lines: Mapping[str, float], perce
         ]
     for name, value in lines.items():
         place = axis.y(value)
-        parts.append(f'<path d="M{_LEFT} {place:.1f}H{_WIDTH - _RIGHT}" class="level"/>')
-        parts.append(_text(_WIDTH - _RIGHT, place - 3, name, "end"))
+        line = f"M{_LEFT} {place:.1f}H{_WIDTH - _RIGHT}"
+        parts += [f'<path d="{line}" class="{kind}"/>' for kind in ("under", "level")]
+        parts.append(_text(_WIDTH - _RIGHT, place - 4, name, "end"))
     return _figure(title, parts)
 
 
@@ -72,9 +77,19 @@ def curves(
     return _figure(title, parts)
 
 
-def histograms(title: str, first: Sequence[float], second: Sequence[float], *, names: tuple[str, str]) -> str:
-    """Two sets of cosines in 15 bins, one drawn upwards and one downwards, so that neither hides the other."""
-    low, high = min(*first, *second), max(*first, *second)
+def histograms(
+    title: str,
+    first: Sequence[float],
+    second: Sequence[float],
+    *,
+    names: tuple[str, str],
+    bounds: tuple[float, float] | None = None,
+) -> str:
+    """Two sets of cosines in 15 bins, one drawn upwards and one downwards, so that neither hides the other.
+
+    `bounds` are those of the axis, the same for figures that are compared; None: those of the values.
+    """
+    low, high = bounds or (min(*first, *second), max(*first, *second))
     low, high = (low - 0.01, high + 0.01) if high - low < 0.02 else (low, high)
     bins, middle = 15, (_TOP + _HEIGHT - _BOTTOM) / 2
     counts = [[0] * bins for _ in range(2)]
@@ -96,14 +111,14 @@ def histograms(title: str, first: Sequence[float], second: Sequence[float], *, n
         parts.append(f'<g fill="{color}">{_text(_LEFT, place, names[side], "start", "key")}</g>')
     parts.append(f'<path d="M{_LEFT} {middle:.1f}H{_WIDTH - _RIGHT}" class="grid"/>')
     parts += [
-        _text(_LEFT, _HEIGHT - 10, f"{low:.2f}", "middle"),
-        _text(_WIDTH - 20, _HEIGHT - 10, f"{high:.2f}", "middle"),
+        _text(_LEFT, _HEIGHT - 10, f"{low:.2f}", "start"),
+        _text(_WIDTH - _RIGHT, _HEIGHT - 10, f"{high:.2f}", "end"),
     ]
     return _figure(title, parts)
 
 
 def cells(title: str, rows: Sequence[Sequence[float]], *, names: Sequence[str], columns: int = 48) -> str:
-    """A map of values between 0 and 1: a row a layer, columns binned; darker is nearer to 1."""
+    """A map of values between 0 and 1: a row a layer, columns binned; the stronger the colour, the nearer to 1."""
     height = max(8, min(22, 176 // len(rows)))
     wide = (_WIDTH - _LEFT - _RIGHT) / min(columns, len(rows[0]))
     parts = []
@@ -141,13 +156,22 @@ class _Axis:
         return _HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM)
 
     def grid(self, *, percent: bool) -> str:
-        """Four lines with their values."""
-        values = [self.bottom + (self.top - self.bottom) * index / 4 for index in range(5)]
+        """Lines at round values, three to six of them."""
+        unit = 100 if percent else 1
+        step = _round_step((self.top - self.bottom) * unit / 3)
+        digits = max(0, -floor(log10(step) + 1e-9)) + (round(step / 10 ** floor(log10(step) + 1e-9), 1) == 2.5)
+        values = [index * step for index in range(ceil(self.bottom * unit / step), floor(self.top * unit / step) + 1)]
         return "".join(
-            f'<path d="M{_LEFT} {self.y(value):.1f}H{_WIDTH - _RIGHT}" class="grid"/>'
-            + _text(_LEFT - 4, self.y(value) + 4, _number(value, percent=percent), "end")
+            f'<path d="M{_LEFT} {self.y(value / unit):.1f}H{_WIDTH - _RIGHT}" class="grid"/>'
+            + _text(_LEFT - 4, self.y(value / unit) + 4, f"{value:.{digits}f}", "end")
             for value in values
         )
+
+
+def _round_step(most: float) -> float:
+    """The largest of 1, 2, 2.5 and 5 times a power of ten that is no larger."""
+    power = 10.0 ** floor(log10(most))
+    return max(each * power for each in (1, 2, 2.5, 5) if each * power <= most * (1 + 1e-9))
 
 
 def _bounds(values: Sequence[float]) -> tuple[float, float]:

@@ -42,6 +42,8 @@ def open_encoder(name: str, *, pooling: str | None = None, adapters: Sequence[st
     Raises:
         ModelError: There is no such model.
     """
+    if name == TFIDF:
+        raise ModelError(f"{TFIDF} counts words and has no states to read; name an encoder")
     if name.startswith(UNI):
         return LLM2Vec.from_pretrained(
             name.removeprefix(UNI), adapters, enable_bidirectional=False, pooling_mode=pooling
@@ -68,7 +70,8 @@ def _open_any(name: str, *, pooling: str | None) -> LLM2Vec:
         model = AutoModel.from_pretrained(source, dtype=torch.float32).to(default_device()).eval()
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot load {name} as an encoder: {first_line(error)}") from error
-    longest = min(_LONGEST, int(getattr(model.config, "max_position_embeddings", _LONGEST)))
+    positions = int(getattr(model.config, "max_position_embeddings", None) or _LONGEST)
+    longest = min(_LONGEST, positions, int(tokenizer.model_max_length))  # some models have positions they cannot use
     settings = Settings(max_length=longest, bidirectional=False)
     return LLM2Vec(model, tokenizer, settings=settings.changed(pooling_mode=pooling and pooling_named(pooling)))
 

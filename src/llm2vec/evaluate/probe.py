@@ -6,17 +6,21 @@ by the training words' mean and deviation first, so that one learning rate fits 
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from llm2vec.batching import Layer
 from llm2vec.encoder import LLM2Vec
 from llm2vec.errors import CorpusError, UsageError
 from llm2vec.evaluate import agreement
 from llm2vec.evaluate.agreement import Metric
-from llm2vec.evaluate.columns import Tagged
+from llm2vec.evaluate.columns import Tagged, has_scheme
+from llm2vec.evaluate.difference import interval
+from llm2vec.evaluate.states import Kept, fingerprint
 from llm2vec.words import Merge, Reading, joined, word_states, word_tokens
 
 READINGS: tuple[Reading, ...] = ("own", "before")
@@ -56,13 +60,18 @@ class Probed:
         low, high: 95% of 1,000 resamplings of the test sentences, all seeds together.
         seeds: Value of each seed.
         accuracy: Share of the words labelled right, mean over the seeds.
+        precision, recall: Of the entities (of words, both are the accuracy), mean over the seeds.
         reading: Where words were read; of `auto`, the better one on the development set.
         by_reading: Development accuracy of each reading that was tried.
+        layer: Whose states `value` and the classifier are of.
         by_layer: Test value of each layer, the embedding first; empty unless all were asked for.
         by_label: Precision, recall and F1 of each label (or entity type).
-        unseen: Test words whose label no training word has; they count as wrong.
+        unseen: Test words whose label (for entities, type: schemes may differ) no training word has; they count as
+            wrong.
+        unread: Test words with the zero vector: beyond the longest sequence, or without any token.
         labels: What the classifier tells apart, in its order.
         classifier: That of the first seed.
+        resampled: The value on each resampling of the test sentences, for `difference`: values_R.
     """
 
     metric: Metric
@@ -71,17 +80,22 @@ class Probed:
     high: float
     seeds: tuple[float, ...]
     accuracy: float
+    precision: float
+    recall: float
     reading: Reading
     by_reading: dict[str, float]
+    layer: int
     by_layer: tuple[float, ...]
     by_label: dict[str, dict[str, float]]
     unseen: int
+    unread: int
     labels: tuple[str, ...]
     classifier: Classifier = field(compare=False)
+    resampled: np.ndarray = field(compare=False, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: everything but the classifier."""
-        return {key: value for key, value in asdict(self).items() if key != "classifier"}
+        """For JSON: everything but the classifier and the resampled values."""
+        return {key: value for key, value in asdict(self).items() if key not in ("classifier", "resampled")}
 
 
 @dataclass(frozen=True)
@@ -90,11 +104,13 @@ class Split:
 
     Attributes:
         sentences: Words and labels; the labels may be replaced by others (`labelled`).
-        vectors: For each reading, vectors_LND: layers (or the last alone), words of all sentences in order.
+        vectors: For each reading, vectors_LND: layers (or one alone), words of all sentences in order.
+        layer: Which layer the last of them is.
     """
 
     sentences: Sequence[Tagged]
     vectors: dict[Reading, Tensor]
+    layer: int = -1
 
 
 def probe(
@@ -106,8 +122,9 @@ def probe(
     metric: Metric = "accuracy",
     reading: Reading | Literal["auto"] = "auto",
     merge: Merge = "mean",
-    every_layer: bool = False,
+    layer: Layer = -1,
     seeds: int = 3,
+    states: Path | None = None,
     seen: Callable[[int], object] = lambda _: None,
 ) -> Probed:
     """Train a linear classifier on word vectors and measure it.
@@ -120,26 +137,35 @@ def probe(
         metric: Accuracy over words as in the paper, or F1 of whole entities.
         reading: A word's own tokens, the places before them, or the better one on `dev`.
         merge: How several tokens make one vector.
-        every_layer: Also measure each layer.
+        layer: Measured: 0 is the embedding, -1 the last layer; `all`: the last, and a value for each other one too.
         seeds: Probes trained, each from its own seed.
+        states: A folder to keep the words' states in, and to take them from where they are there.
         seen: Told how many sentences have been read.
 
     Raises:
         CorpusError: Fewer than two labels, or too few sentences.
+        UsageError: The model has no such layer.
     """
     train, dev = with_development(train, dev)
+    _labels(train, metric)  # before the model has worked for nothing
     readings = READINGS if reading == "auto" else (reading,)
+    kept = None if states is None else Kept(states, fingerprint(encoder.model))
     splits = [
-        read_split(encoder, part, readings=readings, merge=merge, every_layer=every_layer, seen=seen)
+        read_split(encoder, part, readings=readings, merge=merge, layer=layer, kept=kept, seen=seen)
         for part in (train, dev, test)
     ]
-    return probe_splits(*splits, metric=metric, every_layer=every_layer, seeds=seeds)
+    return probe_splits(*splits, metric=metric, seeds=seeds)
 
 
 def with_development(train: Sequence[Tagged], dev: Sequence[Tagged]) -> tuple[Sequence[Tagged], Sequence[Tagged]]:
     """Training and development sentences; the last tenth of the former where there are none of the latter."""
     if dev:
         return train, dev
+    if len(train) < 2:
+        raise CorpusError(
+            f"{len(train)} training sentence is too few: one is kept out to choose a reading on; give more, or a "
+            "development set"
+        )
     cut = max(1, round(len(train) * _DEVELOPMENT))
     return train[:-cut], train[-cut:]
 
@@ -150,35 +176,40 @@ def read_split(
     *,
     readings: Sequence[Reading] = READINGS,
     merge: Merge = "mean",
-    every_layer: bool = False,
+    layer: Layer = -1,
+    kept: Kept | None = None,
     seen: Callable[[int], object] = lambda _: None,
 ) -> Split:
-    """The vectors of every word of every sentence; arguments as of `probe`."""
+    """The vectors of every word of every sentence; arguments as of `probe`, and where they may be kept."""
     texts, offsets = zip(*(joined(sentence.words) for sentence in sentences), strict=True)
-    vectors = word_states(
-        encoder.model,
-        word_tokens(encoder.tokenizer, texts, offsets, max_length=encoder.settings.max_length),
-        pad_id=int(encoder.tokenizer.pad_token_id),
-        max_tokens=encoder.max_tokens,
-        readings=readings,
-        merge=merge,
-        every_layer=every_layer,
-        seen=seen,
-    )
-    return Split(sentences, vectors)
+    tokens = word_tokens(encoder.tokenizer, texts, offsets, max_length=encoder.settings.max_length)
+
+    def read() -> dict[Reading, Tensor]:
+        return word_states(
+            encoder.model,
+            tokens,
+            pad_id=int(encoder.tokenizer.pad_token_id),
+            max_tokens=encoder.max_tokens,
+            readings=readings,
+            merge=merge,
+            layer=layer,
+            seen=seen,
+        )
+
+    vectors = read() if kept is None else kept.states(tokens, read, readings=readings, merge=merge, layer=layer)
+    return Split(sentences, vectors, -1 if layer == "all" else layer)
 
 
-def probe_splits(
-    train: Split, dev: Split, test: Split, *, metric: Metric = "accuracy", every_layer: bool = False, seeds: int = 3
-) -> Probed:
-    """The same on vectors that are there already; of the readings they hold, the better one on `dev` is taken."""
+def probe_splits(train: Split, dev: Split, test: Split, *, metric: Metric = "accuracy", seeds: int = 3) -> Probed:
+    """The same on vectors that are there already.
+
+    Of the readings they hold, the better one on `dev` is taken; of several layers, the last, and each has its value.
+    """
     if seeds < 1:
         raise UsageError(f"seeds is {seeds}; a probe needs at least one")
-    labels = sorted({tag for sentence in train.sentences for tag in sentence.tags})
-    if len(labels) < 2:
-        raise CorpusError(f"a probe needs two labels or more; the training sentences have {labels}")
+    labels = _labels(train.sentences, metric)
     known = {label: index for index, label in enumerate(labels)}
-    train_N, dev_N, test_N = (_ids(part.sentences, known) for part in (train, dev, test))
+    train_N, dev_N = (_ids(part.sentences, known) for part in (train, dev))
 
     def fitted(reading: Reading, layer: int, seeds: Sequence[int] = (0,)) -> list[Classifier]:
         return _fit(train.vectors[reading][layer], train_N, len(labels), seeds=seeds)
@@ -191,8 +222,10 @@ def probe_splits(
     classifiers = fitted(best, -1, range(seeds))
     guesses = [tested(classify, -1) for classify in classifiers]
     counts_KS3 = np.stack([agreement.counted(test.sentences, each, metric) for each in guesses])
-    low, high = agreement.interval(counts_KS3)
-    layers = range(len(test.vectors[best])) if every_layer else ()
+    resampled = agreement.resampled(counts_KS3)
+    low, high = interval(resampled)
+    count = len(test.vectors[best])
+    layers = range(count) if count > 1 else ()
     by_layer = [agreement.counted(test.sentences, tested(fitted(best, each)[0], each), metric) for each in layers]
     words = [agreement.counted(test.sentences, each, "accuracy") for each in guesses]
     return Probed(
@@ -202,14 +235,38 @@ def probe_splits(
         high=high,
         seeds=tuple(agreement.value(each) for each in counts_KS3),
         accuracy=float(np.mean([agreement.value(each) for each in words])),
+        precision=agreement.precision(counts_KS3),
+        recall=agreement.recall(counts_KS3),
         reading=best,
         by_reading={str(name): value for name, value in by_reading.items()},
+        layer=test.layer,
         by_layer=tuple(map(agreement.value, by_layer)),
         by_label=agreement.by_label(test.sentences, guesses[0], metric),
-        unseen=int((test_N < 0).sum()),
+        unseen=_unseen(labels, test.sentences, metric),
+        unread=int((test.vectors[best][-1] == 0).all(-1).sum()),
         labels=tuple(labels),
         classifier=classifiers[0],
+        resampled=resampled,
     )
+
+
+def _labels(sentences: Sequence[Tagged], metric: Metric) -> list[str]:
+    """What the classifier tells apart."""
+    labels = sorted({tag for sentence in sentences for tag in sentence.tags})
+    if len(labels) < 2:
+        raise CorpusError(f"a probe needs two labels or more; the training sentences have {labels}")
+    if metric == "entity-f1" and not has_scheme(labels):
+        shown = ", ".join(labels[:5])
+        raise CorpusError(f"labels such as {shown} follow no scheme such as BIO; measure their accuracy instead")
+    return labels
+
+
+def _unseen(labels: Sequence[str], sentences: Sequence[Tagged], metric: Metric) -> int:
+    def kind(tag: str) -> str:
+        return tag.partition("-")[2] if metric == "entity-f1" else tag
+
+    known = set(map(kind, labels))
+    return sum(kind(tag) not in known for sentence in sentences for tag in sentence.tags)
 
 
 def _ids(sentences: Sequence[Tagged], known: dict[str, int]) -> Tensor:

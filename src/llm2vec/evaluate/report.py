@@ -7,6 +7,7 @@ project's own unless the user names others. `page` turns the facts into somethin
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from llm2vec.evaluate import analysis
 from llm2vec.evaluate.agreement import Metric, floors
 from llm2vec.evaluate.analysis import BUNDLED_SETS
 from llm2vec.evaluate.columns import Tagged, read_tagged
+from llm2vec.evaluate.difference import difference
 from llm2vec.evaluate.models import AUTO, RANDOM, TFIDF, UNI, Embedder, open_embedder, open_encoder
-from llm2vec.evaluate.probe import Split, probe_splits, read_split, with_development
+from llm2vec.evaluate.probe import Probed, Split, probe_splits, read_split, with_development
 from llm2vec.evaluate.sentences import Score, sts
 from llm2vec.files import read_json
 from llm2vec.folder import CHECKPOINTS, PROVENANCE_FILE
@@ -29,6 +31,9 @@ STAGES = {"0-bi": "Bi", "1-mntp": "Bi+MNTP", "2-simcse": "Bi+MNTP+SimCSE", "3-su
 
 _ALIKE = 4.0
 """Pairs graded so or higher (of 5) mean the same."""
+
+_WEIGHTED = "Uni, weighted mean"
+"""The causal decoder's better pooling."""
 
 _SHOWN = ("My sister sings in a choir.", "The coach shouted at the referee.", "I have had a sore throat for a week.")
 """Sentences whose neighbours are shown."""
@@ -113,17 +118,26 @@ def measure(
     sentences = bundled_sentences() if sentences is None else sentences
     names = _models(run, decoder)
     progress.start("measuring", total=len(names) + len(baselines))
-    report: dict[str, Any] = {"words": [_head(task) for task in words], "sentences": _floors(sentences, decoder)}
+    report: dict[str, Any] = {"words": list(map(_head, words)), "sentences": list(map(_sentence_head, sentences))}
     report |= {"future": [], "geometry": [], "neighbours": []}
+    entries = [*report["words"], *report["sentences"]]
+    measured: list[dict[str, Probed | Score]] = [{} for _ in entries]
+    _measure_floors(report["sentences"], measured[len(words) :], sentences, decoder)
     for done, (name, source) in enumerate([*names.items(), *((_short(each), each) for each in baselines)], start=1):
         encoder = open_encoder(source)
-        _measure_words(report["words"], words, encoder, name, baseline=source in baselines)
-        for task, entry in zip(sentences, report["sentences"], strict=True):
-            entry["rows"].append(_score(name, sts(_embedder(encoder), task.path)))
+        values: list[Probed | Score] = [
+            *_probed(words, encoder),
+            *(sts(_embedder(encoder), task.path) for task in sentences),
+        ]
+        for entry, known, value in zip(entries, measured, values, strict=True):
+            known[name] = value
+            entry["rows"].append({**_row(name, value), "baseline": source in baselines})
         if source not in baselines:
             _analyse(report, encoder, name, near=name in (next(iter(names)), list(names)[-1]))
         progress.advance(done)
     progress.finish()
+    for entry, known in zip(entries, measured, strict=True):
+        entry["changes"] = list(_changes(known, list(names)))
     report["efficiency"] = list(_efficiency(run, words[:1], sentences[:1]))
     similarity = analysis.layer_similarity(decoder)
     return {
@@ -183,47 +197,66 @@ def _head(task: WordTask) -> dict[str, Any]:
     return {"task": task.name, "metric": task.metric, "data": task.data, "floors": least, "rows": []}
 
 
-def _measure_words(
-    entries: list[dict[str, Any]], tasks: Sequence[WordTask], encoder: LLM2Vec, name: str, *, baseline: bool
-) -> None:
+def _sentence_head(task: SentenceTask) -> dict[str, Any]:
+    return {"task": task.name, "metric": "spearman", "data": task.data, "rows": []}
+
+
+def _probed(tasks: Sequence[WordTask], encoder: LLM2Vec) -> list[Probed]:
     """Probe an encoder on each task; tasks over the same sentences share the states, and the reading of the first."""
     read: dict[int, Split] = {}
-    for task, entry in zip(tasks, entries, strict=True):
+    found = []
+    for task in tasks:
         splits = []
         train, dev = with_development(task.train, ())
         for part in (train, dev, task.test):
             key = hash(tuple(sentence.words for sentence in part))
             read[key] = replace(read[key] if key in read else read_split(encoder, part), sentences=part)
             splits.append(read[key])
-        found = probe_splits(*splits, metric=task.metric)
-        read = {key: _only(split, found.reading) for key, split in read.items()}
-        row = {"model": name, "value": found.value, "low": found.low, "high": found.high, "seeds": found.seeds}
-        entry["rows"].append({**row, "reading": found.reading, "baseline": baseline})
+        found.append(probe_splits(*splits, metric=task.metric))
+        read = {key: _only(split, found[-1].reading) for key, split in read.items()}
+    return found
 
 
 def _only(split: Split, reading: Any) -> Split:
     return replace(split, vectors={reading: split.vectors[reading]})
 
 
-def _floors(tasks: Sequence[SentenceTask], decoder: str) -> list[dict[str, Any]]:
+def _measure_floors(
+    entries: Sequence[dict[str, Any]],
+    measured: Sequence[dict[str, Probed | Score]],
+    tasks: Sequence[SentenceTask],
+    decoder: str,
+) -> None:
     """Each sentence task with what knows nothing, and the causal decoder's better pooling."""
     known: dict[str, tuple[str, str | None]] = {
         "tf-idf": (TFIDF, None),
         "random weights": (f"{RANDOM}{decoder}", None),
-        "Uni, weighted mean": (f"{UNI}{decoder}", "weighted_mean"),
+        _WEIGHTED: (f"{UNI}{decoder}", "weighted_mean"),
     }
-    found = []
-    for task in tasks:
-        rows = [
-            _score(name, sts(open_embedder(source, pooling=pooling), task.path))
-            for name, (source, pooling) in known.items()
-        ]
-        found.append({"task": task.name, "metric": "spearman", "data": task.data, "rows": rows})
-    return found
+    for entry, values, task in zip(entries, measured, tasks, strict=True):
+        for name, (source, pooling) in known.items():
+            values[name] = sts(open_embedder(source, pooling=pooling), task.path)
+            entry["rows"].append({**_row(name, values[name]), "baseline": True})
 
 
-def _score(name: str, score: Score) -> dict[str, Any]:
-    return {"model": name, "value": score.value, "low": score.low, "high": score.high}
+def _changes(measured: Mapping[str, Probed | Score], names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Each stage against Uni and against the stage before it, on the same draws of the test items.
+
+    The last is also compared with the causal decoder's better pooling, where that was measured.
+    """
+    uni, *stages = names
+    steps = [(uni, stage) for stage in stages] + list(pairwise(stages))
+    if _WEIGHTED in measured:
+        steps.append((_WEIGHTED, stages[-1]))
+    for before, after in steps:
+        found = difference(measured[after], measured[before])
+        if found is not None:
+            yield {"before": before, "after": after, **found.to_dict()}
+
+
+def _row(name: str, found: Probed | Score) -> dict[str, Any]:
+    reading = {"reading": found.reading, "seeds": found.seeds} if isinstance(found, Probed) else {}
+    return {"model": name, "value": found.value, "low": found.low, "high": found.high, **reading}
 
 
 def _embedder(encoder: LLM2Vec) -> Embedder:

@@ -3,20 +3,19 @@
 Scores as MTEB counts them, from files of one plain format each (`docs/evaluate.md`). Vectors are compared by cosine.
 """
 
-import csv
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from llm2vec.errors import CorpusError
+from llm2vec.evaluate.difference import draws, interval
 from llm2vec.evaluate.models import Embedder
+from llm2vec.evaluate.rows import Row, read_json_rows, read_lines, read_tab_rows
 
 _PER_LABEL, _EXPERIMENTS = 8, 10  # MTEB's classification: samples of each label, and how often
-_RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,8 @@ class Score:
         value: Between -1 and 1, or 0 and 1.
         low, high: 95% of resamplings, or the least and largest of several seeds.
         others: Further metrics by name.
+        resampled: The value on each draw of the test items (classification: of the training texts), for `difference`:
+            values_R. Empty for clustering, whose seeds mean nothing from one model to another.
     """
 
     task: str
@@ -37,63 +38,66 @@ class Score:
     low: float
     high: float
     others: Mapping[str, float]
+    resampled: np.ndarray = field(default_factory=lambda: np.empty(0), compare=False, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+        """For JSON: everything but the resampled values."""
+        return {key: value for key, value in asdict(self).items() if key != "resampled"}
 
 
-def sts(embed: Embedder, data: Path) -> Score:
+def sts(embed: Embedder, data: Path, *, prompt: str | None = None) -> Score:
     """Spearman correlation of cosines with graded similarity.
 
     Args:
         embed: Texts to vectors.
-        data: Tab-separated `score, text, text`, or jsonl with `score`, `text1`, `text2`.
+        data: Tab-separated `score, text, text`, or jsonl with `score`, `text1`, `text2`. Scores may be of any range:
+            only their order counts (for Pearson, their distances).
+        prompt: Put before every text.
     """
-    from scipy.stats import pearsonr, spearmanr
+    from scipy.stats import pearsonr
 
     rows = _pairs(data, "score")
-    scores = np.array([_number(row[0], data) for row in rows])
-    cosines = _cosines(embed, rows)
+    scores = np.array([row.number("score") for row in rows])
     if len(set(scores.tolist())) < 2:
         raise CorpusError(f"{data}: all scores are the same; there is nothing to correlate with")
-    low, high = _resampled(lambda chosen: spearmanr(cosines[chosen], scores[chosen]).statistic, len(scores))
-    spearman = float(spearmanr(cosines, scores).statistic)
-    return Score("sts", "spearman", spearman, low, high, {"pearson": float(pearsonr(cosines, scores).statistic)})
+    cosines = _cosines(embed, rows, prompt)
+    resampled = np.array([_spearman(cosines[drawn], scores[drawn]) for drawn in draws(len(scores))])
+    others = {"pearson": float(pearsonr(cosines, scores).statistic) if np.ptp(cosines) else 0.0}
+    return Score("sts", "spearman", _spearman(cosines, scores), *interval(resampled), others, resampled)
 
 
-def pairs(embed: Embedder, data: Path) -> Score:
+def pairs(embed: Embedder, data: Path, *, prompt: str | None = None) -> Score:
     """Average precision of cosines at telling pairs that belong together (label 1) from others (0).
 
     Args:
         embed: Texts to vectors.
         data: Tab-separated `label, text, text`, or jsonl with `label`, `text1`, `text2`.
+        prompt: Put before every text.
     """
-    from sklearn.metrics import average_precision_score
-
     rows = _pairs(data, "label")
-    labels = np.array([_number(row[0], data) for row in rows])
+    labels = np.array([row.number("label") for row in rows])
     if set(labels.tolist()) != {0.0, 1.0}:
         raise CorpusError(f"{data}: labels must be 0 and 1, and both must occur")
-    cosines = _cosines(embed, rows)
-    low, high = _resampled(lambda chosen: average_precision_score(labels[chosen], cosines[chosen]), len(labels))
-    return Score("pairs", "ap", float(average_precision_score(labels, cosines)), low, high, {})
+    cosines = _cosines(embed, rows, prompt)
+    resampled = np.array([_precision(labels[drawn], cosines[drawn]) for drawn in draws(len(labels))])
+    return Score("pairs", "ap", _precision(labels, cosines), *interval(resampled), {}, resampled)
 
 
-def classification(embed: Embedder, data: Path, *, train: Path) -> Score:
+def classification(embed: Embedder, data: Path, *, train: Path, prompt: str | None = None) -> Score:
     """Accuracy of logistic regression on a few texts of each label, as MTEB does it.
 
     Args:
         embed: Texts to vectors.
         data: jsonl with `text` and `label`, to test on.
-        train: The same, to draw 8 texts of each label from, ten times over.
+        train: The same, to draw 8 texts of each label from, ten times over (all of a label that has fewer).
+        prompt: Put before every text.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import accuracy_score, f1_score
 
     train_texts, train_labels = _labelled(train)
     test_texts, test_labels = _labelled(data)
-    train_BD, test_BD = embed(train_texts), embed(test_texts)
+    train_BD, test_BD = embed(train_texts, prompt=prompt), embed(test_texts, prompt=prompt)
     accuracies, f1s = [], []
     for seed in range(_EXPERIMENTS):
         order = np.random.default_rng(seed).permutation(len(train_labels))
@@ -110,26 +114,28 @@ def classification(embed: Embedder, data: Path, *, train: Path) -> Score:
         accuracies.append(accuracy_score(test_labels, guessed))
         f1s.append(f1_score(test_labels, guessed, average="macro"))
     spread = {"f1": float(np.mean(f1s)), "deviation": float(np.std(accuracies))}
-    return Score("classification", "accuracy", float(np.mean(accuracies)), min(accuracies), max(accuracies), spread)
+    values = np.array(accuracies)
+    return Score("classification", "accuracy", float(values.mean()), *interval(values), spread, values)
 
 
-def clustering(embed: Embedder, data: Path) -> Score:
+def clustering(embed: Embedder, data: Path, *, prompt: str | None = None) -> Score:
     """V-measure of k-means with as many clusters as labels, three seeds.
 
     Args:
         embed: Texts to vectors.
         data: jsonl with `text` and `label`.
+        prompt: Put before every text.
     """
     from sklearn.cluster import MiniBatchKMeans
     from sklearn.metrics import v_measure_score
 
     texts, labels = _labelled(data)
-    vectors_BD = embed(texts)
+    vectors_BD = embed(texts, prompt=prompt)
     values = []
     for seed in range(3):
         groups = MiniBatchKMeans(len(set(labels)), batch_size=1024, n_init=3, random_state=seed).fit_predict(vectors_BD)
         values.append(float(v_measure_score(labels, groups)))
-    return Score("clustering", "v-measure", float(np.mean(values)), min(values), max(values), {})
+    return Score("clustering", "v-measure", float(np.mean(values)), *interval(np.array(values)), {})
 
 
 def retrieval(embed: Embedder, data: Path, *, prompt: str | None = None) -> Score:
@@ -142,6 +148,8 @@ def retrieval(embed: Embedder, data: Path, *, prompt: str | None = None) -> Scor
     """
     documents = _by_id(data / "corpus.jsonl")
     relevant = _relevant(data / "qrels" / "test.tsv")
+    if not any(name in documents for grades in relevant.values() for name in grades):
+        raise CorpusError(f"{data}: no document that qrels name is in corpus.jsonl; their ids must be the same")
     queries = {name: text for name, text in _by_id(data / "queries.jsonl").items() if name in relevant}
     if missing := [name for name in relevant if name not in queries]:
         raise CorpusError(f"{data}: qrels name the query {missing[0]!r}, which queries.jsonl has not")
@@ -159,9 +167,9 @@ def retrieval(embed: Embedder, data: Path, *, prompt: str | None = None) -> Scor
         hits = np.flatnonzero(found[:10] > 0)
         ranks.append(1.0 / (hits[0] + 1) if len(hits) else 0.0)
     values = np.array(gains)
-    low, high = _resampled(lambda chosen: values[chosen].mean(), len(values))
+    resampled = np.array([values[drawn].mean() for drawn in draws(len(values))])
     others = {"recall@100": float(np.mean(recalls)), "mrr@10": float(np.mean(ranks))}
-    return Score("retrieval", "ndcg@10", float(values.mean()), low, high, others)
+    return Score("retrieval", "ndcg@10", float(values.mean()), *interval(resampled), others, resampled)
 
 
 TASKS: Mapping[str, Callable[..., Score]] = {
@@ -183,90 +191,61 @@ def _normalised(vectors_BD: np.ndarray) -> np.ndarray:
     return scaled
 
 
-def _cosines(embed: Embedder, rows: Sequence[tuple[str, str, str]]) -> np.ndarray:
-    both_BD = _normalised(embed([row[1] for row in rows] + [row[2] for row in rows]))
+def _cosines(embed: Embedder, rows: Sequence[Row], prompt: str | None) -> np.ndarray:
+    both_BD = _normalised(embed([row.text(side) for side in ("text1", "text2") for row in rows], prompt=prompt))
     first_BD, second_BD = np.split(both_BD, 2)
     cosines: np.ndarray = (first_BD * second_BD).sum(1)
     return cosines
 
 
-def _resampled(value: Callable[[np.ndarray], float], count: int) -> tuple[float, float]:
-    random = np.random.default_rng(0)
-    values = [value(random.integers(count, size=count)) for _ in range(_RESAMPLES)]
-    low, high = np.nanpercentile(values, [2.5, 97.5])
-    return float(low), float(high)
+def _spearman(cosines: np.ndarray, scores: np.ndarray) -> float:
+    """Rank correlation; 0 where all cosines are the same, undefined (NaN) where all scores are."""
+    from scipy.stats import spearmanr
+
+    if np.ptp(scores) == 0:
+        return float("nan")
+    return float(spearmanr(cosines, scores).statistic) if np.ptp(cosines) else 0.0
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        raise CorpusError(f"there is no file {path}")
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf8").splitlines(), start=1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise CorpusError(f"{path}, line {number}: not JSON ({error.msg})") from error
-    if not rows:
-        raise CorpusError(f"{path} holds no row")
-    return rows
+def _precision(labels: np.ndarray, cosines: np.ndarray) -> float:
+    """Average precision; undefined (NaN) where no pair belongs together."""
+    from sklearn.metrics import average_precision_score
 
-
-def _field(row: Mapping[str, Any], name: str, path: Path) -> str:
-    if name not in row:
-        raise CorpusError(f"{path}: a row has no {name!r}; it has {', '.join(row)}")
-    return str(row[name])
+    return float(average_precision_score(labels, cosines)) if labels.any() else float("nan")
 
 
 def _by_id(path: Path) -> dict[str, str]:
     """Texts by their ids, a title before its text."""
     found: dict[str, str] = {}
-    for row in _rows(path):
-        name, text = _field(row, "_id", path), _field(row, "text", path)
+    for row in read_json_rows(path):
+        name, text = row.text("_id"), row.text("text")
         if name in found:
-            raise CorpusError(f"{path}: the id {name!r} occurs twice")
-        found[name] = f"{row.get('title', '')} {text}".strip()
+            raise CorpusError(f"{row.place}: the id {name!r} occurs twice")
+        title = row.text("title") if row.values.get("title") else ""
+        found[name] = f"{title} {text}".strip()
     return found
 
 
 def _labelled(path: Path) -> tuple[list[str], list[str]]:
-    rows = _rows(path)
-    return [_field(row, "text", path) for row in rows], [_field(row, "label", path) for row in rows]
+    rows = read_json_rows(path)
+    labels = [row.label("label") for row in rows]
+    if len(set(labels)) < 2:
+        raise CorpusError(f"{path}: every text has the label {labels[0]!r}; there must be two labels or more")
+    return [row.text("text") for row in rows], labels
 
 
-def _pairs(path: Path, first: str) -> list[tuple[str, str, str]]:
+def _pairs(path: Path, first: str) -> list[Row]:
     if path.suffix == ".jsonl":
-        return [
-            (_field(row, first, path), _field(row, "text1", path), _field(row, "text2", path)) for row in _rows(path)
-        ]
-    if not path.is_file():
-        raise CorpusError(f"there is no file {path}")
-    with path.open(encoding="utf8", newline="") as file:
-        cells = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    if wrong := [number for number, row in enumerate(cells, start=1) if len(row) != 3]:
-        raise CorpusError(f"{path}, line {wrong[0]}: needs three columns, {first}, text, text")
-    if not cells:
-        raise CorpusError(f"{path} holds no row")
-    return [(row[0], row[1], row[2]) for row in cells]
-
-
-def _number(text: str, path: Path) -> float:
-    try:
-        value = float(text)
-    except ValueError as error:
-        raise CorpusError(f"{path}: {text!r} is no number") from error
-    if not np.isfinite(value):
-        raise CorpusError(f"{path}: {text!r} is no number that can be ranked")
-    return value
+        return read_json_rows(path)
+    return read_tab_rows(path, names=(first, "text1", "text2"))
 
 
 def _relevant(path: Path) -> dict[str, dict[str, int]]:
-    if not path.is_file():
-        raise CorpusError(f"there is no file {path}")
+    """Grades of judged documents by query; a negative grade is 0."""
     found: dict[str, dict[str, int]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf8").splitlines(), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         cells = line.split("\t")
-        if number == 1 and not cells[-1].lstrip("-").isdigit():
+        if not line.strip() or (number == 1 and not cells[-1].strip().lstrip("-").isdigit()):
             continue  # the heading
         if len(cells) != 3:
             raise CorpusError(f"{path}, line {number}: needs three columns, query, document, grade")
@@ -275,5 +254,7 @@ def _relevant(path: Path) -> dict[str, dict[str, int]]:
             raise CorpusError(f"{path}, line {number}: {query} and {document} are judged twice")
         if not grade.strip().lstrip("-").isdigit():
             raise CorpusError(f"{path}, line {number}: the grade {grade!r} is no whole number")
-        found[query][document] = int(grade)
+        found[query][document] = max(int(grade), 0)
+    if not found:
+        raise CorpusError(f"{path} holds no judgement")
     return found

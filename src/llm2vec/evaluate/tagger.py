@@ -13,14 +13,14 @@ from safetensors.torch import load_file, save_file
 
 from llm2vec.encoder import LLM2Vec
 from llm2vec.errors import ModelError
-from llm2vec.evaluate.columns import entities
+from llm2vec.evaluate.columns import entities, has_scheme
 from llm2vec.evaluate.models import open_encoder
 from llm2vec.evaluate.probe import Classifier, Probed
+from llm2vec.evaluate.states import sampled_fingerprint
 from llm2vec.files import read_json, whole_folder, write_json
 from llm2vec.words import Merge, Reading
 
 _FACTS, _WEIGHTS = "probe.json", "probe.safetensors"
-_SCHEMES = {"B", "I", "E", "S", "L", "U"}
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class Facts:
         labels: In the classifier's order.
         reading, merge: Where a word is read.
         metric, value: What it reached on its test set.
+        layer: Whose states are read; probes of earlier versions, which do not say, read the last.
+        weights: A fingerprint of the encoder's weights, so that another in its place is noticed; empty: not known.
     """
 
     encoder: str
@@ -56,6 +58,8 @@ class Facts:
     merge: Merge
     metric: str
     value: float
+    layer: int = -1
+    weights: str = ""
 
 
 class Tagger:
@@ -74,7 +78,7 @@ class Tagger:
         """A saved probe with its encoder.
 
         Raises:
-            ModelError: The folder holds no probe, or its encoder is gone or has another width.
+            ModelError: The folder holds no probe, or its encoder is gone or is another one now.
         """
         folder = Path(folder)
         if not (folder / _FACTS).is_file() or not (folder / _WEIGHTS).is_file():
@@ -86,26 +90,35 @@ class Tagger:
         width = weights["weight"].shape[1]
         if encoder.dimension != width:
             raise ModelError(f"{folder} was trained on vectors of {width} numbers; {facts.encoder} has others now")
+        if facts.weights and facts.weights != sampled_fingerprint(encoder.model):
+            raise ModelError(
+                f"{facts.encoder} is not the encoder that {folder} was trained on; probe it again (--save)"
+            )
         return cls(encoder, Classifier(weights["weight"], weights["bias"]), facts)
 
     def tag(self, texts: Sequence[str]) -> list[list[Span]]:
-        """Spans of each text: whole entities where labels follow a scheme such as BIO, else every word."""
-        whole = all(label == "O" or label.split("-")[0] in _SCHEMES for label in self.facts.labels) and any(
-            "-" in label for label in self.facts.labels
-        )
+        """Spans of each text: whole entities where labels follow a scheme such as BIO, else every word.
+
+        A word beyond the longest sequence, or without any token, gets none.
+        """
+        whole = has_scheme(self.facts.labels)
         found = []
-        for text, words in zip(
-            texts, self.encoder.words(texts, reading=self.facts.reading, merge=self.facts.merge), strict=True
-        ):
+        facts = self.facts
+        words_of_texts = self.encoder.words(texts, reading=facts.reading, merge=facts.merge, layer=facts.layer)
+        for text, words in zip(texts, words_of_texts, strict=True):
             numbers = self.classifier(words.vectors_WD).tolist() if words.words else []
-            tags = [self.facts.labels[number] for number in numbers]
-            pieces = sorted(entities(tags)) if whole else [(place, place + 1, tag) for place, tag in enumerate(tags)]
+            read = words.vectors_WD.any(1).tolist()
+            tags = [facts.labels[number] if known else "O" for number, known in zip(numbers, read, strict=True)]
+            singles = [(place, place + 1, tag) for place, tag in enumerate(tags) if read[place]]
+            pieces = sorted(entities(tags)) if whole else singles
             bounds = [(words.offsets[first][0], words.offsets[last - 1][1], label) for first, last, label in pieces]
             found.append([Span(start, end, text[start:end], label) for start, end, label in bounds])
         return found
 
 
-def save_probe(probed: Probed, folder: Path, *, encoder: str, merge: Merge = "mean") -> None:
+def save_probe(
+    probed: Probed, folder: Path, *, encoder: str, merge: Merge = "mean", model: LLM2Vec | None = None
+) -> None:
     """Keep the first seed's classifier; whole or not at all.
 
     Args:
@@ -113,9 +126,11 @@ def save_probe(probed: Probed, folder: Path, *, encoder: str, merge: Merge = "me
         folder: To make.
         encoder: The encoder's name; a folder is kept by its full path.
         merge: As the probe was trained with.
+        model: The encoder itself; its fingerprint is kept, so that `Tagger.open` notices another in its place.
     """
     name = str(Path(encoder).resolve()) if Path(encoder).is_dir() else encoder
-    facts = Facts(name, probed.labels, probed.reading, merge, probed.metric, probed.value)
+    weights = "" if model is None else sampled_fingerprint(model.model)
+    facts = Facts(name, probed.labels, probed.reading, merge, probed.metric, probed.value, probed.layer, weights)
     with whole_folder(folder) as partial:
         write_json(partial / _FACTS, json.loads(json.dumps(asdict(facts))))
         save_file({"weight": probed.classifier.weight_CD, "bias": probed.classifier.bias_C}, partial / _WEIGHTS)
