@@ -4,6 +4,7 @@ Each adapter was trained on its predecessors merged, so they are merged in order
 trained on (`LlamaBiModel` of a module that no longer exists) does not matter: the layers have the same names.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
@@ -62,6 +64,12 @@ def find_chain(source: str | Path, adapters: Sequence[str | Path] = (), **hub: A
     """
     later = {**hub, "revision": None}
     named, notes = [(each, later) for each in adapters], []
+    for place_in_chain in reversed(range(len(named))):
+        each, _ = named[place_in_chain]
+        if find_file(each, _CONFIG, **later) is None and find_file(each, "config.json", **later) is not None:
+            notes.append(f"{each} is a whole model, and stands in for what comes before it")
+            source, hub, named = each, later, named[place_in_chain + 1 :]
+            break
     while (config := find_file(source, _CONFIG, **hub)) is not None and not _has_weights(source):
         base = read_json(config).get("base_model_name_or_path")
         try:
@@ -80,7 +88,10 @@ def find_chain(source: str | Path, adapters: Sequence[str | Path] = (), **hub: A
         notes.append(f"merged in the order they were trained in: {', '.join(str(each) for each, _ in ordered)}")
         named = ordered
     doubts = []
-    if _LAST in kinds and _MNTP not in kinds and _kind(source) != _MNTP:
+    if _has_weights(source) and find_file(source, _CONFIG, **hub) is not None:
+        doubts.append(f"{source} holds whole weights and an adapter beside them, which is not merged; keep one of them")
+    bare = _kind(source) != _MNTP and find_file(source, _SETTINGS, **hub) is None
+    if _LAST in kinds and _MNTP not in kinds and bare:
         last, _ = named[kinds.index(_LAST)]
         doubts.append(
             f"{last} looks like an adapter trained on merged MNTP weights, but no MNTP adapter comes before it: its "
@@ -136,6 +147,26 @@ def merge_chain(model: PreTrainedModel, adapters: Sequence[Path]) -> PreTrainedM
         _check_all_used(wrapped, adapter)
         model = wrapped.merge_and_unload()  # type: ignore[operator]  # via __getattr__
     merged: PreTrainedModel = model.to(dtype)  # type: ignore[arg-type]  # transformers narrows `to`
+    return merged
+
+
+def merged_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """A model without its live adapters: a copy that they are merged into, or itself where it has none.
+
+    Raises:
+        ModelError: They were attached by transformers, which cannot merge them.
+    """
+    if isinstance(model, PeftModel):
+        plain = copy.deepcopy(model).float().merge_and_unload()  # type: ignore[operator]  # via __getattr__
+        merged: PreTrainedModel = plain.to(model.dtype)
+    elif getattr(model, "_hf_peft_config_loaded", False):
+        merged = copy.copy(model)
+    else:
+        return model
+    if any(isinstance(module, BaseTunerLayer) for module in merged.modules()):
+        raise ModelError("the model holds adapters that transformers attached; load them with LLM2Vec.from_pretrained")
+    merged._hf_peft_config_loaded = False  # else transformers would save the adapter that is no more,
+    merged._weight_conversions = None  # type: ignore[assignment]  # and weights by the names they had with it
     return merged
 
 

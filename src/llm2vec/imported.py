@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from llm2vec.adapters import Chain
-from llm2vec.encoder import LLM2Vec
+from llm2vec.encoder import LLM2Vec, about_template
 from llm2vec.files import fingerprint_folder, whole_folder, write_json
 from llm2vec.folder import PROVENANCE_FILE
 from llm2vec.readback import prove_read_back
@@ -34,17 +34,12 @@ def import_encoder(chain: Chain, out: Path, *, pooling: str | None = None) -> di
         proof = prove_read_back(encoder, partial)
         facts = {
             "imported": [_named(each) for each in (chain.base, *chain.adapters)],
-            "notes": [*chain.notes, *chain.doubts, *_about_template(encoder)],
+            "notes": [*chain.notes, *chain.doubts, *filter(None, [about_template(encoder.settings)])],
             "switch": encoder.switch.to_dict() if encoder.switch else None,
             "read_back": proof.to_dict(),
         }
         write_json(partial / PROVENANCE_FILE, facts)
     return facts
-
-
-def _about_template(encoder: LLM2Vec) -> list[str]:
-    template = encoder.settings.template
-    return [] if template is None else [f"sentence-transformers does not wrap texts; wrap them yourself: {template!r}"]
 
 
 def _named(source: str | Path) -> dict[str, str]:
