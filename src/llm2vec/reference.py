@@ -4,12 +4,10 @@ Its templates were chosen at run time by a model's exact name. Here they are loo
 is opened, and kept in the encoder's settings from then on.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from functools import cache
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from llm2vec.config_keys import templates
 from llm2vec.errors import UsageError
 
 if TYPE_CHECKING:
@@ -107,7 +105,7 @@ def template_of(
         tokenizer: Its tokenizer.
         ended: Pooling is `eos_token`: the end token is written after every text.
     """
-    known = _templates()
+    known = templates()
     template = next((known["wrapped"][name] for name in names if name in known["wrapped"]), None)
     if not ended:
         return template
@@ -136,11 +134,3 @@ def read_template(template: str, tokenizer: "PreTrainedTokenizerBase") -> str:
     if template.count("{text}") != 1:
         raise UsageError(f"a template holds {{text}} once, and {template!r} does not")
     return template
-
-
-@cache
-def _templates() -> dict[str, dict[str, str]]:
-    found: dict[str, dict[str, str]] = json.loads(
-        (files("llm2vec") / "assets" / "templates.json").read_text(encoding="utf8")
-    )
-    return found
