@@ -12,6 +12,7 @@ from peft import PeftModel
 from transformers import AutoTokenizer, LlamaModel
 
 from llm2vec import LLM2Vec
+from llm2vec.adapters import find_chain
 from llm2vec.errors import ModelError
 from llm2vec.models.bidirectional_llama import LlamaBiModel
 
@@ -102,6 +103,16 @@ def test_a_chain_in_the_wrong_order_is_put_right_and_said(layouts, expected):
     assert "in the order they were trained in" in encoder.chain.notes[0]
     found = encoder.encode([[inputs["pairs"][0][0], text] for text in inputs["texts"]])
     np.testing.assert_allclose(found, vectors["chain/mntp+simcse"], atol=AGREEMENT, rtol=0)
+
+
+def test_checkpoints_are_put_in_order_by_the_folders_that_its_configurations_write_to(layouts, tmp_path):
+    base, mntp, simcse = layouts
+    runs = [tmp_path / "output" / kind / "Tiny" / "checkpoint-1000" for kind in ("mntp", "mntp-simcse")]
+    for source, run in zip((mntp, simcse), runs, strict=True):
+        shutil.copytree(source, run)
+    (runs[0] / "config.json").unlink()
+    assert find_chain(base, [runs[1], runs[0]]).adapters == tuple(runs)
+    assert "no MNTP adapter comes before it" in find_chain(base, [runs[1]]).doubts[0]
 
 
 def test_the_last_adapter_on_bare_weights_is_warned_of(layouts):

@@ -5,6 +5,7 @@ trained on (`LlamaBiModel` of a module that no longer exists) does not matter: t
 """
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ _CONFIG, _WEIGHTS, _SETTINGS = "adapter_config.json", "adapter_model.safetensors
 
 _MNTP, _LAST = 1, 2
 """When an adapter was trained: MNTP first, SimCSE or supervised on the merged result."""
+
+_OUTPUT = re.compile(r"mntp(-(?:unsup-)?simcse|-supervised)?")
+"""Folders that its configuration files write to, `output/mntp-simcse/MODEL/checkpoint-1000`."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,10 @@ def _kind(adapter: str | Path) -> int:
     name = Path(str(adapter)).name.lower()
     if "simcse" in name or "supervised" in name:
         return _LAST
-    return _MNTP if name.endswith("mntp") else 0
+    if name.endswith("mntp"):
+        return _MNTP
+    written = next(filter(None, (_OUTPUT.fullmatch(each.lower()) for each in reversed(Path(adapter).parts))), None)
+    return 0 if written is None else _LAST if written[1] else _MNTP
 
 
 def check_adapter(adapter: str | Path) -> None:
