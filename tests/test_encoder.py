@@ -307,8 +307,9 @@ def test_settings_are_attributes_that_can_be_changed(encoder):
     assert (tokens.first, tokens.end) == (0, len(tokens.ids))
     assert len(tokens.ids) <= 9 < len(encoder.tokens([text])[0].ids)
     assert own.settings.pooling_mode == "last"
-    with pytest.raises(UsageError, match="no pooling"):
-        own.pooling_mode = "best"
+    for name, said in (("best", "no pooling"), ("eos_token", "name it when loading")):
+        with pytest.raises(UsageError, match=said):
+            own.pooling_mode = name
 
 
 def test_texts_and_pairs_may_be_arrays_and_columns(encoder):

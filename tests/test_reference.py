@@ -95,12 +95,16 @@ def test_a_folder_with_configuration_and_adapter_names_its_own_base(layouts, exp
     np.testing.assert_allclose(found, vectors["chain/mntp+simcse"], atol=AGREEMENT, rtol=0)
 
 
-def test_a_chain_in_the_wrong_order_is_put_right_and_said(layouts, expected):
+def test_a_chain_in_the_wrong_order_is_put_right_and_said(layouts, expected, tmp_path):
     inputs, vectors = expected
     base, mntp, simcse = layouts
     encoder = LLM2Vec.from_pretrained(base, [simcse, mntp])
     assert encoder.chain.adapters == (mntp, simcse)
     assert "in the order they were trained in" in encoder.chain.notes[0]
+    encoder.save(tmp_path / "saved")
+    told = json.loads((tmp_path / "saved" / "provenance.json").read_text())
+    assert [each["source"] for each in told["imported"]] == [str(base), str(mntp), str(simcse)]
+    assert told["notes"] == list(encoder.chain.notes)
     found = encoder.encode([[inputs["pairs"][0][0], text] for text in inputs["texts"]])
     np.testing.assert_allclose(found, vectors["chain/mntp+simcse"], atol=AGREEMENT, rtol=0)
 
@@ -241,6 +245,8 @@ def test_a_chain_is_imported_into_one_folder_that_opens_everywhere(layouts, expe
     opened = SentenceTransformer(str(tmp_path / "x"), device="cpu")
     ours = LLM2Vec.from_pretrained(tmp_path / "x").encode(inputs["texts"])
     np.testing.assert_allclose(opened.encode(inputs["texts"]), ours, atol=AGREEMENT, rtol=0)
+    report = subprocess.run([*program[:-1], "report", tmp_path / "x"], capture_output=True, text=True)
+    assert (report.returncode, "a report is of a conversion" in report.stderr) == (1, True)
     again = subprocess.run([*program, mntp, simcse, "--out", tmp_path / "x"], capture_output=True, text=True)
     assert (again.returncode, "exists already" in again.stderr) == (1, True)
 

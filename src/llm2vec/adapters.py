@@ -18,7 +18,7 @@ from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from llm2vec.errors import ModelError, first_line
-from llm2vec.files import read_json
+from llm2vec.files import fingerprint_folder, read_json
 from llm2vec.hub import find_file
 from llm2vec.places import place
 
@@ -50,6 +50,19 @@ class Chain:
     hub: Mapping[str, Any]
     notes: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
+
+
+def told(chain: Chain) -> dict[str, Any]:
+    """What provenance says of a chain: what was merged, in this order, and what was noticed."""
+    folders = (Path(chain.base), *chain.folders)
+    sources = zip((chain.base, *chain.adapters), folders, strict=True)
+    return {
+        "imported": [
+            {"source": str(source), "fingerprint": fingerprint_folder(folder) if folder.is_dir() else ""}
+            for source, folder in sources
+        ],
+        "notes": [*chain.notes, *chain.doubts],
+    }
 
 
 def find_chain(source: str | Path, adapters: Sequence[str | Path] = (), **hub: Any) -> Chain:

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from llm2vec import backbone, batching
-from llm2vec.adapters import merged_copy
+from llm2vec.adapters import merged_copy, told
 from llm2vec.errors import UsageError
 from llm2vec.features import from_features, pool_tokens, to_features
-from llm2vec.files import whole_folder
-from llm2vec.folder import MODEL_FILES, SETTINGS_FILE, Settings, pooling_named, write_settings
+from llm2vec.files import whole_folder, write_json
+from llm2vec.folder import MODEL_FILES, PROVENANCE_FILE, SETTINGS_FILE, Settings, pooling_named, write_settings
 from llm2vec.opening import open_parts
 from llm2vec.reference import EOS_TOKEN, SEPARATOR, loading_arguments, split_pairs, template_of
 from llm2vec.tokens import Tokens, borders, shortened, tokenize
@@ -58,6 +58,8 @@ def _setting(name: str) -> Any:
         return getattr(self.settings, name)
 
     def change(self: "LLM2Vec", value: Any) -> None:
+        if name == "pooling_mode" and value == EOS_TOKEN:
+            raise UsageError("eos_token ends every text with a token, by the template; name it when loading")
         changed: Any = {name: pooling_named(value) if name == "pooling_mode" else value}
         self.settings = replace(self.settings, **changed)
 
@@ -430,6 +432,8 @@ class LLM2Vec(nn.Module):
             warnings.warn(note, stacklevel=2)
         with whole_folder(Path(output_path), replacing=MODEL_FILES) as partial:
             self.write(partial)
+            if self.chain is not None and self.chain.adapters:
+                write_json(partial / PROVENANCE_FILE, told(self.chain))
             if not save_config:
                 (partial / SETTINGS_FILE).unlink()
 
