@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import DECODERS
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm2vec import LLM2Vec, decoder
 from llm2vec.errors import ModelError, UsageError
 from llm2vec.places import BUNDLED_FOLDER
+from llm2vec.reference import loading_arguments
 
 TEXTS = [
     "The mill by the river has stood empty for years.",
@@ -285,9 +287,74 @@ def test_arguments_of_the_first_implementation_are_understood(tmp_path):
     assert loaded.model.dtype == torch.bfloat16
     assert (loaded.settings.pooling_mode, loaded.settings.doc_max_length) == ("weighted_mean", 16)
     one = loaded.encode(["Find it:", "a cat", 0], 32, True, True, False, "cpu")
-    assert (type(one), one.dtype, one.shape) == (np.ndarray, np.float32, (loaded.dimension,))
+    assert (type(one), one.dtype, one.shape) == (np.ndarray, np.float32, (1, loaded.dimension))
     with pytest.raises(UsageError, match="no argument 'quantise'"):
         LLM2Vec.from_pretrained(DECODERS / "qwen3", quantise=True)
+    lively = LLM2Vec.from_pretrained(DECODERS / "qwen3", attention_dropout=0.3, quantization_config=None)
+    assert lively.model.layers[0].self_attn.attention_dropout == 0.3
+    with pytest.raises(UsageError, match=r"\(gpt2\) has no attention_dropout"):
+        LLM2Vec.from_pretrained(DECODERS / "gpt2", attention_dropout=0.3)
+    assert loading_arguments({"device_map": {"": 0}}) == {"device": "cuda:0"}
+
+
+def test_settings_are_attributes_that_can_be_changed(encoder):
+    own = LLM2Vec(encoder.model, encoder.tokenizer, settings=encoder.settings)
+    assert (own.pooling_mode, own.max_length, own.doc_max_length, own.skip_instruction) == ("mean", 512, None, True)
+    assert own.config is encoder.model.config
+    own.max_length, own.doc_max_length, own.skip_instruction, own.pooling_mode = 9, 5, False, "last_token"
+    text = "one two three four five six seven eight nine"
+    (tokens,) = own.tokens([text], prompts=["Find it: "])
+    assert (tokens.first, tokens.end) == (0, len(tokens.ids))
+    assert len(tokens.ids) <= 9 < len(encoder.tokens([text])[0].ids)
+    assert own.settings.pooling_mode == "last"
+    for name, said in (("best", "no pooling"), ("eos_token", "name it when loading")):
+        with pytest.raises(UsageError, match=said):
+            own.pooling_mode = name
+
+
+def test_texts_and_pairs_may_be_arrays_and_columns(encoder):
+    texts, pairs = ["a cat", "a dog"], [["Find it:", "a cat"], ["Find it:", "a dog"]]
+    column = Dataset.from_dict({"text": texts})["text"]
+    for same in (np.array(texts), column, tuple(texts), iter(texts)):
+        assert torch.equal(encoder.encode(same), encoder.encode(texts))
+    for same in (
+        np.array(pairs),
+        np.array([[*pair, 0] for pair in pairs], dtype=object),
+        [tuple(pair) for pair in pairs],
+    ):
+        assert torch.equal(encoder.encode(same), encoder.encode(pairs))
+
+
+def test_a_wrapped_text_is_prepared_before_it_is_tokenised_as_in_the_first_implementation(encoder):
+    wrapped = LLM2Vec(encoder.model, encoder.tokenizer, settings=encoder.settings.changed(template="<<\n{text} >>"))
+    for instruction in ("Find it:", ""):
+        marked = f"{instruction} !@#$%^&*()a small cat  ".lstrip()
+        bare, prepared = (wrapped.tokenize([text]) for text in (marked, wrapped.prepare_for_tokenization(marked)))
+        assert bare.input_ids.tolist() == encoder.tokenize([marked])["input_ids"].tolist()
+        with torch.no_grad():
+            found = wrapped(prepared.to("cpu"))
+        assert torch.allclose(found, wrapped.encode([[instruction, "a small cat  "]]), atol=1e-5)
+
+
+def test_features_of_others_are_pooled_whole_where_prompts_are(encoder):
+    own = LLM2Vec(encoder.model, encoder.tokenizer, settings=encoder.settings.changed(skip_instruction=False))
+    features = encoder.tokenize([["Find it:", "a small cat"]])
+    with torch.no_grad():
+        assert torch.allclose(own(features), own.encode([["Find it:", "a small cat"]]), atol=1e-5)
+        assert not torch.allclose(own(features), encoder(features), atol=1e-3)
+
+
+def test_saving_into_a_folder_in_use_keeps_what_is_not_of_a_model(encoder, tmp_path):
+    (tmp_path / "run" / "checkpoint-1").mkdir(parents=True)
+    for name in ("training_args.bin", "checkpoint-1/state", "adapter_config.json", "model-00001-of-00002.safetensors"):
+        (tmp_path / "run" / name).write_text("{}")
+    encoder.save(tmp_path / "run")
+    encoder.save(tmp_path / "run")
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"training_args.bin", "checkpoint-1", "model.safetensors", "llm2vec_config.json"} <= names
+    assert not {"adapter_config.json", "model-00001-of-00002.safetensors"} & names
+    assert (tmp_path / "run" / "checkpoint-1" / "state").exists()
+    assert torch.equal(LLM2Vec.from_pretrained(tmp_path / "run").encode("a cat"), encoder.encode("a cat"))
 
 
 def test_encoding_leaves_the_number_of_threads_as_it_was(encoder):

@@ -2,10 +2,13 @@
 
 import json
 import types
+from importlib import import_module
 
 import pytest
 import torch
 from conftest import DECODERS
+from peft import LoraConfig, get_peft_model
+from transformers import Trainer, TrainingArguments
 
 from llm2vec import LLM2Vec
 from llm2vec.dataset.utils import load_dataset
@@ -62,7 +65,8 @@ def test_mtebs_own_wrapper_runs_a_local_task():
     from datasets import Dataset, DatasetDict
     from mteb.abstasks import AbsTaskSTS
     from mteb.abstasks.task_metadata import TaskMetadata
-    from mteb.models.model_implementations.llm2vec_models import LLM2VecModel
+    from mteb.models.model_implementations.llm2vec_models import LLM2VecModel, _loader
+    from mteb.types import OutputDType
 
     from llm2vec.evaluate.analysis import bundled_pairs
 
@@ -92,7 +96,9 @@ def test_mtebs_own_wrapper_runs_a_local_task():
             rows = {"sentence1": list(first), "sentence2": list(second), "score": list(score)}
             self.dataset, self.data_loaded = DatasetDict({"test": Dataset.from_dict(rows)}), True
 
-    wrapped = LLM2VecModel(base_model_name_or_path=str(DECODERS / "qwen3"), torch_dtype="float32", device="cpu")
+    registered = {"device_map": "auto", "torch_dtype": OutputDType.FLOAT32}  # as its entries say
+    load = _loader(LLM2VecModel, base_model_name_or_path=str(DECODERS / "qwen3"), **registered)
+    wrapped = load(revision="of the hub", device="cpu")
     found = mteb.evaluate(wrapped, Pairs(), cache=None, co2_tracker=False)
     score = found.task_results[0].get_score()
     assert 0 < score < 1
@@ -121,7 +127,7 @@ def test_e5_comes_in_blocks_of_one_data_set_with_its_instructions(tmp_path):
 def test_wiki1m_is_a_text_with_itself(tmp_path):
     (tmp_path / "wiki.txt").write_text("One line.\n\nAnother.\n")
     found = load_dataset("Wiki1M", file_path=str(tmp_path / "wiki.txt"))
-    assert [sample.texts for sample in found] == [("One line.", "One line."), ("Another.", "Another.")]
+    assert [sample.texts for sample in found] == [["One line.", "One line."], ["Another.", "Another."]]
     with pytest.raises(UsageError, match="is not there"):
         load_dataset("Wiki1M")
 
@@ -134,3 +140,82 @@ def test_the_named_loss_is_ours():
     assert torch.allclose(found, torch.nn.functional.cross_entropy(scores, torch.arange(4)), atol=1e-5)
     with pytest.raises(UsageError, match="no loss"):
         load_loss("Triplet")
+    assert load_loss("HardNegativeNLLLoss")(anchor, positive) > 0
+    with pytest.raises(UsageError, match="compares by cosine"):
+        load_loss("HardNegativeNLLLoss", similarity_fct=torch.mm)
+
+
+def test_the_paths_that_others_import_are_there():
+    for path, names in {
+        "llm2vec": "LLM2Vec __version__",
+        "llm2vec.llm2vec": "LLM2Vec",
+        "llm2vec.models.bidirectional_llama": "LlamaBiModel LlamaBiForMNTP",
+        "llm2vec.models.bidirectional_mistral": "MistralBiModel MistralBiForMNTP",
+        "llm2vec.models.bidirectional_gemma": "GemmaBiModel GemmaBiForMNTP",
+        "llm2vec.models.bidirectional_qwen2": "Qwen2BiModel Qwen2BiForMNTP",
+        "llm2vec.dataset": "E5Data Wiki1M",
+        "llm2vec.dataset.dataset": "DataSample TrainSample Dataset",
+        "llm2vec.loss": "HardNegativeNLLLoss",
+        "llm2vec.loss.loss_utils": "cos_sim",
+        "llm2vec.experiment_utils": "generate_experiment_id",
+    }.items():
+        module = import_module(path)
+        assert all(hasattr(module, name) for name in names.split()), path
+
+
+class Collator:
+    """Rows to features, as the first implementation's training scripts do it."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def __call__(self, rows):
+        columns = zip(*(row.texts for row in rows), strict=True)
+        return [self.model.tokenize([self.model.prepare_for_tokenization(text) for text in texts]) for texts in columns]
+
+
+class Contrastive(Trainer):
+    """A trainer after those of the first implementation: it calls the encoder, and saves with the encoder's `save`."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        return load_loss("HardNegativeNLLLoss", scale=50.0)(*(model(features) for features in inputs))
+
+    def _save(self, output_dir=None, state_dict=None):
+        self.model.save(output_dir or self.args.output_dir)
+        self.processing_class.save_pretrained(output_dir or self.args.output_dir)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_training_script_trains_an_adapter_on_the_inner_model_and_saves_checkpoints(checkpointing, tmp_path):
+    rows = [{"query": f"Where is dog {n}?", "positive": f"Dog {n} is here.", "negative": "A cat."} for n in range(12)]
+    (tmp_path / "nq.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    encoder = LLM2Vec.from_pretrained(DECODERS / "qwen3", max_length=64, attention_dropout=0.1)
+    before = encoder.encode("A dog.")
+    lora = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], lora_dropout=0.05)
+    encoder.model = get_peft_model(encoder.model, lora)
+    if checkpointing:
+        encoder.model.enable_input_require_grads()
+    arguments = {"max_steps": 2, "save_steps": 1, "logging_steps": 1, "learning_rate": 1e-2, "seed": 0, "report_to": []}
+    trainer = Contrastive(
+        model=encoder,
+        args=TrainingArguments(
+            tmp_path / "run",
+            per_device_train_batch_size=4,
+            remove_unused_columns=False,
+            save_only_model=True,
+            use_cpu=True,
+            gradient_checkpointing=checkpointing,
+            **arguments,
+        ),
+        train_dataset=load_dataset("E5", file_path=str(tmp_path), effective_batch_size=4),
+        data_collator=Collator(encoder),
+        processing_class=encoder.tokenizer,
+    )
+    trainer.train()
+    trainer.save_model()
+    assert (tmp_path / "run" / "checkpoint-1").is_dir(), "saving beside checkpoints leaves them"
+    after = encoder.encode("A dog.")
+    assert (after - before).abs().max() > 1e-3
+    for folder in (tmp_path / "run", tmp_path / "run" / "checkpoint-2"):
+        assert torch.allclose(LLM2Vec.from_pretrained(folder).encode("A dog."), after, atol=1e-4)
+    assert torch.allclose(LLM2Vec.from_pretrained(DECODERS / "qwen3", folder).encode("A dog."), after, atol=1e-4)

@@ -8,9 +8,13 @@ import sys
 
 import numpy as np
 import pytest
+from peft import PeftModel
+from transformers import AutoTokenizer, LlamaModel
 
 from llm2vec import LLM2Vec
+from llm2vec.adapters import find_chain
 from llm2vec.errors import ModelError
+from llm2vec.models.bidirectional_llama import LlamaBiModel
 
 AGREEMENT = 1e-4
 """What the vectors may differ by, float32, element by element."""
@@ -91,20 +95,105 @@ def test_a_folder_with_configuration_and_adapter_names_its_own_base(layouts, exp
     np.testing.assert_allclose(found, vectors["chain/mntp+simcse"], atol=AGREEMENT, rtol=0)
 
 
-def test_a_chain_in_the_wrong_order_is_put_right_and_said(layouts, expected):
+def test_a_chain_in_the_wrong_order_is_put_right_and_said(layouts, expected, tmp_path):
     inputs, vectors = expected
     base, mntp, simcse = layouts
     encoder = LLM2Vec.from_pretrained(base, [simcse, mntp])
     assert encoder.chain.adapters == (mntp, simcse)
     assert "in the order they were trained in" in encoder.chain.notes[0]
+    encoder.save(tmp_path / "saved")
+    told = json.loads((tmp_path / "saved" / "provenance.json").read_text())
+    assert [each["source"] for each in told["imported"]] == [str(base), str(mntp), str(simcse)]
+    assert told["notes"] == list(encoder.chain.notes)
     found = encoder.encode([[inputs["pairs"][0][0], text] for text in inputs["texts"]])
     np.testing.assert_allclose(found, vectors["chain/mntp+simcse"], atol=AGREEMENT, rtol=0)
+
+
+def test_checkpoints_are_put_in_order_by_the_folders_that_its_configurations_write_to(layouts, tmp_path):
+    base, mntp, simcse = layouts
+    runs = [tmp_path / "output" / kind / "Tiny" / "checkpoint-1000" for kind in ("mntp", "mntp-simcse")]
+    for source, run in zip((mntp, simcse), runs, strict=True):
+        shutil.copytree(source, run)
+    (runs[0] / "config.json").unlink()
+    assert find_chain(base, [runs[1], runs[0]]).adapters == tuple(runs)
+    assert "no MNTP adapter comes before it" in find_chain(base, [runs[1]]).doubts[0]
 
 
 def test_the_last_adapter_on_bare_weights_is_warned_of(layouts):
     base, _, simcse = layouts
     with pytest.raises(UserWarning, match="no MNTP adapter comes before it"):  # warnings are errors here
         LLM2Vec.from_pretrained(base, simcse)
+
+
+def test_an_adapter_beside_whole_weights_is_warned_of(layouts):
+    base, mntp, _ = layouts
+    shutil.copy(base / "model.safetensors", mntp)
+    with pytest.raises(UserWarning, match="an adapter beside them, which is not merged"):
+        LLM2Vec.from_pretrained(mntp)
+
+
+def test_a_whole_model_where_an_adapter_is_named_stands_in_for_what_comes_before_it(layouts, expected, tmp_path):
+    """What `save` and a training stage write is one, where the first implementation wrote an adapter."""
+    inputs, vectors = expected
+    base, mntp, simcse = layouts
+    LLM2Vec.from_pretrained(mntp).save(tmp_path / "saved")
+    encoder = LLM2Vec.from_pretrained(base, [tmp_path / "saved", simcse])
+    assert (encoder.chain.base, encoder.chain.adapters) == (tmp_path / "saved", (simcse,))
+    found = encoder.encode([[inputs["pairs"][0][0], text] for text in inputs["texts"]])
+    np.testing.assert_allclose(found, vectors["chain/mntp+simcse"], atol=AGREEMENT, rtol=0)
+
+
+def by_hand(model, **settings):
+    """An encoder of parts, as the published model cards make one."""
+    tokenizer = AutoTokenizer.from_pretrained(model.name_or_path)
+    tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "left"
+    return LLM2Vec(model, tokenizer, **settings)
+
+
+@pytest.mark.filterwarnings("ignore:.*multiple adapters|.*Already found")  # of peft: transformers had attached one
+@pytest.mark.parametrize("attached", [True, False])
+def test_the_model_cards_way_with_adapters_put_on_by_hand_agrees_and_saves_a_whole_folder(
+    attached, layouts, expected, tmp_path
+):
+    from sentence_transformers import SentenceTransformer
+
+    inputs, vectors = expected
+    base, mntp, simcse = layouts
+    for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(base / name, mntp)
+    model = LlamaBiModel.from_pretrained(mntp if attached else base)
+    model = PeftModel.from_pretrained(model, mntp).merge_and_unload()
+    encoder = by_hand(PeftModel.from_pretrained(model, simcse), pooling_mode="mean", max_length=128)
+    pairs = [[inputs["pairs"][0][0], text] for text in inputs["texts"]]
+    np.testing.assert_allclose(encoder.encode(pairs), vectors["chain/mntp+simcse"], atol=AGREEMENT, rtol=0)
+    encoder.save(tmp_path / "saved")
+    np.testing.assert_allclose(encoder.encode(pairs), vectors["chain/mntp+simcse"], atol=AGREEMENT, rtol=0)
+    again = LLM2Vec.from_pretrained(tmp_path / "saved")
+    np.testing.assert_allclose(again.encode(pairs), vectors["chain/mntp+simcse"], atol=AGREEMENT, rtol=0)
+    opened = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    np.testing.assert_allclose(opened.encode(inputs["texts"]), encoder.encode(inputs["texts"]), atol=AGREEMENT, rtol=0)
+
+
+def test_a_causal_model_given_by_hand_stays_causal_when_it_is_saved(shared, tmp_path):
+    encoder = by_hand(LlamaModel.from_pretrained(shared / "models" / "stories260K"))
+    encoder.save(tmp_path / "saved")
+    again = LLM2Vec.from_pretrained(tmp_path / "saved")
+    np.testing.assert_allclose(again.encode("A story."), encoder.encode("A story."), atol=AGREEMENT, rtol=0)
+
+
+def test_a_model_given_by_hand_has_the_template_of_its_name_and_the_end_token_of_its_family(shared):
+    model = LlamaBiModel.from_pretrained(shared / "models" / "stories260K")
+    for name, mean, ended in (
+        ("meta-llama/Llama-2-7b-chat-hf", "[INST] {text} [/INST]", "[INST] {text} [/INST] </s>"),
+        ("meta-llama/Meta-Llama-3-8B-Instruct", *("<|start_header_id|>user<|end_header_id|>\n\n{text}<|eot_id|>",) * 2),
+        ("meta-llama/Meta-Llama-3-8B", None, "{text}<|end_of_text|>"),
+        ("someone/else", None, "{text} </s>"),
+    ):
+        encoder = by_hand(model)
+        model.config._name_or_path = name
+        encoder = LLM2Vec(model, encoder.tokenizer)
+        assert encoder.settings.template == mean
+        assert LLM2Vec(model, encoder.tokenizer, pooling_mode="eos_token").settings.template == ended
 
 
 def test_an_adapter_whose_base_is_gone_says_so(layouts):
@@ -156,6 +245,8 @@ def test_a_chain_is_imported_into_one_folder_that_opens_everywhere(layouts, expe
     opened = SentenceTransformer(str(tmp_path / "x"), device="cpu")
     ours = LLM2Vec.from_pretrained(tmp_path / "x").encode(inputs["texts"])
     np.testing.assert_allclose(opened.encode(inputs["texts"]), ours, atol=AGREEMENT, rtol=0)
+    report = subprocess.run([*program[:-1], "report", tmp_path / "x"], capture_output=True, text=True)
+    assert (report.returncode, "a report is of a conversion" in report.stderr) == (1, True)
     again = subprocess.run([*program, mntp, simcse, "--out", tmp_path / "x"], capture_output=True, text=True)
     assert (again.returncode, "exists already" in again.stderr) == (1, True)
 
@@ -167,7 +258,8 @@ def test_a_template_goes_by_the_name_in_the_files_and_stays_in_the_saved_setting
     (tmp_path / "copy" / "config.json").write_text(json.dumps({**config, "_name_or_path": name}))
     encoder = LLM2Vec.from_pretrained(tmp_path / "copy")
     assert encoder.settings.template == "[INST] {text} [/INST]"
-    encoder.save(tmp_path / "saved")
+    with pytest.warns(UserWarning, match="sentence-transformers does not wrap texts"):
+        encoder.save(tmp_path / "saved")
     (tmp_path / "saved" / "config.json").write_text(json.dumps(config | {"is_causal": False}))
     again = LLM2Vec.from_pretrained(tmp_path / "saved")
     assert again.settings.template == "[INST] {text} [/INST]"

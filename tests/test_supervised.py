@@ -59,9 +59,9 @@ def rows_of(letter, count):
     ]
 
 
-def stored(tokenizer, folder, *, separator=" ", max_length=48, **pairs):
+def stored(tokenizer, folder, *, separator=" ", template=None, max_length=48, **pairs):
     pairs = PairsRecipe.model_validate(pairs)
-    return store_triples(tokenizer, pairs, folder, max_length=max_length, separator=separator)
+    return store_triples(tokenizer, pairs, folder, max_length=max_length, separator=separator, template=template)
 
 
 @pytest.mark.parametrize("negatives", [0, 5, 10])
@@ -114,19 +114,21 @@ def test_the_batch_loss_is_that_of_the_encoders_own_vectors(tokenizer, tmp_path)
     torch.testing.assert_close(loss, expected, atol=1e-3, rtol=1e-4)
 
 
+@pytest.mark.parametrize("template", [None, "<< {text} >>"])
 @pytest.mark.parametrize("name", ["qwen3", "gpt2", "gemma3"])
-def test_prompts_are_joined_as_in_encoding_and_their_tokens_are_not_pooled(name, tmp_path):
+def test_prompts_and_templates_are_joined_as_in_encoding_and_what_stands_before_is_not_pooled(name, template, tmp_path):
     tokenizer = decoder.load_tokenizer(DECODERS / name)
     source = write(tmp_path / "nli.jsonl", list(active_and_passive())[:4])
     prompts = ["Find what follows:", "Find the same:"]
-    triples = stored(tokenizer, tmp_path / "t", source=str(source), instructions={"nli": prompts}, separator="\n")
+    given = {"source": str(source), "instructions": {"nli": prompts}}
+    triples = stored(tokenizer, tmp_path / "t", separator="\n", template=template, **given)
     model = decoder.load(DECODERS / name, head=False, dtype=torch.float32)
     backbone.make_bidirectional(model)
-    encoder = LLM2Vec(model, tokenizer, settings=Settings(separator="\n", max_length=48))
+    encoder = LLM2Vec(model, tokenizer, settings=Settings(separator="\n", max_length=48, template=template))
     for number, event in enumerate(list(active_and_passive())[:4]):
         anchor, positive, negative = triples(0, number)
         own = tokenizer.decode(anchor.ids[anchor.first : anchor.end], clean_up_tokenization_spaces=False)
-        assert own.strip() == event["anchor"]
+        assert own.strip() == event["anchor"] + (" >>" if template else "")
         plain = encoder.encode_tokens([anchor, positive, negative])
         for vector, text, prompt in zip(plain, event.values(), (prompts[number % 2], None, None), strict=True):
             torch.testing.assert_close(vector, encoder.encode(text, prompt=prompt), atol=SAME_VECTOR, rtol=1e-4)
@@ -190,6 +192,8 @@ def test_rows_with_an_empty_text_are_left_out_and_counted(tokenizer, tmp_path):
     rows[1]["positive"] = "  "
     rows[3]["negative"] = ""
     triples = stored(tokenizer, tmp_path / "t", source=str(write(tmp_path / "a.jsonl", rows)))
+    wrapped = stored(tokenizer, tmp_path / "w", source=str(tmp_path / "a.jsonl"), template="<< {text} >>")
+    assert wrapped.data_sets == triples.data_sets
     assert (triples.data_sets[0].rows, triples.data_sets[0].skipped) == (3, 2)
     assert [tokenizer.decode(triples(0, row)[0].ids) for row in range(3)] == ["a 0 asks", "a 2 asks", "a 4 asks"]
 

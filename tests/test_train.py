@@ -98,8 +98,10 @@ def test_a_supervised_file_trains_on_its_folder_and_the_decoder_writes_no_texts(
     for name in ("allnli", "fever"):
         (tmp_path / "e5" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     file = write(dataset_name="E5", dataset_file_path=str(tmp_path / "e5"), max_seq_length=64)
-    done = run("train", "supervised", file, *SHORT, "--keep-stages", "--json")
+    wrapped = ["--set", "encoder.template=<< {text} >>"]
+    done = run("train", "supervised", file, *SHORT, *wrapped, "--keep-stages", "--json")
     assert done.returncode == 0, done.stderr
+    assert "sentence-transformers does not wrap texts" in done.stderr
     assert "note: bidirectional: absent or false" in done.stderr
     found = json.loads(done.stdout)
     assert [stage["stage"] for stage in found["stages"]] == ["bi", "supervised"]
@@ -107,7 +109,9 @@ def test_a_supervised_file_trains_on_its_folder_and_the_decoder_writes_no_texts(
     assert (supervised["scale"], list(supervised["corpus"]["instructions"])) == (50, ["allnli", "fever"])
     assert "writing texts" not in done.stderr
     assert not (tmp_path / "out.stages" / "self.txt").exists()
-    assert LLM2Vec.from_pretrained(tmp_path / "out").encode("A text.").isfinite().all()
+    encoder = LLM2Vec.from_pretrained(tmp_path / "out")
+    assert encoder.settings.template == "<< {text} >>"
+    assert encoder.encode("A text.").isfinite().all()
 
 
 @pytest.mark.parametrize(

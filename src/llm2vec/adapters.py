@@ -4,6 +4,8 @@ Each adapter was trained on its predecessors merged, so they are merged in order
 trained on (`LlamaBiModel` of a module that no longer exists) does not matter: the layers have the same names.
 """
 
+import copy
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +13,12 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from llm2vec.errors import ModelError, first_line
-from llm2vec.files import read_json
+from llm2vec.files import fingerprint_folder, read_json
 from llm2vec.hub import find_file
 from llm2vec.places import place
 
@@ -23,6 +26,9 @@ _CONFIG, _WEIGHTS, _SETTINGS = "adapter_config.json", "adapter_model.safetensors
 
 _MNTP, _LAST = 1, 2
 """When an adapter was trained: MNTP first, SimCSE or supervised on the merged result."""
+
+_OUTPUT = re.compile(r"mntp(-(?:unsup-)?simcse|-supervised)?")
+"""Folders that its configuration files write to, `output/mntp-simcse/MODEL/checkpoint-1000`."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,19 @@ class Chain:
     doubts: tuple[str, ...] = ()
 
 
+def told(chain: Chain) -> dict[str, Any]:
+    """What provenance says of a chain: what was merged, in this order, and what was noticed."""
+    folders = (Path(chain.base), *chain.folders)
+    sources = zip((chain.base, *chain.adapters), folders, strict=True)
+    return {
+        "imported": [
+            {"source": str(source), "fingerprint": fingerprint_folder(folder) if folder.is_dir() else ""}
+            for source, folder in sources
+        ],
+        "notes": [*chain.notes, *chain.doubts],
+    }
+
+
 def find_chain(source: str | Path, adapters: Sequence[str | Path] = (), **hub: Any) -> Chain:
     """The base and the order of a published chain.
 
@@ -62,6 +81,12 @@ def find_chain(source: str | Path, adapters: Sequence[str | Path] = (), **hub: A
     """
     later = {**hub, "revision": None}
     named, notes = [(each, later) for each in adapters], []
+    for place_in_chain in reversed(range(len(named))):
+        each, _ = named[place_in_chain]
+        if find_file(each, _CONFIG, **later) is None and find_file(each, "config.json", **later) is not None:
+            notes.append(f"{each} is a whole model, and stands in for what comes before it")
+            source, hub, named = each, later, named[place_in_chain + 1 :]
+            break
     while (config := find_file(source, _CONFIG, **hub)) is not None and not _has_weights(source):
         base = read_json(config).get("base_model_name_or_path")
         try:
@@ -80,7 +105,10 @@ def find_chain(source: str | Path, adapters: Sequence[str | Path] = (), **hub: A
         notes.append(f"merged in the order they were trained in: {', '.join(str(each) for each, _ in ordered)}")
         named = ordered
     doubts = []
-    if _LAST in kinds and _MNTP not in kinds and _kind(source) != _MNTP:
+    if _has_weights(source) and find_file(source, _CONFIG, **hub) is not None:
+        doubts.append(f"{source} holds whole weights and an adapter beside them, which is not merged; keep one of them")
+    bare = _kind(source) != _MNTP and find_file(source, _SETTINGS, **hub) is None
+    if _LAST in kinds and _MNTP not in kinds and bare:
         last, _ = named[kinds.index(_LAST)]
         doubts.append(
             f"{last} looks like an adapter trained on merged MNTP weights, but no MNTP adapter comes before it: its "
@@ -100,7 +128,10 @@ def _kind(adapter: str | Path) -> int:
     name = Path(str(adapter)).name.lower()
     if "simcse" in name or "supervised" in name:
         return _LAST
-    return _MNTP if name.endswith("mntp") else 0
+    if name.endswith("mntp"):
+        return _MNTP
+    written = next(filter(None, (_OUTPUT.fullmatch(each.lower()) for each in reversed(Path(adapter).parts))), None)
+    return 0 if written is None else _LAST if written[1] else _MNTP
 
 
 def check_adapter(adapter: str | Path) -> None:
@@ -136,6 +167,26 @@ def merge_chain(model: PreTrainedModel, adapters: Sequence[Path]) -> PreTrainedM
         _check_all_used(wrapped, adapter)
         model = wrapped.merge_and_unload()  # type: ignore[operator]  # via __getattr__
     merged: PreTrainedModel = model.to(dtype)  # type: ignore[arg-type]  # transformers narrows `to`
+    return merged
+
+
+def merged_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """A model without its live adapters: a copy that they are merged into, or itself where it has none.
+
+    Raises:
+        ModelError: They were attached by transformers, which cannot merge them.
+    """
+    if isinstance(model, PeftModel):
+        plain = copy.deepcopy(model).float().merge_and_unload()  # type: ignore[operator]  # via __getattr__
+        merged: PreTrainedModel = plain.to(model.dtype)
+    elif getattr(model, "_hf_peft_config_loaded", False):
+        merged = copy.copy(model)
+    else:
+        return model
+    if any(isinstance(module, BaseTunerLayer) for module in merged.modules()):
+        raise ModelError("the model holds adapters that transformers attached; load them with LLM2Vec.from_pretrained")
+    merged._hf_peft_config_loaded = False  # else transformers would save the adapter that is no more,
+    merged._weight_conversions = None  # type: ignore[assignment]  # and weights by the names they had with it
     return merged
 
 

@@ -4,7 +4,10 @@ An entry is key:type, or key:choice|choice, and =default where there is one. Thi
 says what they amount to.
 """
 
+import json
 from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
 from typing import Any, Literal
 
 Kind = Literal["mntp", "simcse", "supervised", "word-task", "test-word-task"]
@@ -133,6 +136,15 @@ WHY = {
     "validation_file": "held-out texts are a share of the training texts, or the data set's own",
     "warmup_ratio": "not read beside warmup_steps, or when the schedule is constant",
 }
+
+
+@cache
+def templates() -> Mapping[str, Mapping[str, str]]:
+    """What texts were `wrapped` in, by a model's name; how they `ended`, by name or type, when the end was pooled."""
+    found: dict[str, dict[str, str]] = json.loads(
+        (files("llm2vec") / "assets" / "templates.json").read_text(encoding="utf8")
+    )
+    return found
 
 
 def key_names(kind: Kind) -> set[str]:

@@ -8,12 +8,25 @@ here, gives a note. This module knows names and values; it opens no model and no
 import difflib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from llm2vec.config_keys import DATA, E5_PROMPTS, HUB_NAMES, KEYS, MARKS, RENAMED, STAGES, TYPES, WHY, Kind, key_names
+from llm2vec.config_keys import (
+    DATA,
+    E5_PROMPTS,
+    HUB_NAMES,
+    KEYS,
+    MARKS,
+    RENAMED,
+    STAGES,
+    TYPES,
+    WHY,
+    Kind,
+    key_names,
+    templates,
+)
 from llm2vec.errors import UsageError
 from llm2vec.recipe import POOLING_ALIASES
 
@@ -69,6 +82,11 @@ def read_config(path: Path, *, kind: Kind | None = None, among: Sequence[Kind] =
         "simcse": {"steps": 0},
     }
     recipe |= _mntp(file) if file.kind == "mntp" else _contrastive(file)
+    if (template := templates()["wrapped"].get(str(file.given["model_name_or_path"]))) is not None:
+        recipe.setdefault("encoder", {})["template"] = template
+        file.notes.append(
+            "model_name_or_path: pairs and encoded texts are wrapped as they were for it (encoder.template)"
+        )
     return Translated(file.kind, recipe, file.take("output_dir"), {}, file.finish())
 
 
@@ -107,8 +125,16 @@ def _guess(path: Path, given: Mapping[str, Any], among: Sequence[Kind]) -> Kind:
     fitting: list[Kind] = [kind for kind in get_args(Kind) if given.keys() <= key_names(kind)]
     if len(left := [kind for kind in fitting if kind in among]) == 1:
         return left[0]
+    everything = {key for kind in get_args(Kind) for key in key_names(kind)}
+    if unknown := [key for key in given if key not in everything]:
+        raise UsageError(f"{path}: there is no {unknown[0]!r} in any kind of file{_near(unknown[0], everything)}")
     could = f"its keys fit {', '.join(fitting)}" if fitting else "no kind of file has all its keys"
     raise UsageError(f"{path}: cannot tell what it configures: {could}; needed is {' or '.join(among)}")
+
+
+def _near(key: str, names: Collection[str]) -> str:
+    near = difflib.get_close_matches(key, sorted(names), n=2)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 class _File:
@@ -149,8 +175,7 @@ class _File:
         names = key_names(self.kind)
         if key in names:
             return
-        near = difflib.get_close_matches(key, sorted(names), n=2)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        hint = _near(key, names)
         if homes := [kind for kind in get_args(Kind) if key in key_names(kind)]:
             hint = f"; it is a key of {', '.join(homes)}"
         raise UsageError(f"{self.path}: there is no {key!r} in a {self.kind} file{hint}")
@@ -308,7 +333,6 @@ def _contrastive(file: _File) -> dict[str, Any]:
     stage = {**_stage(file), "scale": file.take("loss_scale")}
     source, encoder = file.need("dataset_file_path"), {"pooling": ours}
     if file.kind == "supervised":
-        file.notes.append("model_name_or_path: no chat template is put around texts here, as was for some models")
         return {"supervised": stage | {"corpus": _pairs(file, source)}, "encoder": encoder}
     stage |= {"dropout": file.take("simcse_dropout"), "min_tokens": 1}
     return {"corpus": {"source": source}, "simcse": stage, "encoder": encoder}
@@ -330,7 +354,9 @@ def _probe(file: _File) -> dict[str, Any]:
         raise UsageError(f"{file.path}: peft_addr goes with model_class custom; leave one out")
     data = dict.fromkeys(_DATA_SETS, _hub_name(file))
     if data["train"] is None:
-        data |= {"train": file.take("train_file"), "dev": file.take("validation_file")}
+        data |= {"train": file.take("train_file"), "test": file.take("validation_file")}
+        if data["test"] is not None:
+            file.notes.append("validation_file: what is measured on, for want of another; --test names one")
     return {
         "model": f"auto:{model}" if any_encoder else model if bidirectional else f"uni:{model}",
         "adapters": adapters,

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from llm2vec import backbone, decoder
 from llm2vec.adapters import adapter_folder, merge_chain
 from llm2vec.checks import check
-from llm2vec.encoder import LLM2Vec
+from llm2vec.encoder import LLM2Vec, about_template
 from llm2vec.errors import UsageError
 from llm2vec.files import PARTIAL, publish, read_json, whole_file, whole_folder, write_json
 from llm2vec.folder import CHECKPOINTS, PROVENANCE_FILE, Settings, model_card
@@ -29,6 +29,7 @@ from llm2vec.progress import Progress, Silent
 from llm2vec.proofs import prove_dropout
 from llm2vec.readback import prove_read_back
 from llm2vec.recipe import CorpusRecipe, Recipe, StageRecipe
+from llm2vec.reference import read_template
 from llm2vec.stages.mntp import train_mntp
 from llm2vec.stages.simcse import attention_dropouts, train_simcse
 from llm2vec.stages.supervised import train_supervised
@@ -221,7 +222,10 @@ class _Job:
         built = self.work.folder / ("encoder" + PARTIAL)
         shutil.rmtree(built, ignore_errors=True)
         encoder = LLM2Vec.from_pretrained(self.work.made[-1])
-        encoder.save(built)
+        built.mkdir(parents=True)
+        encoder.write(built)
+        if (note := about_template(encoder.settings)) is not None:
+            self.progress.note(note)
         proof = prove_read_back(encoder, built)
         stages = [read_json(stage / _STAGE_FILE) for stage in self.work.made]
         provenance = {
@@ -284,7 +288,12 @@ class _Job:
             normalize=encoder.normalize,
             prompts=dict(encoder.prompts),
             separator=self._separator(tokenizer),
+            template=self._template(tokenizer),
         )
+
+    def _template(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
+        template = self.recipe.encoder.template
+        return None if template is None else read_template(template, tokenizer)
 
     def _separator(self, tokenizer: PreTrainedTokenizerBase) -> str:
         """What stands between prompt and text, the same when trained with prompts as when encoding with them."""
@@ -330,6 +339,7 @@ class _Job:
             place,
             max_length=recipe.max_length,
             separator=self._separator(tokenizer),
+            template=self._template(tokenizer),
             seen=self.progress.advance,
         )
         self.progress.finish()

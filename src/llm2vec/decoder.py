@@ -26,7 +26,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from llm2vec.errors import ModelError, first_line
+from llm2vec.errors import ModelError, UsageError, first_line
 from llm2vec.machine import default_device
 from llm2vec.places import check_place
 
@@ -104,10 +104,13 @@ def load(
 
     Raises:
         ModelError: Nothing there, no weights, damaged weights, not a decoder, or a family that is not known.
+        UsageError: The configuration does not have what is to be changed.
     """
     hub = _hub(revision, token, cache_dir, trust_remote_code)
     config = load_config(source, **hub)
     for name, value in (config_overrides or {}).items():
+        if not hasattr(config, name):
+            raise UsageError(f"{source} ({config.model_type}) has no {name}")
         setattr(config.get_text_config(decoder=True), name, value)
     chosen = {} if attention is None else {"attn_implementation": attention}
     auto = AutoModelForCausalLM if head else AutoModel

@@ -4,7 +4,9 @@ Texts take one straight line: tokens, batches by token budget, the backbone, poo
 prompt) alone, never on what else was in the batch.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack, overload
 
@@ -14,17 +16,18 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from llm2vec import backbone, batching
+from llm2vec.adapters import merged_copy, told
 from llm2vec.errors import UsageError
 from llm2vec.features import from_features, pool_tokens, to_features
-from llm2vec.files import whole_folder
-from llm2vec.folder import SETTINGS_FILE, Settings, pooling_named, write_settings
+from llm2vec.files import whole_folder, write_json
+from llm2vec.folder import MODEL_FILES, PROVENANCE_FILE, SETTINGS_FILE, Settings, pooling_named, write_settings
 from llm2vec.opening import open_parts
-from llm2vec.reference import SEPARATOR, loading_arguments, split_pairs
+from llm2vec.reference import EOS_TOKEN, SEPARATOR, loading_arguments, split_pairs, template_of
 from llm2vec.tokens import Tokens, borders, shortened, tokenize
 from llm2vec.words import Merge, Reading, Words, words_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from llm2vec.adapters import Chain
 
@@ -48,6 +51,21 @@ _WINDOW = 8192
 """Texts tokenised and sorted together: bounds memory, and leaves next to no padding."""
 
 
+def _setting(name: str) -> Any:
+    """A setting as an attribute, which the first implementation had, and others changed."""
+
+    def found(self: "LLM2Vec") -> Any:
+        return getattr(self.settings, name)
+
+    def change(self: "LLM2Vec", value: Any) -> None:
+        if name == "pooling_mode" and value == EOS_TOKEN:
+            raise UsageError("eos_token ends every text with a token, by the template; name it when loading")
+        changed: Any = {name: pooling_named(value) if name == "pooling_mode" else value}
+        self.settings = replace(self.settings, **changed)
+
+    return property(found, change)
+
+
 class LLM2Vec(nn.Module):
     """A text encoder made from a decoder.
 
@@ -63,6 +81,11 @@ class LLM2Vec(nn.Module):
         >>> encoder.encode(["Some text.", "Another."]).shape  # doctest: +SKIP
         torch.Size([2, 192])
     """
+
+    pooling_mode = _setting("pooling_mode")
+    max_length = _setting("max_length")
+    doc_max_length = _setting("doc_max_length")
+    skip_instruction = _setting("skip_instruction")
 
     def __init__(
         self,
@@ -80,7 +103,11 @@ class LLM2Vec(nn.Module):
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
-        self.settings = (settings or Settings()).changed(
+        if settings is None:  # a model that somebody else made; its attention and its template are what it says
+            name, kind = str(model.config._name_or_path), model.config.model_type
+            template = template_of([name], kind, tokenizer, ended=pooling_mode == EOS_TOKEN)
+            settings = Settings(template=template, bidirectional=backbone.is_bidirectional(model.config))
+        self.settings = settings.changed(
             pooling_mode=pooling_mode and pooling_named(pooling_mode),
             max_length=max_length,
             doc_max_length=doc_max_length,
@@ -127,14 +154,15 @@ class LLM2Vec(nn.Module):
             dtype: Of the weights; "auto": as saved, but float32 on a CPU, where half precision is slow.
             attention: Attention implementation to load with; None: SDPA, or what the family needs.
             **others: `revision`, `token`, `cache_dir`, `trust_remote_code`, for model, tokenizer and config alike;
-                `torch_dtype`, `device_map`, `attn_implementation` as transformers names them.
+                `torch_dtype`, `device_map`, `attn_implementation`, `attention_dropout` as transformers names them.
 
         Raises:
             ModelError: The source cannot be loaded, or cannot be made bidirectional.
             UsageError: An argument that does not exist.
         """
         given = {"device": device, "dtype": dtype, "attention": attention, **loading_arguments(others)}
-        loading = {name: given.pop(name) for name in ("device", "dtype", "attention")}
+        ours = ("device", "dtype", "attention", "config_overrides")
+        loading = {name: given.pop(name) for name in ours if name in given}
         changes = {
             "pooling_mode": pooling_mode,
             "max_length": max_length,
@@ -157,6 +185,11 @@ class LLM2Vec(nn.Module):
     def max_tokens(self) -> int:
         """Tokens in a batch."""
         return batching.MAX_TOKENS if self.device.type == "cpu" else batching.MAX_TOKENS_GPU
+
+    @property
+    def config(self) -> "PreTrainedConfig":
+        """The backbone's configuration."""
+        return self.model.config
 
     @property
     def device(self) -> torch.device:
@@ -242,10 +275,15 @@ class LLM2Vec(nn.Module):
         before, _, after = (settings.template or "{text}").partition("{text}")
         if settings.doc_max_length is not None:
             texts = shortened(self.tokenizer, texts, most=settings.doc_max_length)
+        if settings.template is not None:
+            texts = [text.rstrip() for text in texts]  # as the first implementation; chat templates trim too
         if before:
             prompts = [before + each for each in prompts or [""] * len(texts)]
-        found = tokenize(self.tokenizer, texts, max_length=settings.max_length, prompts=prompts, suffix=after)
-        if not settings.skip_instruction:
+        return self._tokens(texts, prompts, suffix=after)
+
+    def _tokens(self, texts: Sequence[str], prompts: Sequence[str] | None, *, suffix: str = "") -> list[Tokens]:
+        found = tokenize(self.tokenizer, texts, max_length=self.settings.max_length, prompts=prompts, suffix=suffix)
+        if not self.settings.skip_instruction:
             return [Tokens(each.ids, 0, len(each.ids)) for each in found]
         return found
 
@@ -339,18 +377,26 @@ class LLM2Vec(nn.Module):
 
     # --- the first implementation's further methods, for code that trains or pools by itself
 
-    def tokenize(self, texts: Texts) -> dict[str, Tensor]:
+    def prepare_for_tokenization(self, text: str) -> str:
+        """A text for `tokenize`, its marker included, in the template that `encode` puts around texts."""
+        template = self.settings.template
+        return text if template is None else template.replace("{text}", text.strip())
+
+    def tokenize(self, texts: Texts) -> "BatchEncoding":
         """Texts as padded tensors: `input_ids`, `attention_mask`, `embed_mask`, each ids_BT.
 
+        Neither wrapped in the template (see `prepare_for_tokenization`) nor cut to `doc_max_length`.
+
         Args:
-            texts: As of `encode`; in a text, what stands before `!@#$%^&*()` is its instruction.
+            texts: As of `encode`; in a text, what stands before `!@#$%^&*()` is its instruction, to the letter.
         """
-        plain, prompts, _ = split_pairs(texts)
-        if prompts is None:
+        plain, instructions, _ = split_pairs(texts)
+        if instructions is not None:
+            prompts = self._prompts(instructions, None)
+        else:
             cut = [text.partition(SEPARATOR) if SEPARATOR in text else ("", "", text) for text in plain]
             prompts, plain = [before for before, _, _ in cut], [after for _, _, after in cut]
-        tokens = self.tokens(plain, prompts=self._prompts(prompts, None))
-        return to_features(tokens, pad_id=int(self.tokenizer.pad_token_id))
+        return to_features(self._tokens(plain, prompts), pad_id=int(self.tokenizer.pad_token_id))
 
     def forward(self, sentence_feature: Mapping[str, Tensor]) -> Tensor:
         """Vectors of tokenised texts, differentiable: embedding_BD.
@@ -358,38 +404,48 @@ class LLM2Vec(nn.Module):
         Args:
             sentence_feature: As from `tokenize`; rows may be padded on either side.
         """
-        return self.embed(from_features(sentence_feature))
+        return self.embed(from_features(sentence_feature, whole=not self.settings.skip_instruction))
 
     def get_pooling(self, features: Mapping[str, Tensor], last_hidden_states: Tensor) -> Tensor:
         """Pool states_BTD that somebody else computed from the same features: embedding_BD."""
         mask_BT = features.get("attention_mask", torch.ones(last_hidden_states.shape[:2])).bool()
         states_ND = last_hidden_states[mask_BT.to(last_hidden_states.device)]
-        return pool_tokens(states_ND, from_features(features), pooling=self.settings.pooling_mode)
+        tokens = from_features(features, whole=not self.settings.skip_instruction)
+        return pool_tokens(states_ND, tokens, pooling=self.settings.pooling_mode)
 
-    def resize_token_embeddings(self, new_num_tokens: int | None = None, **options: Any) -> nn.Module:
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None
+    ) -> nn.Module:
         """Make room for more tokens in the backbone's embeddings."""
-        return self.model.resize_token_embeddings(new_num_tokens, **options)
+        return self.model.resize_token_embeddings(new_num_tokens, pad_to_multiple_of)
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
-        """Recompute states in training instead of keeping them."""
-        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """Recompute states in training instead of keeping them; options are those of transformers."""
+        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs, **options)
 
     def save(self, output_path: str | Path, merge_before_save: bool = False, save_config: bool = True) -> None:
         """Write a folder that opens here, in `SentenceTransformer` and in `AutoModel`; whole or not at all.
 
         Args:
-            output_path: The folder to make.
-            merge_before_save: Nothing to do: adapters were merged when they were loaded.
+            output_path: The folder to make. In one that is there, such as a trainer's, what is not of a model stays.
+            merge_before_save: Nothing to do: adapters were merged when they were loaded, and those that `model` was
+                given since are merged into what is written.
             save_config: False leaves our settings file out.
         """
-        with whole_folder(Path(output_path)) as partial:
+        if (note := about_template(self.settings)) is not None:
+            warnings.warn(note, stacklevel=2)
+        with whole_folder(Path(output_path), replacing=MODEL_FILES) as partial:
             self.write(partial)
+            if self.chain is not None and self.chain.adapters:
+                write_json(partial / PROVENANCE_FILE, told(self.chain))
             if not save_config:
                 (partial / SETTINGS_FILE).unlink()
 
     def write(self, folder: Path) -> None:
         """Fill a folder that is there: weights, tokenizer, settings."""
-        backbone.save_model(self.model, folder)
+        backbone.save_model(merged_copy(self.model), folder)
         self.tokenizer.save_pretrained(folder)
         edges = borders(self.tokenizer)
         write_settings(
@@ -399,6 +455,12 @@ class LLM2Vec(nn.Module):
             dimension=self.dimension,
             own_tokens_only=self.settings.skip_instruction and bool(edges.before or edges.after),
         )
+
+
+def about_template(settings: Settings) -> str | None:
+    """What others need to know who open a folder: its template is ours alone (their chat templates pool prompts)."""
+    template = settings.template
+    return None if template is None else f"sentence-transformers does not wrap texts; wrap them yourself: {template!r}"
 
 
 def _as_list(value: str | Path | Sequence[str | Path] | None) -> list[str | Path]:

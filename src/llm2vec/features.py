@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from transformers import BatchEncoding
 
 from llm2vec.errors import UsageError
 from llm2vec.pooling import pool
@@ -14,7 +15,7 @@ from llm2vec.recipe import Pooling
 from llm2vec.tokens import Tokens
 
 
-def to_features(tokens: Sequence[Tokens], *, pad_id: int) -> dict[str, Tensor]:
+def to_features(tokens: Sequence[Tokens], *, pad_id: int) -> BatchEncoding:
     """`input_ids`, `attention_mask` and `embed_mask`, each ids_BT, padded on the right."""
     longest = max((len(each.ids) for each in tokens), default=0)
     ids_BT = torch.full((len(tokens), longest), pad_id, dtype=torch.long)
@@ -23,14 +24,15 @@ def to_features(tokens: Sequence[Tokens], *, pad_id: int) -> dict[str, Tensor]:
         ids_BT[row, : len(each.ids)] = torch.as_tensor(each.ids, dtype=torch.long)
         mask_BT[row, : len(each.ids)] = 1
         embed_BT[row, each.first : each.end] = 1
-    return {"input_ids": ids_BT, "attention_mask": mask_BT, "embed_mask": embed_BT}
+    return BatchEncoding({"input_ids": ids_BT, "attention_mask": mask_BT, "embed_mask": embed_BT})
 
 
-def from_features(features: Mapping[str, Tensor]) -> list[Tokens]:
+def from_features(features: Mapping[str, Tensor], *, whole: bool = False) -> list[Tokens]:
     """Token ids of each row without its padding, and what of it is pooled.
 
     Args:
         features: `input_ids`; `attention_mask` (none: no padding); `embed_mask` (none: every token is pooled).
+        whole: Every token is pooled, whatever `embed_mask` says.
 
     Raises:
         UsageError: There are no `input_ids`, or the pooled tokens do not follow each other.
@@ -39,7 +41,7 @@ def from_features(features: Mapping[str, Tensor]) -> list[Tokens]:
         raise UsageError(f"features need input_ids; there are {', '.join(features) or 'none'}")
     ids_BT = features["input_ids"].cpu()
     mask_BT = features.get("attention_mask", torch.ones_like(ids_BT)).cpu().bool()
-    embed_BT = features.get("embed_mask", mask_BT).cpu().bool() & mask_BT
+    embed_BT = mask_BT if whole else features.get("embed_mask", mask_BT).cpu().bool() & mask_BT
     found = []
     for ids_T, mask_T, embed_T in zip(ids_BT, mask_BT, embed_BT, strict=True):
         pooled_P = embed_T[mask_T].nonzero().flatten()

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,10 +36,15 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def whole_folder(path: Path, *, replacing: Sequence[str] = ("*",)) -> Iterator[Path]:
     """Give an empty folder to fill; it becomes `path`, in one step, when the block ends without an error.
 
     An existing `path` is replaced only then.
+
+    Args:
+        path: The folder to make.
+        replacing: Which files of an existing folder go: all, or those that match one of these and those of the same
+            names; others then stay, and files are put in their places one by one.
     """
     partial = path.with_name(path.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
@@ -47,7 +52,10 @@ def whole_folder(path: Path) -> Iterator[Path]:
     try:
         with disk_space_checked(path):
             yield partial
-            publish(partial, path)
+            if path.is_dir() and "*" not in replacing:
+                _move_into(partial, path, replacing)
+            else:
+                publish(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -60,6 +68,17 @@ def publish(built: Path, path: Path) -> None:
         path.replace(old)
     built.replace(path)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _move_into(built: Path, path: Path, replacing: Sequence[str]) -> None:
+    stale = {each for pattern in replacing for each in path.glob(pattern)}
+    for each in stale | {path / new.name for new in built.iterdir()}:
+        if each.is_dir():
+            shutil.rmtree(each)
+        else:
+            each.unlink(missing_ok=True)
+    for new in built.iterdir():
+        new.replace(path / new.name)
 
 
 @contextmanager

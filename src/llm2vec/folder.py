@@ -23,6 +23,9 @@ PROVENANCE_FILE = "provenance.json"
 CHECKPOINTS = "checkpoints"
 """Beside the stages: encoders kept along the way, `STAGE-STEP`."""
 
+MODEL_FILES = ("model*.safetensors*", "adapter_*", "[0-9]_*", SETTINGS_FILE, PROVENANCE_FILE)
+"""What may not stay when another model is written to its folder: it would be read with it, or tell of another."""
+
 _ST_POOLING: Mapping[str, str] = {"mean": "mean", "weighted_mean": "weightedmean", "last": "lasttoken", "first": "cls"}
 _ST_POOLING_BACK = {there: here for here, there in _ST_POOLING.items()}
 _MODULE = "sentence_transformers.models."

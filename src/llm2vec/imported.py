@@ -4,9 +4,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from llm2vec.adapters import Chain
-from llm2vec.encoder import LLM2Vec
-from llm2vec.files import fingerprint_folder, whole_folder, write_json
+from llm2vec.adapters import Chain, told
+from llm2vec.encoder import LLM2Vec, about_template
+from llm2vec.files import whole_folder, write_json
 from llm2vec.folder import PROVENANCE_FILE
 from llm2vec.readback import prove_read_back
 
@@ -32,22 +32,9 @@ def import_encoder(chain: Chain, out: Path, *, pooling: str | None = None) -> di
     with whole_folder(out) as partial:
         encoder.write(partial)
         proof = prove_read_back(encoder, partial)
-        facts = {
-            "imported": [_named(each) for each in (chain.base, *chain.adapters)],
-            "notes": [*chain.notes, *chain.doubts, *_about_template(encoder)],
-            "switch": encoder.switch.to_dict() if encoder.switch else None,
-            "read_back": proof.to_dict(),
-        }
+        facts = told(chain)
+        facts["notes"] += filter(None, [about_template(encoder.settings)])
+        facts["switch"] = encoder.switch.to_dict() if encoder.switch else None
+        facts["read_back"] = proof.to_dict()
         write_json(partial / PROVENANCE_FILE, facts)
     return facts
-
-
-def _about_template(encoder: LLM2Vec) -> list[str]:
-    template = encoder.settings.template
-    return [] if template is None else [f"sentence-transformers does not wrap texts; wrap them yourself: {template!r}"]
-
-
-def _named(source: str | Path) -> dict[str, str]:
-    folder = Path(source)
-    fingerprint = fingerprint_folder(folder) if folder.is_dir() else ""
-    return {"source": str(source), "fingerprint": fingerprint}

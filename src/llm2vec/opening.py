@@ -13,12 +13,10 @@ from llm2vec.files import read_json
 from llm2vec.folder import SETTINGS_FILE, Settings, pooling_named, read_settings
 from llm2vec.hub import find_file
 from llm2vec.places import place
-from llm2vec.reference import read_template, template_of
+from llm2vec.reference import EOS_TOKEN, read_template, template_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-_EOS_TOKEN = "eos_token"  # noqa: S105  # a pooling: the last state, with the end token written after every text
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ def open_parts(
         source: A base, an encoder, or an adapter that names its base.
         adapters: Merged on top.
         changes: Settings that the caller names; None leaves one as it is found.
-        loading: `dtype`, `device`, `attention`.
+        loading: `dtype`, `device`, `attention`, `config_overrides`.
         hub: `revision`, `token`, `cache_dir`, `trust_remote_code`.
 
     Raises:
@@ -84,7 +82,7 @@ def _settings(
     if template is not None:
         template = read_template(template, tokenizer)
     elif "template" not in raw:
-        ended = (pooling or raw.get("pooling_mode")) == _EOS_TOKEN
+        ended = (pooling or raw.get("pooling_mode")) == EOS_TOKEN
         template = template_of(_names(chain), model_type, tokenizer, ended=ended)
     return settings.changed(**{**changes, "template": template, "pooling_mode": pooling and pooling_named(pooling)})
 

@@ -166,6 +166,9 @@ class EncoderRecipe(Part):
     max_length: int = knob(512, "longest text, prompt included; cut to the model's positions", unit="tokens", ge=4)
     normalize: bool = knob(False, "scale vectors to length 1")
     prompts: dict[str, str] = knob({}, "prompts by name; put before the text, never pooled")
+    template: str | None = knob(
+        None, "what pairs and encoded texts are wrapped in: a format string with {text}, or `chat`, the tokenizer's own"
+    )
     separator: str | None = knob(
         None, "between prompt and text; none: a space, or a line break where a space would join the text's first token"
     )

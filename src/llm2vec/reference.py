@@ -4,12 +4,10 @@ Its templates were chosen at run time by a model's exact name. Here they are loo
 is opened, and kept in the encoder's settings from then on.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from functools import cache
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from llm2vec.config_keys import templates
 from llm2vec.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,6 +18,8 @@ SEPARATOR = "!@#$%^&*()"
 
 CHAT = "chat"
 """A template's name for the tokenizer's own chat template."""
+
+EOS_TOKEN = "eos_token"  # noqa: S105  # a pooling: the last state, with the end token written after every text
 
 _NO_EFFECT = ("low_cpu_mem_usage", "use_cache", "use_safetensors")
 _HUB = ("revision", "token", "cache_dir", "trust_remote_code")
@@ -46,7 +46,9 @@ def loading_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
             found["attention"] = None if value and value.startswith("flash") else value
         elif name in _HUB:
             found[name] = value
-        elif name not in _NO_EFFECT:
+        elif name == "attention_dropout":
+            found["config_overrides"] = {name: value}
+        elif value is not None and name not in _NO_EFFECT:
             raise UsageError(f"from_pretrained has no argument {name!r}")
     return found
 
@@ -57,15 +59,17 @@ def _device(value: Any) -> str | None:
         if len(places) > 1:
             raise UsageError("device_map: one model on several devices is not done here; name one device")
         value = places.pop()
+    if str(value).isdigit():
+        return f"cuda:{value}"
     return None if value in (None, "auto", "balanced", "sequential") else str(value)
 
 
 def split_pairs(sentences: Any) -> tuple[list[str], list[str] | None, bool]:
-    """Texts, their instructions, and whether it was one text alone.
+    """Texts, their instructions, and whether it was one string alone.
 
     Args:
         sentences: A text, texts, `[instruction, text]` pairs (what follows in a pair is ignored), or one such pair with
-            a number at its end.
+            a number at its end; lists, arrays and columns alike.
 
     Raises:
         UsageError: Anything else.
@@ -76,9 +80,9 @@ def split_pairs(sentences: Any) -> tuple[list[str], list[str] | None, bool]:
     """
     if isinstance(sentences, str):
         return [sentences], None, True
-    rows = list(sentences)
+    rows = sentences.tolist() if hasattr(sentences, "tolist") else list(sentences)
     if len(rows) == 3 and all(isinstance(each, str) for each in rows[:2]) and isinstance(rows[2], int):
-        return [rows[1]], [rows[0]], True
+        return [rows[1]], [rows[0]], False
     if all(isinstance(row, str) for row in rows):
         return rows, None, False
     for row in rows:
@@ -101,12 +105,13 @@ def template_of(
         tokenizer: Its tokenizer.
         ended: Pooling is `eos_token`: the end token is written after every text.
     """
-    known = _templates()
+    known = templates()
     template = next((known["wrapped"][name] for name in names if name in known["wrapped"]), None)
     if not ended:
         return template
-    named = next((known["ended"][name] for name in (*names, model_type) if name in known["ended"]), None)
-    return (template or "{text}") + (named or str(tokenizer.eos_token or ""))
+    its_own = str(tokenizer.eos_token or "")
+    end = next((known["ended"][name] for name in (*names, model_type) if name in known["ended"]), its_own)
+    return (template or "{text}") + end
 
 
 def read_template(template: str, tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -129,11 +134,3 @@ def read_template(template: str, tokenizer: "PreTrainedTokenizerBase") -> str:
     if template.count("{text}") != 1:
         raise UsageError(f"a template holds {{text}} once, and {template!r} does not")
     return template
-
-
-@cache
-def _templates() -> dict[str, dict[str, str]]:
-    found: dict[str, dict[str, str]] = json.loads(
-        (files("llm2vec") / "assets" / "templates.json").read_text(encoding="utf8")
-    )
-    return found

@@ -105,6 +105,7 @@ def store_triples(
     *,
     max_length: int,
     separator: str,
+    template: str | None = None,
     seen: Callable[[int], None] = lambda _: None,
 ) -> Triples:
     """Tokenise a corpus of triples into a folder, special tokens and prompts included, and open it.
@@ -115,12 +116,14 @@ def store_triples(
         folder: Where to; written whole or not at all.
         max_length: Cut texts to so many tokens, prompt included.
         separator: Between a prompt and its text, as in the encoder's settings.
+        template: Around both, as in the encoder's settings; what closes it counts as the text's.
         seen: Called with the number of rows read so far.
 
     Raises:
         CorpusError: A row lacks a text, or a file has no row with tokens in all its texts.
         UsageError: A prompt leaves no room for its text.
     """
+    before, _, after = (template or "{text}").partition("{text}")
     data_sets: list[DataSet] = []
     firsts = array("i")
 
@@ -130,11 +133,13 @@ def store_triples(
             start, width = len(firsts), len(next(_rows(path, pairs)))
             kept = skipped = 0
             for chunk in chunks(_rows(path, pairs), _CHUNK):
-                for row in _tokens(tokenizer, chunk, max_length=max_length, separator=separator):
-                    if all(text.first < text.end for text in row):
+                chunk = [_joined(row, separator, before) for row in chunk]
+                found = _tokens(tokenizer, chunk, max_length=max_length, suffix=after)
+                for row, tokens in zip(chunk, found, strict=True):
+                    if all(text for _, text in row) and all(each.first < each.end for each in tokens):
                         kept += 1
-                        firsts.extend(text.first for text in row)
-                        yield from (text.ids for text in row)
+                        firsts.extend(each.first for each in tokens)
+                        yield from (each.ids for each in tokens)
                     else:
                         skipped += 1
                 count += len(chunk)
@@ -213,14 +218,19 @@ def _stripped(value: Any, name: str, where: str) -> str:
     return value.strip()
 
 
+def _joined(row: Row, separator: str, before: str) -> Row:
+    """Prompts as they stand before their texts, in the template."""
+    return [(before + (prompt.strip() + separator if prompt.strip() else ""), text) for prompt, text in row]
+
+
 def _tokens(
-    tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row], *, max_length: int, separator: str
+    tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row], *, max_length: int, suffix: str
 ) -> Iterator[list[Tokens]]:
     """Rows tokenised, texts with and without a prompt apart: only the former's borders are looked for by offsets."""
-    prompted = [pair for row in rows for pair in row if pair[0].strip()]
-    bare = [text for row in rows for prompt, text in row if not prompt.strip()]
-    prompts = [prompt.strip() + separator for prompt, _ in prompted]
-    with_prompt = iter(tokenize(tokenizer, [text for _, text in prompted], max_length=max_length, prompts=prompts))
-    without = iter(tokenize(tokenizer, bare, max_length=max_length))
+    prompted = [pair for row in rows for pair in row if pair[0]]
+    bare = [text for row in rows for prompt, text in row if not prompt]
+    texts, prompts = [text for _, text in prompted], [prompt for prompt, _ in prompted]
+    with_prompt = iter(tokenize(tokenizer, texts, max_length=max_length, prompts=prompts, suffix=suffix))
+    without = iter(tokenize(tokenizer, bare, max_length=max_length, suffix=suffix))
     for row in rows:
-        yield [next(with_prompt if prompt.strip() else without) for prompt, _ in row]
+        yield [next(with_prompt if prompt else without) for prompt, _ in row]

@@ -171,6 +171,8 @@ def _provenance(run: Path) -> Mapping[str, Any]:
     if not (run / PROVENANCE_FILE).is_file():
         raise RunError(f"{run} is no finished conversion: there is no {PROVENANCE_FILE} in it; run `llm2vec convert`")
     provenance: Mapping[str, Any] = read_json(run / PROVENANCE_FILE)
+    if "recipe" not in provenance:
+        raise RunError(f"{run} was made by `llm2vec import` or `save`; a report is of a conversion")
     return provenance
 
 
