@@ -64,7 +64,7 @@ class Size:
     vocabulary: int = 6144
     length: int = 256
     batch: int = 16
-    tokens: int = 44_000_000
+    tokens: int = 32_000_000
     matrix_learning_rate: float = 0.03
     learning_rate: float = 4e-3
     decay: float = 0.4
@@ -424,7 +424,8 @@ def main() -> None:
     model = new_model(arguments.arch, size, tokenizer).to("cuda" if torch.cuda.is_available() else "cpu")
     budget_s = arguments.minutes * 60 if arguments.minutes else None
     run = Run(model, size, work / "checkpoints", budget_s)
-    marks = {share: work / f"kept-{share}" for share in arguments.keep}
+    places = {share: work / f"kept-{share}" for share in arguments.keep}
+    marks = {share: folder for share, folder in places.items() if not folder.exists()}
     train(run, sources, seed=arguments.seed, marks=marks, fast=arguments.fast or model.device.type == "cuda")
 
     model.generation_config.pad_token_id = tokenizer.pad_token_id
