@@ -30,7 +30,7 @@ def difference_column(
     if not differences:
         return [], {name: [] for name in found}
     shown = {
-        name: f"{times * each.value:+.{digits}f} ({times * each.low:.{digits}f} to {times * each.high:.{digits}f})"
+        name: f"{times * each.value:+z.{digits}f} ({times * each.low:z.{digits}f} to {times * each.high:z.{digits}f})"
         for name, each in differences.items()
     }
     return [f"against {next(iter(found))}"], {name: [shown.get(name, "")] for name in found}

@@ -33,9 +33,9 @@ def sections(report: Facts) -> list[Section]:
 def _summary(report: Facts) -> Section:
     points = []
     for entry in report["words"]:
-        points += [_change(entry, "Uni", after) for after in dict.fromkeys(("Bi+MNTP", _last_stage(entry)))]
+        points += [_change(entry, "Uni", after) for after in dict.fromkeys(("Bi", "Bi+MNTP", _last_stage(entry)))]
     for entry in report["sentences"]:
-        points += [_change(entry, "Uni", after) for after in ("Bi", _last_stage(entry))]
+        points += [_change(entry, "Uni", after) for after in dict.fromkeys(("Bi", _last_stage(entry)))]
         points.append(_change(entry, "Uni, weighted mean", _last_stage(entry)))
     text = (
         f"The decoder {report['decoder']}, read causally (Uni) and after each step of the method: every token attends "
@@ -236,11 +236,11 @@ def _flat(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]
 
 
 def _hundred(value: float) -> str:
-    return f"{100 * value:.1f}"
+    return f"{100 * value:z.1f}"
 
 
 def _signed(change: Facts) -> str:
-    return f"{100 * change['value']:+.1f}"
+    return f"{100 * change['value']:+z.1f}"
 
 
 def _range(row: Facts) -> str:
