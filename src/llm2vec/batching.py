@@ -26,8 +26,8 @@ Result = TypeVar("Result")
 Layer = int | Literal["all"]
 """Whose states are read: 0 is the embedding, -1 the last layer, numbers between count from either end; or all."""
 
-MAX_TOKENS = 4096
-"""Tokens in a batch on a CPU; of 512 to 4,096 the largest is as fast as any."""
+MAX_TOKENS = 1024
+"""Tokens in a batch on a CPU; 512 to 4,096 are as fast as each other, and more would only take more memory."""
 
 MAX_TOKENS_GPU = 32_768
 
