@@ -293,25 +293,28 @@ def _untied(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return {key: value for key, value in model.state_dict().items() if not key.startswith("lm_head")}
 
 
-def train(run: Run, sources: list[Source], *, seed: int, marks: dict[float, Path], fast: bool) -> None:
+def train(
+    run: Run, sources: list[Source], shares: dict[str, float], *, seed: int, marks: dict[float, Path], fast: bool
+) -> None:
     """Train to the end of the budget.
 
     Args:
         run: What is trained, as far as it is.
         sources: What it reads.
+        shares: How often a sequence is drawn from each.
         seed: Of the sequences drawn.
         marks: Shares of the run at which the model is also kept, and where.
         fast: In bfloat16, and compiled.
     """
     size, device = run.size, run.model.device
-    shares = np.array([SHARES.get(source.name, OTHER) for source in sources])
-    shares /= shares.sum()
+    weights = np.array([shares.get(source.name, OTHER) for source in sources])
+    weights /= weights.sum()
     forward: Any = torch.compile(run.model) if fast else run.model
     shown, shown_at = run.step, time.perf_counter()
     while run.done() < 1:
         started = time.perf_counter()
         random = np.random.default_rng([seed, run.step])
-        chosen = random.choice(len(sources), size=size.batch, p=shares)
+        chosen = random.choice(len(sources), size=size.batch, p=weights)
         ids_BT = torch.from_numpy(np.stack([sources[index].draw(random, size.length) for index in chosen])).to(device)
         run.set_learning_rate()
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast):
@@ -400,6 +403,7 @@ def main() -> None:
     parser.add_argument(
         "--keep", nargs="*", type=float, default=[], help="shares of the run at which to keep the model"
     )
+    parser.add_argument("--shares", nargs="*", default=[], metavar="FILE=SHARE", help="change the mix of texts")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--fast",
@@ -426,7 +430,8 @@ def main() -> None:
     run = Run(model, size, work / "checkpoints", budget_s)
     places = {share: work / f"kept-{share}" for share in arguments.keep}
     marks = {share: folder for share, folder in places.items() if not folder.exists()}
-    train(run, sources, seed=arguments.seed, marks=marks, fast=arguments.fast or model.device.type == "cuda")
+    shares = SHARES | {name: float(value) for name, value in (text.split("=") for text in arguments.shares)}
+    train(run, sources, shares, seed=arguments.seed, marks=marks, fast=arguments.fast or model.device.type == "cuda")
 
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     facts = {
@@ -442,6 +447,7 @@ def main() -> None:
         "command": f"python scripts/pretrain_decoder.py --config {arguments.config} --arch {arguments.arch}"
         + (f" --minutes {arguments.minutes:g}" if arguments.minutes else "")
         + (f" --set {' '.join(arguments.set)}" if arguments.set else "")
+        + (f" --shares {' '.join(arguments.shares)}" if arguments.shares else "")
         + (" --fast" if arguments.fast else ""),
         "held_out": held_out_report(model, sources, size.length, 200),
         "samples": samples(model, tokenizer),
