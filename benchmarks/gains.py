@@ -42,6 +42,7 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="word level and STS alone")
     parser.add_argument("--only", choices=("words", "sentences"), help="one of the two tables")
+    parser.add_argument("--rows", nargs="+", help="these rows alone, to share the work among processes")
     arguments = parser.parse_args()
     models = {"Uni": [f"uni:{arguments.decoder}"]}
     for name, title in NAMES.items():
@@ -50,6 +51,8 @@ def main() -> None:
             models[title] = [str(place) for place in (places[:1] if name == "0-bi" else places)]
     if without := [str(place / "2-simcse") for place in arguments.without]:
         models["Bi+SimCSE"] = without
+    if arguments.rows:
+        models = {name: places for name, places in models.items() if name in arguments.rows}
     print(heading())
     if arguments.only != "sentences":
         words(models, arguments.data)
@@ -88,6 +91,8 @@ def sentences(models: dict[str, list[str]], arguments: argparse.Namespace) -> No
     rows: dict[str, tuple[list[str], str | None]] = {name: (places, None) for name, places in models.items()}
     rows["Uni, weighted mean"] = ([f"uni:{arguments.decoder}"], "weighted_mean")
     rows |= {"random weights": ([f"random:{arguments.decoder}"], None), "tf-idf": (["tfidf"], None)}
+    if arguments.rows:
+        rows = {name: row for name, row in rows.items() if name in arguments.rows}
     tasks = {"STS-B": lambda embed: sts(embed, folder / "sts" / "stsb.test.tsv").value}
     tasks["STS, mean of 6"] = lambda embed: (
         sum(sts(embed, folder / "sts" / f"{n}.test.tsv").value for n in STS) / len(STS)

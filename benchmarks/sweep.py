@@ -2,8 +2,9 @@
 
     python benchmarks/sweep.py benchmarks/knobs.yaml --out sweep [--data ../shared/data] [--seeds 42 43]
 
-The file names what all share (`always`, a recipe laid over the preset `small`) and each variant's changes; a corpus
-named `openstax` is real text: 20,000 paragraphs of 80 to 600 characters. Word level:
+The file names what all share (`always`, a recipe laid over the preset `small`) and each variant's changes; the corpora
+`openstax` and `mix` are real text: 20,000 paragraphs of 80 to 600 characters of textbooks, or of all that the bundled
+decoder was trained on, in the same shares. Word level:
 a linear probe on the first 3,000 training sentences, all test sentences, words read from their own tokens; sentence
 level as `llm2vec evaluate`. Each
 conversion's scores are kept in OUT, so a sweep that was stopped goes on; `--table` prints what is there.
@@ -11,10 +12,10 @@ conversion's scores are kept in OUT, so a sweep that was stopped goes on; `--tab
 
 import argparse
 import json
-import lzma
 import random
 import shutil
 import statistics
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,10 @@ from llm2vec.evaluate.sentences import sts
 from llm2vec.files import read_json, write_json
 from llm2vec.recipe import merged
 
-REAL = "openstax"
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+from pretrain_decoder import SHARES, name_of, paragraphs
+
+REAL = {"openstax": {"openstax": 1.0}, "mix": SHARES}
 SENTENCES = 3000
 TASKS = ("EWT POS", "CoNLL-2000 chunks")
 STAGES = ("1-mntp", "2-simcse")
@@ -50,14 +54,17 @@ def scores(model: str, data: Path) -> dict[str, float]:
     return {**found, "STS-B": 100 * similar.value}
 
 
-def real_text(arguments: argparse.Namespace) -> Path:
-    """Paragraphs of textbooks in a random order, in a file of OUT."""
-    file: Path = arguments.out / f"{REAL}.txt"
+def real_text(name: str, arguments: argparse.Namespace) -> Path:
+    """Paragraphs in a random order, in a file of OUT."""
+    file: Path = arguments.out / f"{name}.txt"
     if not file.exists():
-        with lzma.open(arguments.data / "text" / f"{REAL}.txt.xz", "rt", encoding="utf8") as lines:
-            paragraphs = [line.strip() for line in lines if 80 < len(line.strip()) < 600]
-        random.Random(0).shuffle(paragraphs)
-        file.write_text("\n".join(paragraphs[:20_000]) + "\n", encoding="utf8")
+        kept: list[str] = []
+        for path in sorted((arguments.data / "text").glob("*.txt*")):
+            wanted = round(20_000 * REAL[name].get(name_of(path), 0))
+            found = [text for text in paragraphs(path) if 80 < len(text) < 600] if wanted else []
+            kept += random.Random(0).sample(found, min(wanted, len(found)))
+        random.Random(0).shuffle(kept)
+        file.write_text("\n".join(kept) + "\n", encoding="utf8")
     return file
 
 
@@ -74,8 +81,8 @@ def measure(name: str, recipe: Mapping[str, Any], seed: int, arguments: argparse
     run = arguments.out / "run"
     for left in (run, run.with_name("run.stages")):
         shutil.rmtree(left, ignore_errors=True)
-    if recipe["corpus"].get("source") == REAL:
-        recipe = merged(recipe, {"corpus": {"source": str(real_text(arguments))}})
+    if (source := recipe["corpus"].get("source")) in REAL:
+        recipe = merged(recipe, {"corpus": {"source": str(real_text(source, arguments))}})
     llm2vec.convert(llm2vec.Recipe.read({**recipe, "seed": seed}), run, keep_stages=True)
     stages = [run.with_name("run.stages") / stage for stage in STAGES]
     found: dict[str, Any] = {stage.name: scores(str(stage), arguments.data) for stage in stages if stage.is_dir()}
