@@ -142,7 +142,8 @@ def test_simcse_pools_a_texts_own_tokens_whatever_they_are_padded_to(pooling, tm
         alone.append(weight_T @ states_TD / weight_T.sum())
     expected = float(contrastive_loss(torch.stack(alone), torch.stack(alone), scale=20.0))
     store = store_tokens(tokenizer, TEXTS, tmp_path / "tokens", max_length=32)
-    recipe = SimcseRecipe(steps=1, batch_size=len(TEXTS), max_length=32, log_every=1, lora={"dropout": 0.0})
+    changes = {"log_every": 1, "lora": {"dropout": 0.0}, "precision": "float32"}
+    recipe = SimcseRecipe(steps=1, batch_size=len(TEXTS), max_length=32, **changes)
     arguments = {"pooling": pooling, "folder": tmp_path / "run", "seed": 0, "progress": Silent()}
     _, log = train_simcse(model, tokenizer, store, recipe, **arguments)  # no dropout at all: both views are the same
     assert log[0]["loss"] == pytest.approx(expected, rel=ROUNDING_LOSS)

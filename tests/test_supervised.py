@@ -274,6 +274,7 @@ def test_fifteen_steps_on_snli_bring_anchors_nearer_to_what_they_entail(tokenize
 
 def conversion(corpus, triples, **supervised):
     given = {"steps": 4, "batch_size": 8, "max_length": 48, "warmup_steps": 0, "learning_rate": 1e-3, "save_every": 2}
+    given["precision"] = "float32"  # on every processor
     pairs = {"source": str(triples), "instructions": {"events": "Find the same event:"}}
     return Recipe.read(
         {
