@@ -56,24 +56,30 @@ def bars(title: str, values: Sequence[Bar], *, lines: Mapping[str, float], perce
 
 
 def curves(
-    title: str, series: Mapping[str, tuple[Sequence[tuple[float, float]], str]], *, percent: bool = False
+    title: str,
+    series: Mapping[str, tuple[Sequence[tuple[float, float]], str]],
+    *,
+    percent: bool = False,
+    along: str = "step",
 ) -> str:
-    """Lines over steps; each series is its points and its colour."""
+    """Lines over steps, or what else goes `along`; each series is its points and its colour."""
     points = [point for values, _ in series.values() for point in values]
     if not points:
         return ""
     bottom, top = _bounds([value for _, value in points])
     last = max(max(step for step, _ in points), 1)
     axis = _Axis(bottom, top)
-    parts = [axis.grid(percent=percent), _text(_WIDTH - _RIGHT, _HEIGHT - 6, f"step {last:,.0f}", "end")]
+    parts = [axis.grid(percent=percent), _text(_WIDTH - _RIGHT, _HEIGHT - 6, f"{along} {last:,.0f}", "end")]
     parts.append(_text(_LEFT, _HEIGHT - 6, "0", "middle"))
+    ends_high = sum(values[-1][1] for values, _ in series.values() if values) / len(series) > (bottom + top) / 2
+    key = _HEIGHT - _BOTTOM + 6 - 14 * len(series) if ends_high else _TOP + 12
     for index, (name, (values, color)) in enumerate(series.items()):
         places = [(_LEFT + step / last * (_WIDTH - _LEFT - _RIGHT), axis.y(value)) for step, value in values]
         parts.append(
             f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in places)}" class="line" stroke="{color}"/>'
         )
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2" fill="{color}"/>' for x, y in places]
-        parts.append(f'<g fill="{color}">{_text(_WIDTH - _RIGHT, _TOP + 12 + 14 * index, name, "end", "key")}</g>')
+        parts.append(f'<g fill="{color}">{_text(_WIDTH - _RIGHT, key + 14 * index, name, "end", "key")}</g>')
     return _figure(title, parts)
 
 
