@@ -50,6 +50,15 @@ def test_training_and_half_precision_go_their_own_way(called):
     assert called == []
 
 
+def test_a_weight_of_another_class_such_as_a_quantised_one_goes_its_own_way(called):
+    class Quantised(torch.Tensor):
+        pass
+
+    with torch.inference_mode(), products.fast_products(CPU):
+        linear(torch.randn(3, 8), torch.randn(8, 8).as_subclass(Quantised))
+    assert called == []
+
+
 def test_nothing_is_changed_after_the_block(called):
     with torch.inference_mode():
         with products.fast_products(CPU):

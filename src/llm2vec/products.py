@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 
@@ -32,9 +33,14 @@ class _ByOneDnn(TorchFunctionMode):
     """Sends float32 `linear` to oneDNN; everything else goes its way."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is linear and not kwargs and args[1].dtype == torch.float32 and not torch.is_grad_enabled():
+        if func is linear and not kwargs and not torch.is_grad_enabled() and _is_plain(args[1]):
             return _onednn(*args)
         return func(*args, **(kwargs or {}))
+
+
+def _is_plain(weight: Tensor) -> bool:
+    """Float32 in memory; neither quantised (a class of its own) nor left on another device."""
+    return type(weight) in (Tensor, Parameter) and weight.dtype == torch.float32 and weight.device.type == "cpu"
 
 
 def _onednn(input_ND: Tensor, weight_ED: Tensor, bias_E: Tensor | None = None) -> Tensor:
