@@ -77,7 +77,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
             "warmup_steps": 20,
             "eval_every": 70,
         },
-        "simcse": {"steps": 40, "batch_size": 64, "max_length": 48, "method": "full", "learning_rate": 1e-3},
+        "simcse": {"steps": 40, "batch_size": 64, "max_length": 48, "method": "full", "learning_rate": 3e-4},
         "supervised": {"batch_size": 32, "max_length": 128, "method": "full", "learning_rate": 1e-3, "warmup_steps": 5},
         "encoder": {"max_length": 256},
     },
