@@ -32,6 +32,22 @@ def test_a_layer_gives_the_same_with_and_without_bias(called):
     assert len(called) == 2
 
 
+@pytest.mark.parametrize("shape", [(8,), (0, 8), (1, 8), (17, 8), (1000, 8), (2, 3, 4, 8)])
+def test_any_number_of_rows_and_dimensions_gives_the_same(called, shape):
+    layer, states = torch.nn.Linear(8, 5), torch.randn(shape)
+    with torch.inference_mode():
+        stock = layer(states)
+        with products.fast_products(CPU):
+            assert torch.allclose(layer(states), stock, atol=ROUNDING)
+            assert layer(states).shape == stock.shape
+
+
+def test_rows_are_filled_up_to_few_numbers_and_never_by_more_than_an_eighth():
+    filled = [products._rounded(rows) for rows in range(2049)]
+    assert all(rows <= more <= rows * 9 / 8 for rows, more in enumerate(filled))
+    assert len(set(filled[1024:])) == 9
+
+
 def test_every_vector_is_the_same_either_way(called, encoder, monkeypatch):
     texts = ["one", "two words", "a longer text, of more than one sentence. " * 20]
     fast = encoder.encode(texts)
