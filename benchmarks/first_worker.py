@@ -50,7 +50,7 @@ def our_step(folder: Path, blocks: Any) -> tuple[torch.nn.Module, Callable[[], t
     from llm2vec.machine import keep_freed_memory
     from llm2vec.recipe import MntpRecipe
     from llm2vec.stages.mntp import mntp_loss
-    from llm2vec.stages.training import add_adapters
+    from llm2vec.stages.weights import add_adapters
 
     keep_freed_memory()
     model = decoder.load(folder / "mntp", head=True)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from llm2vec import backbone, batching, decoder
 from llm2vec.errors import UsageError
 from llm2vec.places import BUNDLED_FOLDER
-from llm2vec.proofs import decoder_layers
+from llm2vec.reach import decoder_layers
 
 ROUNDING = 1e-5
 """float32 states of size 1 to 10 from matrix products of another shape, relative to their size."""

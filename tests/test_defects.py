@@ -30,7 +30,7 @@ from llm2vec.recipe import MntpRecipe, PairsRecipe, SimcseRecipe
 from llm2vec.stages.contrastive import ContrastiveLoss, contrastive_batch, contrastive_loss
 from llm2vec.stages.mntp import Masking, collate, mntp_loss, train_mntp
 from llm2vec.stages.simcse import train_simcse
-from llm2vec.stages.training import add_adapters
+from llm2vec.stages.weights import add_adapters
 from llm2vec.tokens import Tokens, shortened, store_tokens
 from llm2vec.triples import store_triples
 

@@ -15,7 +15,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from llm2vec.attention import PACKED, register
 from llm2vec.decoder import quiet
 from llm2vec.errors import NotConvertible, first_line
-from llm2vec.proofs import Proof, decoder_layers, prove_bidirectional, prove_packing, proven, reason
+from llm2vec.proofs import Proof, prove_bidirectional, prove_packing, proven, reason
+from llm2vec.reach import decoder_layers
 
 _ONE_WAY = ("conv", "linear_attention", "mamba", "recurrent", "hybrid", "ssm", "lightning", "kda", "gdn")
 """Parts of the names that transformers' `layer_types` give to layers that read from left to right by construction."""

@@ -16,7 +16,7 @@ from llm2vec.attention import PACKED, packed_inputs, padded_inputs
 from llm2vec.errors import UsageError
 from llm2vec.machine import keep_freed_memory
 from llm2vec.products import fast_products
-from llm2vec.proofs import decoder_layers
+from llm2vec.reach import decoder_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -62,13 +62,7 @@ def probe(
 ) -> None:
     """Probe word vectors: part-of-speech, chunks, entities, any label a word has."""
     given = {"train": train, "test": test, "dev": dev, "column": column, "reading": reading, "merge": merge}
-    chosen = probe_arguments(given, _word_task(models))
-    one_of("--metric", metric, ("accuracy", "entity-f1"))
-    one_of("--reading", chosen["reading"], ("own", "before", "auto"))
-    one_of("--merge", chosen["merge"], ("mean", "first", "last"))
-    chosen_layer = _layer(layer)
-    if not (chosen["train"] and chosen["test"]):
-        raise UsageError("say what to train and to measure on: --train and --test")
+    chosen, chosen_layer = _chosen(models, given, metric=metric), _layer(layer)
     if save is not None and (len(models) > 1 or chosen["adapters"]):
         raise UsageError("--save keeps the probe of one encoder folder, not of several or of an adapter")
     from llm2vec.evaluate.columns import read_tagged
@@ -108,6 +102,17 @@ def probe(
         answer({**with_differences(found), "floors": least})
     else:
         _show_probes(found, least, metric)
+
+
+def _chosen(models: list[str], given: Mapping[str, str | None], *, metric: str) -> dict[str, Any]:
+    """Options as given, over what a word task's file says, over the defaults; wrong ones are told first."""
+    chosen = probe_arguments(given, _word_task(models))
+    one_of("--metric", metric, ("accuracy", "entity-f1"))
+    one_of("--reading", chosen["reading"], ("own", "before", "auto"))
+    one_of("--merge", chosen["merge"], ("mean", "first", "last"))
+    if not (chosen["train"] and chosen["test"]):
+        raise UsageError("say what to train and to measure on: --train and --test")
+    return chosen
 
 
 def _counting(drawn: Drawn, name: str, *, total: int) -> Callable[[int], None]:

@@ -19,10 +19,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from llm2vec import backbone, decoder
 from llm2vec.adapters import adapter_folder, merge_chain
 from llm2vec.checks import check
-from llm2vec.encoder import LLM2Vec, about_template
+from llm2vec.encoder import LLM2Vec
 from llm2vec.errors import UsageError
 from llm2vec.files import PARTIAL, publish, read_json, whole_file, whole_folder, write_json
-from llm2vec.folder import CHECKPOINTS, PROVENANCE_FILE, Settings, model_card
+from llm2vec.folder import CHECKPOINTS, PROVENANCE_FILE, Settings, about_template, model_card
 from llm2vec.machine import default_device, versions
 from llm2vec.places import place
 from llm2vec.progress import Progress, Silent
@@ -33,7 +33,8 @@ from llm2vec.reference import read_template
 from llm2vec.stages.mntp import train_mntp
 from llm2vec.stages.simcse import attention_dropouts, train_simcse
 from llm2vec.stages.supervised import train_supervised
-from llm2vec.stages.training import KEPT, weights_dtype
+from llm2vec.stages.training import KEPT
+from llm2vec.stages.weights import weights_dtype
 from llm2vec.texts import SELF, read_texts, self_texts, sentences
 from llm2vec.tokens import TokenStore, separator_for, store_tokens
 from llm2vec.triples import Triples, store_triples

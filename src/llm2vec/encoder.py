@@ -5,8 +5,7 @@ prompt) alone, never on what else was in the batch.
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack, overload
 
@@ -18,21 +17,27 @@ from tqdm.auto import tqdm
 from llm2vec import backbone, batching
 from llm2vec.adapters import merged_copy, told
 from llm2vec.errors import UsageError
-from llm2vec.features import from_features, pool_tokens, to_features
+from llm2vec.features import pool_tokens
 from llm2vec.files import whole_folder, write_json
-from llm2vec.folder import MODEL_FILES, PROVENANCE_FILE, SETTINGS_FILE, Settings, pooling_named, write_settings
+from llm2vec.folder import (
+    MODEL_FILES,
+    PROVENANCE_FILE,
+    SETTINGS_FILE,
+    Settings,
+    about_template,
+    pooling_named,
+    write_settings,
+)
+from llm2vec.interface import FirstInterface
 from llm2vec.opening import open_parts
-from llm2vec.reference import EOS_TOKEN, SEPARATOR, loading_arguments, split_pairs, template_of
+from llm2vec.reference import EOS_TOKEN, Texts, loading_arguments, split_pairs, template_of
 from llm2vec.tokens import Tokens, borders, shortened, tokenize
 from llm2vec.words import Merge, Reading, Words, words_of
 
 if TYPE_CHECKING:
-    from transformers import BatchEncoding, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from llm2vec.adapters import Chain
-
-Texts = str | Sequence[str] | Sequence[Sequence[Any]]
-"""A text, texts, or `[instruction, text]` pairs."""
 
 
 class Options(TypedDict, total=False):
@@ -51,22 +56,7 @@ _WINDOW = 8192
 """Texts tokenised and sorted together: bounds memory, and leaves next to no padding."""
 
 
-def _setting(name: str) -> Any:
-    """A setting as an attribute, which the first implementation had, and others changed."""
-
-    def found(self: "LLM2Vec") -> Any:
-        return getattr(self.settings, name)
-
-    def change(self: "LLM2Vec", value: Any) -> None:
-        if name == "pooling_mode" and value == EOS_TOKEN:
-            raise UsageError("eos_token ends every text with a token, by the template; name it when loading")
-        changed: Any = {name: pooling_named(value) if name == "pooling_mode" else value}
-        self.settings = replace(self.settings, **changed)
-
-    return property(found, change)
-
-
-class LLM2Vec(nn.Module):
+class LLM2Vec(FirstInterface):
     """A text encoder made from a decoder.
 
     Attributes:
@@ -81,11 +71,6 @@ class LLM2Vec(nn.Module):
         >>> encoder.encode(["Some text.", "Another."]).shape  # doctest: +SKIP
         torch.Size([2, 192])
     """
-
-    pooling_mode = _setting("pooling_mode")
-    max_length = _setting("max_length")
-    doc_max_length = _setting("doc_max_length")
-    skip_instruction = _setting("skip_instruction")
 
     def __init__(
         self,
@@ -375,56 +360,6 @@ class LLM2Vec(nn.Module):
             return None
         return [prompt.strip() + self.settings.separator if prompt.strip() else "" for prompt in prompts]
 
-    # --- the first implementation's further methods, for code that trains or pools by itself
-
-    def prepare_for_tokenization(self, text: str) -> str:
-        """A text for `tokenize`, its marker included, in the template that `encode` puts around texts."""
-        template = self.settings.template
-        return text if template is None else template.replace("{text}", text.strip())
-
-    def tokenize(self, texts: Texts) -> "BatchEncoding":
-        """Texts as padded tensors: `input_ids`, `attention_mask`, `embed_mask`, each ids_BT.
-
-        Neither wrapped in the template (see `prepare_for_tokenization`) nor cut to `doc_max_length`.
-
-        Args:
-            texts: As of `encode`; in a text, what stands before `!@#$%^&*()` is its instruction, to the letter.
-        """
-        plain, instructions, _ = split_pairs(texts)
-        if instructions is not None:
-            prompts = self._prompts(instructions, None)
-        else:
-            cut = [text.partition(SEPARATOR) if SEPARATOR in text else ("", "", text) for text in plain]
-            prompts, plain = [before for before, _, _ in cut], [after for _, _, after in cut]
-        return to_features(self._tokens(plain, prompts), pad_id=int(self.tokenizer.pad_token_id))
-
-    def forward(self, sentence_feature: Mapping[str, Tensor]) -> Tensor:
-        """Vectors of tokenised texts, differentiable: embedding_BD.
-
-        Args:
-            sentence_feature: As from `tokenize`; rows may be padded on either side.
-        """
-        return self.embed(from_features(sentence_feature, whole=not self.settings.skip_instruction))
-
-    def get_pooling(self, features: Mapping[str, Tensor], last_hidden_states: Tensor) -> Tensor:
-        """Pool states_BTD that somebody else computed from the same features: embedding_BD."""
-        mask_BT = features.get("attention_mask", torch.ones(last_hidden_states.shape[:2])).bool()
-        states_ND = last_hidden_states[mask_BT.to(last_hidden_states.device)]
-        tokens = from_features(features, whole=not self.settings.skip_instruction)
-        return pool_tokens(states_ND, tokens, pooling=self.settings.pooling_mode)
-
-    def resize_token_embeddings(
-        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None
-    ) -> nn.Module:
-        """Make room for more tokens in the backbone's embeddings."""
-        return self.model.resize_token_embeddings(new_num_tokens, pad_to_multiple_of)
-
-    def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
-    ) -> None:
-        """Recompute states in training instead of keeping them; options are those of transformers."""
-        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs, **options)
-
     def save(self, output_path: str | Path, merge_before_save: bool = False, save_config: bool = True) -> None:
         """Write a folder that opens here, in `SentenceTransformer` and in `AutoModel`; whole or not at all.
 
@@ -455,12 +390,6 @@ class LLM2Vec(nn.Module):
             dimension=self.dimension,
             own_tokens_only=self.settings.skip_instruction and bool(edges.before or edges.after),
         )
-
-
-def about_template(settings: Settings) -> str | None:
-    """What others need to know who open a folder: its template is ours alone (their chat templates pool prompts)."""
-    template = settings.template
-    return None if template is None else f"sentence-transformers does not wrap texts; wrap them yourself: {template!r}"
 
 
 def _as_list(value: str | Path | Sequence[str | Path] | None) -> list[str | Path]:

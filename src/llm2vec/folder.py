@@ -173,6 +173,12 @@ def _word_weights(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
     }
 
 
+def about_template(settings: Settings) -> str | None:
+    """What others need to know who open a folder: its template is ours alone (their chat templates pool prompts)."""
+    template = settings.template
+    return None if template is None else f"sentence-transformers does not wrap texts; wrap them yourself: {template!r}"
+
+
 def model_card(name: str, provenance: Mapping[str, Any]) -> str:
     """A README for an encoder folder: what it is, how to open it, how it was made."""
     recipe = provenance["recipe"]

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from llm2vec.adapters import Chain, told
-from llm2vec.encoder import LLM2Vec, about_template
+from llm2vec.encoder import LLM2Vec
 from llm2vec.files import whole_folder, write_json
-from llm2vec.folder import PROVENANCE_FILE
+from llm2vec.folder import PROVENANCE_FILE, about_template
 from llm2vec.readback import prove_read_back
 
 

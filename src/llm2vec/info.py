@@ -16,7 +16,8 @@ from llm2vec import backbone, decoder
 from llm2vec.errors import ModelError, NotConvertible, first_line
 from llm2vec.machine import default_device, has_bfloat16
 from llm2vec.places import place
-from llm2vec.proofs import Proof, decoder_layers
+from llm2vec.proofs import Proof
+from llm2vec.reach import decoder_layers
 from llm2vec.recipe import MntpRecipe, Recipe, SimcseRecipe, StageRecipe, SupervisedRecipe
 from llm2vec.shrink import shrink
 

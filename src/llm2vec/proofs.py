@@ -4,7 +4,7 @@ Each property is measured at the moment it is created, and the measured margin i
 
 - *sharp*: the same shapes twice, one input disturbed. Whatever is not attended moves by exactly nothing, in float32 and
   in bfloat16 alike; the only other movement is that of experts fed another number of tokens, which undisturbed rows
-  beside the disturbed ones measure (`_NOISE`).
+  beside the disturbed ones measure (`NOISE`).
 - *coarse*: the same text in another shape (padded, packed). Rounding differs then, and grows with depth; what a leak or
   a causal layer changes is about as large as the states themselves.
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from llm2vec.attention import PACKED, packed_inputs, padded_inputs
 from llm2vec.decoder import embedding_rows
 from llm2vec.errors import ProofFailed
+from llm2vec.reach import NOISE, Reach, either, layer_reach
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,12 +31,8 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6, torch.float16: 2e-2, torc
 """How far a text's states may move, relative to their size, when only shapes change: about a hundred times the type's
 rounding (6e-8, 5e-4, 4e-3), as rounding adds up over layers. A causal layer or a leak moves them by 0.1 to 2."""
 
-_NOISE = 8.0
-"""A disturbance must move a state by so many times what it moves undisturbed rows (nothing, but for experts)."""
-
 _TOKENS = 10
 _PADDED = 3
-_UNDISTURBED = 2
 _STRENGTHS = (3.0, 0.3, 1.0, 10.0, 0.1, 3.0, 0.3, 1.0)
 """Disturbances tried, in standard deviations of the states: a saturated softmax hides a pair in one draw, a mask in all
 (bidirectional-attention study, section 3)."""
@@ -71,19 +68,6 @@ class Proof:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class Reach:
-    """What the positions of one decoder layer can see.
-
-    Attributes:
-        sees_TT: Whether output position i (row) moves with input position j (column).
-        strength_TT: How much, relative to the states' standard deviation.
-    """
-
-    sees_TT: Tensor
-    strength_TT: Tensor
-
-
 def prove_bidirectional(body: "PreTrainedModel") -> tuple[Proof, ...]:
     """The proofs every encoder needs, with the implementation of attention that is live: later tokens, padding.
 
@@ -101,14 +85,6 @@ def prove_bidirectional(body: "PreTrainedModel") -> tuple[Proof, ...]:
             _attends_to_later_tokens(body, draws),
             _ignores_padding(body, draws),
         )
-
-
-def decoder_layers(body: "PreTrainedModel") -> nn.ModuleList | None:
-    """The model's layers: its first list of as many modules as the configuration names. None if there is none."""
-    config = body.config.get_text_config(decoder=True)
-    counts = [getattr(config, name, None) for name in ("num_hidden_layers", "num_layers")]
-    lists = [module for module in body.modules() if isinstance(module, nn.ModuleList)]
-    return next((each for count in counts for each in lists if len(each) == count), None)
 
 
 def relative(ours: Tensor, theirs: Tensor) -> float:
@@ -165,67 +141,7 @@ def _states(body: nn.Module, **inputs: Any) -> Tensor:
     return states_BTD
 
 
-# --- each layer's reach
-
-
-def layer_reach(body: "PreTrainedModel", ids_T: Tensor, *, padded: int, strength: float, seed: int) -> list[Reach]:
-    """Disturb each position of each layer's input and see which outputs move. Costs about two forwards.
-
-    Args:
-        body: In evaluation mode.
-        ids_T: One text.
-        padded: How many of its last positions are masked as padding.
-        strength: Of the disturbance, in standard deviations of the layer's input.
-        seed: Of the disturbance.
-    """
-    tokens = len(ids_T)
-    mask_BT = torch.ones(tokens + _UNDISTURBED, tokens, dtype=torch.long, device=ids_T.device)
-    mask_BT[:, tokens - padded :] = 0
-    found: list[Reach] = []
-    random = torch.Generator().manual_seed(seed)
-
-    def again(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        before = args[0] if args else kwargs["hidden_states"]
-        disturbed = before.clone()
-        place_T = torch.arange(tokens, device=before.device)
-        target = _rows_first(disturbed, mask_BT.shape)
-        noise = torch.randn(target[place_T, place_T].shape, generator=random).to(before)
-        target[place_T, place_T] += noise * before.float().std().to(before) * strength
-        kwargs = dict(kwargs) if args else {**kwargs, "hidden_states": disturbed}
-        after = layer.forward(*((disturbed, *args[1:]) if args else ()), **kwargs)
-        found.append(_moved(*(_rows_first(_tensor(each), mask_BT.shape) for each in (output, after))))
-
-    layers = decoder_layers(body)
-    hooks = [layer.register_forward_hook(again, with_kwargs=True) for layer in layers or ()]
-    try:
-        _states(body, input_ids=ids_T.expand(len(mask_BT), -1).contiguous(), attention_mask=mask_BT)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found
-
-
-def _tensor(output: Any) -> Tensor:
-    tensor: Tensor = output if isinstance(output, Tensor) else output[0]
-    return tensor
-
-
-def _rows_first(states: Tensor, shape: Sequence[int]) -> Tensor:
-    """A view with axes (text, token, ...): some families carry several streams between layers, on an axis before."""
-    for axis in range(states.ndim - 1):
-        if tuple(states.shape[axis : axis + 2]) == tuple(shape):
-            return states.movedim((axis, axis + 1), (0, 1))
-    raise ValueError(f"layers do not pass on states of texts and tokens, but {tuple(states.shape)}")
-
-
-def _moved(before: Tensor, after: Tensor) -> Reach:
-    """Reach from a layer's outputs before and after; row j of the batch was disturbed at position j."""
-    scale = before.float().std()
-    change_BT = (after.float() - before.float()).abs().flatten(2).amax(-1) / scale.clamp_min(1e-30)
-    tokens = before.shape[1]
-    noise = float(change_BT[tokens:].max())
-    strength_TT = change_BT[:tokens].T
-    return Reach(strength_TT > _NOISE * noise, strength_TT)
+# --- each layer
 
 
 def _layers_see_both_ways(body: "PreTrainedModel", draws: _Draws, *, padded: int) -> Proof:
@@ -239,7 +155,7 @@ def _layers_see_both_ways(body: "PreTrainedModel", draws: _Draws, *, padded: int
     reach: list[Reach] = []
     for seed, strength in enumerate(_STRENGTHS * _ROUNDS):
         new = layer_reach(body, draws.ids(_TOKENS), padded=padded, strength=strength, seed=seed)
-        reach = [_either(*pair) for pair in zip(reach, new, strict=True)] if reach else new
+        reach = [either(*pair) for pair in zip(reach, new, strict=True)] if reach else new
         if not reach:
             return Proof(name, False, 0.0, "the model has no plain list of layers to look into")
         leaks = [float(each.strength_TT[:real, real:].max()) for each in reach if each.sees_TT[:real, real:].any()]
@@ -261,10 +177,6 @@ def _layers_see_both_ways(body: "PreTrainedModel", draws: _Draws, *, padded: int
     return Proof(name, True, float(later.min()), f"{detail}; measured: the smallest move a later token caused")
 
 
-def _either(first: Reach, second: Reach) -> Reach:
-    return Reach(first.sees_TT | second.sees_TT, torch.maximum(first.strength_TT, second.strength_TT))
-
-
 # --- the whole model
 
 
@@ -277,7 +189,7 @@ def _attends_to_later_tokens(body: "PreTrainedModel", draws: _Draws) -> Proof:
     change_BT = (after_BTD - before_BTD).norm(dim=-1) / before_BTD.norm(dim=-1).clamp_min(1e-30)
     margin, noise = float(change_BT[0, :-1].max()), float(change_BT[1].max())
     detail = "measured: largest relative move of an earlier token when the last one changes; causal would be 0"
-    return Proof("attends to later tokens", margin > _NOISE * noise, margin, detail)
+    return Proof("attends to later tokens", margin > NOISE * noise, margin, detail)
 
 
 def _ignores_padding(body: "PreTrainedModel", draws: _Draws) -> Proof:

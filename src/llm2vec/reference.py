@@ -13,6 +13,9 @@ from llm2vec.errors import UsageError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+Texts = str | Sequence[str] | Sequence[Sequence[Any]]
+"""A text, texts, or `[instruction, text]` pairs."""
+
 SEPARATOR = "!@#$%^&*()"
 """What stood between instruction and text in its strings; read in `LLM2Vec.tokenize` alone."""
 

@@ -19,7 +19,8 @@ from llm2vec.errors import CorpusError, UsageError
 from llm2vec.head import masked_rows
 from llm2vec.progress import Progress
 from llm2vec.recipe import MntpRecipe
-from llm2vec.stages.training import Batch, Draw, Task, add_adapters, merge, train, unwrapped, weights_dtype
+from llm2vec.stages.training import Batch, Draw, Task, train, unwrapped
+from llm2vec.stages.weights import add_adapters, merge, weights_dtype
 from llm2vec.tokens import TokenStore
 
 Segments = list[np.ndarray]

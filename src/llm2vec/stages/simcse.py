@@ -15,7 +15,8 @@ from llm2vec.errors import UsageError
 from llm2vec.progress import Progress
 from llm2vec.recipe import Pooling, SimcseRecipe
 from llm2vec.stages.contrastive import ContrastiveLoss, contrastive_batch
-from llm2vec.stages.training import Batch, Draw, Task, add_adapters, merge, train, weights_dtype
+from llm2vec.stages.training import Batch, Draw, Task, train
+from llm2vec.stages.weights import add_adapters, merge, weights_dtype
 from llm2vec.tokens import Tokens, TokenStore, borders
 
 

@@ -15,7 +15,8 @@ from llm2vec import batching
 from llm2vec.progress import Progress
 from llm2vec.recipe import Pooling, SupervisedRecipe
 from llm2vec.stages.contrastive import ContrastiveLoss, contrastive_batch
-from llm2vec.stages.training import Batch, Task, add_adapters, merge, train, weights_dtype
+from llm2vec.stages.training import Batch, Task, train
+from llm2vec.stages.weights import add_adapters, merge, weights_dtype
 from llm2vec.triples import Triples, check_size
 
 
