@@ -62,7 +62,7 @@ def probe(
 ) -> None:
     """Probe word vectors: part-of-speech, chunks, entities, any label a word has."""
     given = {"train": train, "test": test, "dev": dev, "column": column, "reading": reading, "merge": merge}
-    chosen, chosen_layer = _chosen(models, given, metric=metric), _layer(layer)
+    chosen_layer, chosen = _layer(layer), _chosen(models, given, metric=metric)
     if save is not None and (len(models) > 1 or chosen["adapters"]):
         raise UsageError("--save keeps the probe of one encoder folder, not of several or of an adapter")
     from llm2vec.evaluate.columns import read_tagged
