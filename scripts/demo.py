@@ -22,8 +22,8 @@ from llm2vec.recipe import merged
 from llm2vec.terminal import Drawn, people, results
 
 LONGER = {"corpus": {"self_texts": 5120}, "mntp": {"steps": 480}}
-"""Over the preset `small` where a machine trains in bfloat16, which leaves the time for it: five minutes either way, and
-what MNTP does to words is plain."""
+"""Over the preset `small` where a machine trains in bfloat16, which leaves the time for it: five minutes either way,
+and what MNTP does to words is plain."""
 
 SHOWN = ("In short", "Training", "Nearest neighbours")
 """Parts of the report that the terminal shows; the page has all."""
