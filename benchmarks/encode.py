@@ -19,12 +19,14 @@ from machine import heading, in_turns
 from sentence_transformers import SentenceTransformer
 
 from llm2vec import LLM2Vec
-from llm2vec.evaluate.analysis import BUNDLED_SETS
+from llm2vec.evaluation.analysis import BUNDLED_SETS
 
 
 def realistic_texts(encoder: LLM2Vec, count: int) -> list[str]:
     """Sentences in a random order, cut where the drawn length is reached."""
-    rows = map(json.loads, (BUNDLED_SETS / "words.train.jsonl").read_text(encoding="utf8").splitlines())
+    rows = map(
+        json.loads, (BUNDLED_SETS / "words.train.jsonl").read_text(encoding="utf8").splitlines()
+    )
     words = [word for row in rows for word in row["tokens"]]
     random = np.random.default_rng(0)
     texts = []
@@ -56,7 +58,9 @@ def peak() -> float:
 
 def main() -> None:
     """Take turns, three times each, and print the best of each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="bundled")
     parser.add_argument("--texts", type=int, default=2000)
     arguments = parser.parse_args()
@@ -68,7 +72,9 @@ def main() -> None:
     tokens = sum(len(each.ids) for each in ours.tokens(texts))
     ways = {
         "llm2vec": lambda: ours.encode(texts, convert_to_numpy=True),
-        "sentence-transformers": lambda: theirs.encode(texts, batch_size=32, show_progress_bar=False),
+        "sentence-transformers": lambda: theirs.encode(
+            texts, batch_size=32, show_progress_bar=False
+        ),
     }
     seconds, vectors = in_turns(ways)
     if np.abs(vectors["llm2vec"] - vectors["sentence-transformers"]).max() > 1e-3:
@@ -76,13 +82,17 @@ def main() -> None:
     print(heading())
     limit = operations(ours, tokens) / peak()
     print(f"{len(texts):,} texts, {tokens:,} tokens, {arguments.model}\n")
-    print("| way | seconds | texts/s | tokens/s | against sentence-transformers |\n| --- | --- | --- | --- | --- |")
+    print(
+        "| way | seconds | texts/s | tokens/s | against sentence-transformers |\n| --- | --- | --- | --- | --- |"
+    )
     for name, taken in [
         *((name, min(all_taken)) for name, all_taken in seconds.items()),
         ("matrix products alone", limit),
     ]:
         ratio = min(seconds["sentence-transformers"]) / taken
-        print(f"| {name} | {taken:.2f} | {len(texts) / taken:,.0f} | {tokens / taken:,.0f} | {ratio:.2f}x |")
+        print(
+            f"| {name} | {taken:.2f} | {len(texts) / taken:,.0f} | {tokens / taken:,.0f} | {ratio:.2f}x |"
+        )
 
 
 if __name__ == "__main__":

@@ -26,13 +26,18 @@ from machine import heading
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from llm2vec import LLM2Vec
-from llm2vec.decoder import quiet
-from llm2vec.places import place
-from llm2vec.stages.mntp import Masking, collate
+from llm2vec.backbone.loading import quiet
+from llm2vec.backbone.source import place
+from llm2vec.training.mntp import Masking, collate
 
 WORKER = Path(__file__).with_name("first_worker.py")
 INSTRUCTION = "Given a question, retrieve passages that answer the question:"
-SHAPE = {"hidden_size": 288, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 6}
+SHAPE = {
+    "hidden_size": 288,
+    "intermediate_size": 768,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 6,
+}
 LENGTH, BLOCKS, VOCABULARY = 512, 4, 32_000
 
 Found = dict[str, dict[str, list[dict[str, float]]]]
@@ -42,7 +47,9 @@ Found = dict[str, dict[str, list[dict[str, float]]]]
 def save_decoder(folder: Path, *, vocabulary: int, tied: bool) -> None:
     """Random weights in float32."""
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=vocabulary, tie_word_embeddings=tied, max_position_embeddings=LENGTH, **SHAPE)
+    config = LlamaConfig(
+        vocab_size=vocabulary, tie_word_embeddings=tied, max_position_embeddings=LENGTH, **SHAPE
+    )
     config.bos_token_id = config.eos_token_id = 0
     with quiet():
         AutoModelForCausalLM.from_config(config).float().save_pretrained(folder)
@@ -55,7 +62,9 @@ def save_tokenizer(folder: Path) -> None:
     whole["model"]["merges"] = [" ".join(pair) for pair in whole["model"]["merges"]]
     (folder / "tokenizer.json").write_text(json.dumps(whole, ensure_ascii=False), encoding="utf8")
     facts = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf8"))
-    facts.update(tokenizer_class="PreTrainedTokenizerFast", model_input_names=["input_ids", "attention_mask"])
+    facts.update(
+        tokenizer_class="PreTrainedTokenizerFast", model_input_names=["input_ids", "attention_mask"]
+    )
     (folder / "tokenizer_config.json").write_text(json.dumps(facts), encoding="utf8")
 
 
@@ -64,7 +73,9 @@ def save_blocks(file: Path) -> None:
     random = np.random.default_rng(0)
     masking = Masking(probability=0.2, whole=False, mask_id=1, vocabulary=VOCABULARY, special=(0,))
     rows = [[random.integers(2, VOCABULARY, size=LENGTH)] for _ in range(BLOCKS)]
-    batch = collate(rows, [(0, 1, number) for number in range(BLOCKS)], masking, packed=False, pad_id=0)
+    batch = collate(
+        rows, [(0, 1, number) for number in range(BLOCKS)], masking, packed=False, pad_id=0
+    )
     np.savez(file, ids=batch["input_ids"], places=batch["rows"], labels=batch["labels"])
 
 
@@ -72,7 +83,9 @@ def measured(python: str, *options: object, threads: int) -> dict[str, float]:
     """What a worker prints; it does not see this project's files unless it is ours."""
     command = [python, str(WORKER), *map(str, options), "--threads", str(threads)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "true"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tempfile.gettempdir())
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, cwd=tempfile.gettempdir()
+    )
     if done.returncode:
         sys.exit(f"{' '.join(command)}\n{done.stderr}")
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -85,7 +98,10 @@ def best(found: list[dict[str, float]], name: str) -> float:
 
 def ratios(found: dict[str, list[dict[str, float]]], name: str = "seconds") -> str:
     """Theirs over ours: of the best, and the range over turns."""
-    turns = [theirs[name] / ours[name] for ours, theirs in zip(found["ours"], found["first"], strict=True)]
+    turns = [
+        theirs[name] / ours[name]
+        for ours, theirs in zip(found["ours"], found["first"], strict=True)
+    ]
     whole = best(found["first"], name) / best(found["ours"], name)
     return f"{whole:.2f}x ({min(turns):.2f} to {max(turns):.2f})"
 
@@ -100,11 +116,17 @@ def compare_encoding(folder: Path, pythons: dict[str, str], arguments: argparse.
     # a text that begins with a space has the same tokens alone and after an instruction, whose end the first
     # implementation finds by counting the tokens of the text alone
     texts = [f" {text.strip()}" for text in realistic_texts(encoder, arguments.texts)]
-    (folder / "texts.json").write_text(json.dumps({"instruction": INSTRUCTION, "texts": texts}), encoding="utf8")
+    (folder / "texts.json").write_text(
+        json.dumps({"instruction": INSTRUCTION, "texts": texts}), encoding="utf8"
+    )
     own = sum(len(each.ids) for each in encoder.tokens(texts))
-    joined = sum(len(each.ids) for each in encoder.tokens(texts, prompts=[f"{INSTRUCTION} "] * len(texts)))
+    joined = sum(
+        len(each.ids) for each in encoder.tokens(texts, prompts=[f"{INSTRUCTION} "] * len(texts))
+    )
     print(f"{len(texts):,} texts, {own:,} tokens; as pairs {joined:,} tokens\n")
-    print("| what | whose | seconds | tokens/s | faster | CPU seconds | less CPU | peak, GB | vectors differ by |")
+    print(
+        "| what | whose | seconds | tokens/s | faster | CPU seconds | less CPU | peak, GB | vectors differ by |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for what, tokens in (("texts", own), ("pairs", joined)):
         found: dict[str, list[dict[str, float]]] = {name: [] for name in pythons}
@@ -114,13 +136,26 @@ def compare_encoding(folder: Path, pythons: dict[str, str], arguments: argparse.
                 found[name].append(measured(python, folder, what, *more, threads=arguments.threads))
         apart = np.abs(np.load(folder / "ours.npy") - np.load(folder / "first.npy")).max()
         limit = operations(encoder, tokens) / peak()
-        rows = {"first": ("", "", ""), "ours": (ratios(found), ratios(found, "cpu"), f"{apart:.1e}")}
+        rows = {
+            "first": ("", "", ""),
+            "ours": (ratios(found), ratios(found, "cpu"), f"{apart:.1e}"),
+        }
         for name, (faster, less, differ) in rows.items():
             seconds, cpu, gb = (best(found[name], each) for each in ("seconds", "cpu", "gb"))
-            cells = [f"{seconds:.2f}", f"{tokens / seconds:,.0f}", faster, f"{cpu:.2f}", less, f"{gb:.2f}", differ]
+            cells = [
+                f"{seconds:.2f}",
+                f"{tokens / seconds:,.0f}",
+                faster,
+                f"{cpu:.2f}",
+                less,
+                f"{gb:.2f}",
+                differ,
+            ]
             print(f"| {what} | {name} | {' | '.join(cells)} |", flush=True)
         times = best(found["first"], "seconds") / limit
-        print(f"| {what} | matrix products alone | {limit:.2f} | {tokens / limit:,.0f} | {times:.2f}x | | | | |")
+        print(
+            f"| {what} | matrix products alone | {limit:.2f} | {tokens / limit:,.0f} | {times:.2f}x | | | | |"
+        )
         if apart > 1e-4:
             sys.exit("the two do not give the same vectors")
 
@@ -129,7 +164,9 @@ def compare_steps(folder: Path, pythons: dict[str, str], arguments: argparse.Nam
     """A step of MNTP with a tied head, which neither trains, and with one of its own, and their table."""
     save_blocks(folder / "blocks.npz")
     print(f"\nAn MNTP step, {BLOCKS} blocks of {LENGTH} tokens, vocabulary {VOCABULARY:,}\n")
-    print("| LM head | whose | seconds a step | faster | CPU seconds | less CPU | trained | more memory, GB | less |")
+    print(
+        "| LM head | whose | seconds a step | faster | CPU seconds | less CPU | trained | more memory, GB | less |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for tied in (True, False):
         save_decoder(folder / "mntp", vocabulary=VOCABULARY, tied=tied)
@@ -151,8 +188,12 @@ def compare_steps(folder: Path, pythons: dict[str, str], arguments: argparse.Nam
 
 def main() -> None:
     """Both parts, in turns."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--their-python", required=True, help="of the environment of the first implementation")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--their-python", required=True, help="of the environment of the first implementation"
+    )
     parser.add_argument("--texts", type=int, default=2000)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)

@@ -17,7 +17,7 @@ import torch
 
 from llm2vec import LLM2Vec
 
-OURS = find_spec("llm2vec.stages") is not None
+OURS = find_spec("llm2vec.training") is not None
 
 
 def peak_gb() -> float:
@@ -33,7 +33,11 @@ def encode(folder: Path, what: str, vectors: Path) -> dict[str, float]:
     """Seconds of `encode` as it is by default, on texts or on pairs of an instruction and a text."""
     asked = json.loads((folder / "texts.json").read_text(encoding="utf8"))
     encoder = LLM2Vec.from_pretrained(str(folder / "model"))
-    sentences = asked["texts"] if what == "texts" else [[asked["instruction"], text] for text in asked["texts"]]
+    sentences = (
+        asked["texts"]
+        if what == "texts"
+        else [[asked["instruction"], text] for text in asked["texts"]]
+    )
     encoder.encode(sentences[:64], show_progress_bar=False)
     before_gb = peak_gb()
     started, cpu = time.perf_counter(), time.process_time()
@@ -45,32 +49,34 @@ def encode(folder: Path, what: str, vectors: Path) -> dict[str, float]:
 
 def our_step(folder: Path, blocks: Any) -> tuple[torch.nn.Module, Callable[[], torch.Tensor]]:
     """The stage's own adapters and loss; its blocks are rows of one packed row, and only masked rows are read."""
-    from llm2vec import batching, decoder
-    from llm2vec.backbone import make_bidirectional
-    from llm2vec.machine import keep_freed_memory
-    from llm2vec.recipe import MntpRecipe
-    from llm2vec.stages.mntp import mntp_loss
-    from llm2vec.stages.weights import add_adapters
+    from llm2vec.backbone.loading import load_decoder
+    from llm2vec.backbone.lora import add_adapters
+    from llm2vec.backbone.switch import make_bidirectional
+    from llm2vec.encoder.batching import is_packed, model_inputs
+    from llm2vec.recipe.knobs import MntpRecipe
+    from llm2vec.runtime.hardware import keep_freed_memory
+    from llm2vec.training.mntp import mntp_loss
 
     keep_freed_memory()
-    model = decoder.load(folder / "mntp", head=True)
+    model = load_decoder(folder / "mntp", head=True)
     make_bidirectional(model)
-    packed = batching.is_packed(model)
+    packed = is_packed(model)
     trained = add_adapters(model, MntpRecipe()).train()
-    inputs = batching.model_inputs(blocks["ids"].tolist(), packed=packed, pad_id=0)
+    inputs = model_inputs(blocks["ids"].tolist(), packed=packed, pad_id=0)
     places, labels = torch.from_numpy(blocks["places"]), torch.from_numpy(blocks["labels"])
     return trained, lambda: mntp_loss(trained, {**inputs, "rows": places, "labels": labels}, None)
 
 
 def their_step(folder: Path, blocks: Any) -> tuple[torch.nn.Module, Callable[[], torch.Tensor]]:
     """As its training script: adapters on the inner model, labels of -100 where nothing is masked, every logit."""
-    from peft import LoraConfig, get_peft_model
-
     from llm2vec.models import LlamaBiForMNTP
+    from peft import LoraConfig, get_peft_model
 
     model = LlamaBiForMNTP.from_pretrained(str(folder / "mntp"))
     targets = ["q_proj", "v_proj", "k_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    adapters = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, bias="none", target_modules=targets)
+    adapters = LoraConfig(
+        r=16, lora_alpha=32, lora_dropout=0.05, bias="none", target_modules=targets
+    )
     model.set_model_for_peft(get_peft_model(model.get_model_for_peft(), adapters))
     model.train()
     ids = torch.from_numpy(blocks["ids"])

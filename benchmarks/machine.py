@@ -13,7 +13,9 @@ import torch
 
 def heading() -> str:
     """Commit, processor, threads and version of torch."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+    ).stdout.strip()
     threads = f"{torch.get_num_threads()} threads of {os.cpu_count()}"
     return f"commit {commit}; {_processor()}, {threads}; torch {torch.__version__}\n"
 
@@ -21,7 +23,10 @@ def heading() -> str:
 def _processor() -> str:
     facts = Path("/proc/cpuinfo")
     lines = facts.read_text().splitlines() if facts.is_file() else []
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.split(": ")[1] for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )
 
 
 def in_turns(

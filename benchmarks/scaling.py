@@ -10,10 +10,13 @@ import argparse
 from importlib.resources import files
 from pathlib import Path
 
-from llm2vec.evaluate.figures import curves
-from llm2vec.files import read_json
+from llm2vec.report.figures import curves
+from llm2vec.runtime.files import read_json
 
-TASKS = {"EWT POS": "part-of-speech (EWT), accuracy x 100", "CoNLL-2000 chunks": "chunks (CoNLL-2000), accuracy x 100"}
+TASKS = {
+    "EWT POS": "part-of-speech (EWT), accuracy x 100",
+    "CoNLL-2000 chunks": "chunks (CoNLL-2000), accuracy x 100",
+}
 COLORS = {"Uni": "var(--c0)", "Bi": "var(--c1)", "Bi+MNTP": "var(--c2)"}
 
 
@@ -21,23 +24,36 @@ def scores(folder: Path, name: str) -> dict[str, dict[str, float]]:
     """Of Uni, Bi and Bi+MNTP."""
     found = {}
     for title, begins in (("Uni", "uni:"), ("Bi", "")):
-        (file,) = (each for each in folder.glob(f"*{name}.json") if each.name.startswith("uni:") == bool(begins))
+        (file,) = (
+            each
+            for each in folder.glob(f"*{name}.json")
+            if each.name.startswith("uni:") == bool(begins)
+        )
         found[title] = read_json(file)
     converted = next(
-        iter(sorted(folder.glob(f"{'real, textbooks' if name == 'bundled' else name + ' tokens'} *.json")))
+        iter(
+            sorted(
+                folder.glob(
+                    f"{'real, textbooks' if name == 'bundled' else name + ' tokens'} *.json"
+                )
+            )
+        )
     )
     return {**found, "Bi+MNTP": read_json(converted)["scores"]["1-mntp"]}
 
 
 def main() -> None:
     """Draw one picture a task, side by side."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("sweep", type=Path)
     parser.add_argument("--decoders", nargs="+", required=True, metavar="MILLIONS=NAME")
     parser.add_argument("--out", type=Path, default=Path("docs/scaling.svg"))
     arguments = parser.parse_args()
     found = {
-        float(tokens): scores(arguments.sweep, name) for tokens, name in (e.split("=") for e in arguments.decoders)
+        float(tokens): scores(arguments.sweep, name)
+        for tokens, name in (e.split("=") for e in arguments.decoders)
     }
     pictures = []
     for place, (task, title) in enumerate(TASKS.items()):

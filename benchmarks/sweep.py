@@ -25,12 +25,12 @@ from gains import WORDS
 from machine import heading
 
 import llm2vec
-from llm2vec.evaluate.columns import read_tagged
-from llm2vec.evaluate.models import open_embedder, open_encoder
-from llm2vec.evaluate.probe import probe
-from llm2vec.evaluate.sentences import sts
-from llm2vec.files import read_json, write_json
-from llm2vec.recipe import merged
+from llm2vec.corpus.tagged import read_tagged
+from llm2vec.evaluation.probe import probe
+from llm2vec.evaluation.sentence_tasks import sts
+from llm2vec.evaluation.subjects import open_embedder, open_encoder
+from llm2vec.recipe.knobs import merged
+from llm2vec.runtime.files import read_json, write_json
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 from pretrain_decoder import SHARES, name_of, paragraphs
@@ -85,8 +85,12 @@ def measure(name: str, recipe: Mapping[str, Any], seed: int, arguments: argparse
         recipe = merged(recipe, {"corpus": {"source": str(real_text(source, arguments))}})
     llm2vec.convert(llm2vec.Recipe.read({**recipe, "seed": seed}), run, keep_stages=True)
     stages = [run.with_name("run.stages") / stage for stage in STAGES]
-    found: dict[str, Any] = {stage.name: scores(str(stage), arguments.data) for stage in stages if stage.is_dir()}
-    training = {stage["stage"]: stage["metrics"] for stage in read_json(run / "provenance.json")["stages"]}
+    found: dict[str, Any] = {
+        stage.name: scores(str(stage), arguments.data) for stage in stages if stage.is_dir()
+    }
+    training = {
+        stage["stage"]: stage["metrics"] for stage in read_json(run / "provenance.json")["stages"]
+    }
     held = [line["eval_accuracy"] for line in training.get("mntp", []) if "eval_accuracy" in line]
     write_json(file, {"scores": found, "masked accuracy": [100 * value for value in held]})
     print(name, seed, json.dumps(found), flush=True)
@@ -96,7 +100,12 @@ def table(sweep: Mapping[str, Any], arguments: argparse.Namespace) -> None:
     """Means over the seeds that are there, and their extremes."""
     names = (*TASKS, "STS-B")
     print(heading())
-    print("| variant | stage | seeds | masked accuracy | " + " | ".join(names) + " |\n|" + " --- |" * (len(names) + 4))
+    print(
+        "| variant | stage | seeds | masked accuracy | "
+        + " | ".join(names)
+        + " |\n|"
+        + " --- |" * (len(names) + 4)
+    )
     for decoder in dict.fromkeys(
         {**sweep["always"], **each}.get("decoder", "bundled") for each in sweep["variants"].values()
     ):
@@ -107,12 +116,18 @@ def table(sweep: Mapping[str, Any], arguments: argparse.Namespace) -> None:
                 print(f"| {Path(decoder).name} | {title} | | | {' | '.join(cells)} |")
     for name in sweep["variants"]:
         found = [
-            read_json(file) for seed in arguments.seeds if (file := arguments.out / f"{name} {seed}.json").exists()
+            read_json(file)
+            for seed in arguments.seeds
+            if (file := arguments.out / f"{name} {seed}.json").exists()
         ]
         for stage in STAGES:
             rows = [each["scores"][stage] for each in found if stage in each["scores"]]
             if rows:
-                held = statistics.mean(each["masked accuracy"][-1] for each in found) if stage == STAGES[0] else None
+                held = (
+                    statistics.mean(each["masked accuracy"][-1] for each in found)
+                    if stage == STAGES[0]
+                    else None
+                )
                 cells = [_spread([row[each] for row in rows]) for each in names]
                 shown = "" if held is None else f"{held:.1f}"
                 print(f"| {name} | {stage} | {len(rows)} | {shown} | {' | '.join(cells)} |")
@@ -125,7 +140,9 @@ def _spread(values: list[float]) -> str:
 
 def main() -> None:
     """Run what is missing, then print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("sweep", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))

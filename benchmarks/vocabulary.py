@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from gains import STS
 
-from llm2vec.evaluate.sentences import sts
+from llm2vec.evaluation.sentence_tasks import sts
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 from pretrain_decoder import make_tokenizer
@@ -21,7 +21,9 @@ from pretrain_decoder import make_tokenizer
 
 def main() -> None:
     """Train the tokenizers, measure, print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sizes", type=int, nargs="+", default=[6144, 12288, 24576])
     parser.add_argument("--width", type=int, default=192)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
@@ -32,10 +34,14 @@ def main() -> None:
         tokenizer = make_tokenizer(files, size)
         found = []
         for seed in (0, 1):
-            vectors_VD = torch.randn(len(tokenizer), arguments.width, generator=torch.Generator().manual_seed(seed))
+            vectors_VD = torch.randn(
+                len(tokenizer), arguments.width, generator=torch.Generator().manual_seed(seed)
+            )
 
             def embed(texts, tokenizer=tokenizer, vectors_VD=vectors_VD, **_):
-                return torch.stack([vectors_VD[ids].mean(0) for ids in tokenizer(list(texts))["input_ids"]]).numpy()
+                return torch.stack(
+                    [vectors_VD[ids].mean(0) for ids in tokenizer(list(texts))["input_ids"]]
+                ).numpy()
 
             folder = arguments.data / "sent" / "sts"
             found.append([100 * sts(embed, folder / f"{name}.test.tsv").value for name in STS])

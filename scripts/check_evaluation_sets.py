@@ -267,7 +267,11 @@ def check_future(rows: Sequence[Row]) -> list[str]:
 
 def check_neighbours(lines: Sequence[str]) -> list[str]:
     """Return what is wrong with the plain sentences."""
-    problems = [f"neighbours: line {number} is empty" for number, line in enumerate(lines, start=1) if not line.strip()]
+    problems = [
+        f"neighbours: line {number} is empty"
+        for number, line in enumerate(lines, start=1)
+        if not line.strip()
+    ]
     twice = [line for line, count in Counter(map(_plain, lines)).items() if line and count > 1]
     problems += [f"neighbours: '{line}' occurs more than once" for line in twice]
     if len(lines) < MIN_NEIGHBOURS:
@@ -393,7 +397,11 @@ def _overlaps(train: Sequence[Row], test: Sequence[Row]) -> Iterator[str]:
 
 
 def _content(row: Row) -> set[str]:
-    return {token.lower() for token, tag in zip(row["tokens"], row["pos"], strict=True) if tag in CONTENT_TAGS}
+    return {
+        token.lower()
+        for token, tag in zip(row["tokens"], row["pos"], strict=True)
+        if tag in CONTENT_TAGS
+    }
 
 
 def _labels_of_words(rows: Sequence[Row], column: str) -> defaultdict[str, Counter[str]]:

@@ -14,12 +14,12 @@ from pathlib import Path
 from rich.markdown import Markdown
 
 import llm2vec
-from llm2vec.evaluate.page import to_markdown, write_report
-from llm2vec.evaluate.report import measure
-from llm2vec.evaluate.sections import sections
-from llm2vec.machine import default_device, has_bfloat16
-from llm2vec.recipe import merged
-from llm2vec.terminal import Drawn, people, results
+from llm2vec.cli.console import Drawn, people, results
+from llm2vec.recipe.knobs import merged
+from llm2vec.report.html import to_markdown, write_report
+from llm2vec.report.measure import measure
+from llm2vec.report.sections import sections
+from llm2vec.runtime.hardware import default_device, has_bfloat16
 
 LONGER = {"corpus": {"self_texts": 5120}, "mntp": {"steps": 480}}
 """Over the preset `small` where a machine trains in bfloat16, which leaves the time for it: five minutes either way,
@@ -31,7 +31,9 @@ SHOWN = ("In short", "Training", "Nearest neighbours")
 
 def main() -> None:
     """Convert, measure, write the report, print its short parts."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("demo/encoder"))
     out = parser.parse_args().out
     warnings.simplefilter("ignore")
@@ -42,7 +44,9 @@ def main() -> None:
     page = write_report(report, out.parent)
     results.print(Markdown(to_markdown([part for part in sections(report) if part.title in SHOWN])))
     peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    people.print(f"{time.monotonic() - started:.0f} s, at most {peak_gb:.2f} GB of memory; the encoder is in {out}")
+    people.print(
+        f"{time.monotonic() - started:.0f} s, at most {peak_gb:.2f} GB of memory; the encoder is in {out}"
+    )
     people.print(f"the whole report: {page}")
 
 

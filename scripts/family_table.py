@@ -40,7 +40,11 @@ def main() -> None:
         rows.append(families.row(families.outcome(model_type)))
         print(f"{number} of {len(families.TYPES)}: {rows[-1][:110]}", flush=True)
     converted = sum("| refused |" not in row for row in rows)
-    page = HEAD.format(version=transformers.__version__, converted=converted, types=len(rows)) + "\n".join(rows) + "\n"
+    page = (
+        HEAD.format(version=transformers.__version__, converted=converted, types=len(rows))
+        + "\n".join(rows)
+        + "\n"
+    )
     (ROOT / "docs").mkdir(exist_ok=True)
     (ROOT / "docs" / "families.md").write_text(page, encoding="utf8")
 

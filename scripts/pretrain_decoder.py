@@ -26,7 +26,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 END, PAD = "<|endoftext|>", "<|pad|>"
 
-SHARES = {"openstax": 0.40, "books-1": 0.25, "books-2": 0.15, "tinystories_sample": 0.12, "peps": 0.08}
+SHARES = {
+    "openstax": 0.40,
+    "books-1": 0.25,
+    "books-2": 0.15,
+    "tinystories_sample": 0.12,
+    "peps": 0.08,
+}
 """How often a sequence is drawn from each file. Textbooks, and stories for everyday words, make the sentence vectors (8
 points of STS-B over books alone), books the word vectors (a point over none): docs/results.md, "Which texts it reads".
 Files that are not named here get the share `OTHER`."""
@@ -120,11 +126,19 @@ def make_tokenizer(files: list[Path], vocabulary: int) -> PreTrainedTokenizerFas
     bpe.train_from_iterator(
         sample(),
         trainers.BpeTrainer(
-            vocab_size=vocabulary, special_tokens=[END, PAD], initial_alphabet=alphabet, show_progress=False
+            vocab_size=vocabulary,
+            special_tokens=[END, PAD],
+            initial_alphabet=alphabet,
+            show_progress=False,
         ),
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, bos_token=END, eos_token=END, pad_token=PAD, model_max_length=512, padding_side="right"
+        tokenizer_object=bpe,
+        bos_token=END,
+        eos_token=END,
+        pad_token=PAD,
+        model_max_length=512,
+        padding_side="right",
     )
 
 
@@ -152,7 +166,9 @@ class Source:
                     size += len(text.encode()) + 1
                 if chunk and (text is None or len(chunk) == 2000):
                     for row in tokenizer(chunk)["input_ids"]:
-                        file.write(np.asarray([*row, tokenizer.eos_token_id], dtype=np.uint16).tobytes())
+                        file.write(
+                            np.asarray([*row, tokenizer.eos_token_id], dtype=np.uint16).tobytes()
+                        )
                     chunk = []
         ids_path.with_suffix(".json").write_text(json.dumps({"bytes": size}))
         partial.replace(ids_path)
@@ -165,7 +181,9 @@ class Source:
                 return self.ids[start : start + length].astype(np.int64)
 
     def _held(self, place: int) -> bool:
-        return (place // self.STRETCH) % 100 == 50 or (len(self.ids) < 2_000_000 and place >= 0.98 * len(self.ids))
+        return (place // self.STRETCH) % 100 == 50 or (
+            len(self.ids) < 2_000_000 and place >= 0.98 * len(self.ids)
+        )
 
     def held_out(self, length: int, most: int) -> np.ndarray:
         """Sequences from the held-out part."""
@@ -206,8 +224,15 @@ def new_model(arch: str, size: Size, tokenizer: PreTrainedTokenizerFast) -> PreT
             "max_position_embeddings": 512,
         }
     if arch == "gemma3_text":
-        types = ["full_attention" if index % 3 == 2 else "sliding_attention" for index in range(size.layers)]
-        shape |= {"layer_types": types, "sliding_window": 32, "query_pre_attn_scalar": size.hidden // size.heads}
+        types = [
+            "full_attention" if index % 3 == 2 else "sliding_attention"
+            for index in range(size.layers)
+        ]
+        shape |= {
+            "layer_types": types,
+            "sliding_window": 32,
+            "query_pre_attn_scalar": size.hidden // size.heads,
+        }
     config = AutoConfig.for_model(arch, **shape)
     return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
 
@@ -221,7 +246,10 @@ def held_out_report(
     report = {}
     for source in sources:
         ids_NT = torch.from_numpy(source.held_out(length, most)).to(model.device)
-        losses = [float(model(input_ids=part, labels=part, use_cache=False).loss) for part in ids_NT.split(16)]
+        losses = [
+            float(model(input_ids=part, labels=part, use_cache=False).loss)
+            for part in ids_NT.split(16)
+        ]
         loss = sum(losses) / len(losses)
         bits = loss / math.log(2) / source.bytes_per_token
         report[source.name] = {"loss": loss, "perplexity": math.exp(loss), "bits_per_byte": bits}
@@ -232,14 +260,24 @@ def held_out_report(
 class Run:
     """A training run with whole checkpoints: weights, optimiser, step, seconds spent."""
 
-    def __init__(self, model: PreTrainedModel, size: Size, folder: Path, budget_s: float | None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, size: Size, folder: Path, budget_s: float | None
+    ) -> None:
         self.model, self.size, self.folder, self.budget_s = model, size, folder, budget_s
-        embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
-        inner = [each for each in model.parameters() if each.ndim == 2 and id(each) not in embeddings]
+        embeddings = {
+            id(module.weight)
+            for module in model.modules()
+            if isinstance(module, torch.nn.Embedding)
+        }
+        inner = [
+            each for each in model.parameters() if each.ndim == 2 and id(each) not in embeddings
+        ]
         others = [each for each in model.parameters() if each.ndim != 2 or id(each) in embeddings]
         self.optimizers: list[torch.optim.Optimizer] = [
             torch.optim.Muon(inner, lr=size.matrix_learning_rate, weight_decay=0.05, momentum=0.95),
-            torch.optim.AdamW(others, lr=size.learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+            torch.optim.AdamW(
+                others, lr=size.learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True
+            ),
         ]
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -270,7 +308,9 @@ class Run:
             {key: value.contiguous() for key, value in _untied(self.model).items()},
             self.folder / name / "model.safetensors",
         )
-        torch.save([each.state_dict() for each in self.optimizers], self.folder / name / "optimizer.pt")
+        torch.save(
+            [each.state_dict() for each in self.optimizers], self.folder / name / "optimizer.pt"
+        )
         partial = self.folder / "state.json.partial"
         partial.write_text(json.dumps({"step": self.step, "spent_s": self.spent_s, "at": name}))
         partial.replace(self.folder / "state.json")
@@ -283,18 +323,28 @@ class Run:
     def _resume(self) -> None:
         state = json.loads((self.folder / "state.json").read_text())
         self.step, self.spent_s = state["step"], state["spent_s"]
-        self.model.load_state_dict(load_file(self.folder / state["at"] / "model.safetensors"), strict=False)
+        self.model.load_state_dict(
+            load_file(self.folder / state["at"] / "model.safetensors"), strict=False
+        )
         states = torch.load(self.folder / state["at"] / "optimizer.pt", weights_only=True)
         for optimizer, kept in zip(self.optimizers, states, strict=True):
             optimizer.load_state_dict(kept)
 
 
 def _untied(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    return {key: value for key, value in model.state_dict().items() if not key.startswith("lm_head")}
+    return {
+        key: value for key, value in model.state_dict().items() if not key.startswith("lm_head")
+    }
 
 
 def train(
-    run: Run, sources: list[Source], shares: dict[str, float], *, seed: int, marks: dict[float, Path], fast: bool
+    run: Run,
+    sources: list[Source],
+    shares: dict[str, float],
+    *,
+    seed: int,
+    marks: dict[float, Path],
+    fast: bool,
 ) -> None:
     """Train to the end of the budget.
 
@@ -315,7 +365,9 @@ def train(
         started = time.perf_counter()
         random = np.random.default_rng([seed, run.step])
         chosen = random.choice(len(sources), size=size.batch, p=weights)
-        ids_BT = torch.from_numpy(np.stack([sources[index].draw(random, size.length) for index in chosen])).to(device)
+        ids_BT = torch.from_numpy(
+            np.stack([sources[index].draw(random, size.length) for index in chosen])
+        ).to(device)
         run.set_learning_rate()
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast):
             loss = forward(input_ids=ids_BT, labels=ids_BT, use_cache=False).loss
@@ -330,7 +382,10 @@ def train(
             now = time.perf_counter()
             rate = (run.step - shown) * size.batch * size.length / (now - shown_at)
             left = run.spent_s / max(run.done(), 1e-9) * (1 - run.done()) / 60
-            print(f"step {run.step}  loss {loss.item():.3f}  {rate:,.0f} tokens/s  {left:.1f} min left", flush=True)
+            print(
+                f"step {run.step}  loss {loss.item():.3f}  {rate:,.0f} tokens/s  {left:.1f} min left",
+                flush=True,
+            )
             shown, shown_at = run.step, now
         if run.step % 500 == 0:
             run.save()
@@ -345,9 +400,15 @@ def samples(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> list[
     model.eval()
     start_BT = torch.full((3, 1), tokenizer.eos_token_id, device=model.device)
     written = model.generate(
-        start_BT, attention_mask=torch.ones_like(start_BT), do_sample=True, top_p=0.9, max_new_tokens=60
+        start_BT,
+        attention_mask=torch.ones_like(start_BT),
+        do_sample=True,
+        top_p=0.9,
+        max_new_tokens=60,
     )
-    return [" ".join(text.split()) for text in tokenizer.batch_decode(written, skip_special_tokens=True)]
+    return [
+        " ".join(text.split()) for text in tokenizer.batch_decode(written, skip_special_tokens=True)
+    ]
 
 
 def card(facts: dict[str, Any]) -> str:
@@ -356,7 +417,9 @@ def card(facts: dict[str, Any]) -> str:
         f"| {name} | {line['loss']:.3f} | {line['perplexity']:.1f} | {line['bits_per_byte']:.3f} |"
         for name, line in facts["held_out"].items()
     )
-    sources = "\n".join(f"- {name}: {LICENCES.get(name, 'see its own licence')}" for name in facts["held_out"])
+    sources = "\n".join(
+        f"- {name}: {LICENCES.get(name, 'see its own licence')}" for name in facts["held_out"]
+    )
     written = "\n".join(f"> {text}\n" for text in facts["samples"])
     return f"""---
 license: mit
@@ -387,23 +450,46 @@ What it writes:
 
 def main() -> None:
     """Parse, train, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--text", type=Path, default=Path("../shared/data/text"), help="folder of .txt or .txt.xz files"
+        "--text",
+        type=Path,
+        default=Path("../shared/data/text"),
+        help="folder of .txt or .txt.xz files",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the finished decoder")
-    parser.add_argument("--work", type=Path, help="folder for token ids and checkpoints; default: OUT.work")
+    parser.add_argument(
+        "--work", type=Path, help="folder for token ids and checkpoints; default: OUT.work"
+    )
     parser.add_argument("--config", choices=SIZES, default="cpu")
-    parser.add_argument("--arch", choices=("llama", "qwen3", "gpt2", "gemma3_text"), default="llama")
-    parser.add_argument("--tokenizer", help="use the tokenizer of this decoder instead of training one")
-    parser.add_argument("--minutes", type=float, help="end after so much training time; default: by tokens")
     parser.add_argument(
-        "--set", nargs="*", default=[], metavar="NAME=VALUE", help="change a number of the configuration"
+        "--arch", choices=("llama", "qwen3", "gpt2", "gemma3_text"), default="llama"
     )
     parser.add_argument(
-        "--keep", nargs="*", type=float, default=[], help="shares of the run at which to keep the model"
+        "--tokenizer", help="use the tokenizer of this decoder instead of training one"
     )
-    parser.add_argument("--shares", nargs="*", default=[], metavar="FILE=SHARE", help="change the mix of texts")
+    parser.add_argument(
+        "--minutes", type=float, help="end after so much training time; default: by tokens"
+    )
+    parser.add_argument(
+        "--set",
+        nargs="*",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change a number of the configuration",
+    )
+    parser.add_argument(
+        "--keep",
+        nargs="*",
+        type=float,
+        default=[],
+        help="shares of the run at which to keep the model",
+    )
+    parser.add_argument(
+        "--shares", nargs="*", default=[], metavar="FILE=SHARE", help="change the mix of texts"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--fast",
@@ -411,7 +497,10 @@ def main() -> None:
         help="bfloat16 and compiled, as always on a GPU; on a CPU it pays where lscpu shows avx512_bf16 or amx_bf16",
     )
     arguments = parser.parse_args()
-    changes = {key: type(getattr(Size(), key))(value) for key, value in (text.split("=") for text in arguments.set)}
+    changes = {
+        key: type(getattr(Size(), key))(value)
+        for key, value in (text.split("=") for text in arguments.set)
+    }
     size = Size(**{**asdict(SIZES[arguments.config]), **changes})
     work = arguments.work or arguments.out.with_name(arguments.out.name + ".work")
     work.mkdir(parents=True, exist_ok=True)
@@ -425,13 +514,24 @@ def main() -> None:
     print({source.name: f"{len(source.ids):,} tokens" for source in sources}, flush=True)
 
     torch.manual_seed(arguments.seed)
-    model = new_model(arguments.arch, size, tokenizer).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = new_model(arguments.arch, size, tokenizer).to(
+        "cuda" if torch.cuda.is_available() else "cpu"
+    )
     budget_s = arguments.minutes * 60 if arguments.minutes else None
     run = Run(model, size, work / "checkpoints", budget_s)
     places = {share: work / f"kept-{share}" for share in arguments.keep}
     marks = {share: folder for share, folder in places.items() if not folder.exists()}
-    shares = SHARES | {name: float(value) for name, value in (text.split("=") for text in arguments.shares)}
-    train(run, sources, shares, seed=arguments.seed, marks=marks, fast=arguments.fast or model.device.type == "cuda")
+    shares = SHARES | {
+        name: float(value) for name, value in (text.split("=") for text in arguments.shares)
+    }
+    train(
+        run,
+        sources,
+        shares,
+        seed=arguments.seed,
+        marks=marks,
+        fast=arguments.fast or model.device.type == "cuda",
+    )
 
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     facts = {

@@ -9,10 +9,11 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from llm2vec import backbone, decoder
+from llm2vec.backbone.lm_head import masked_rows
+from llm2vec.backbone.loading import check_is_decoder
+from llm2vec.backbone.miniature import shrink
+from llm2vec.backbone.switch import make_bidirectional
 from llm2vec.errors import ModelError, NotConvertible
-from llm2vec.head import masked_rows
-from llm2vec.shrink import shrink
 
 NOT_TRIED = "its default configuration cannot be built small"
 
@@ -26,11 +27,17 @@ FILLED_IN: Mapping[str, Mapping[str, Any]] = {
         "layer_types": _ALTERNATING,
         "num_hidden_layers": 4,
         "rope_parameters": {
-            kind: {"rope_type": "default", "rope_theta": 10000.0} for kind in ("sliding_attention", "full_attention")
+            kind: {"rope_type": "default", "rope_theta": 10000.0}
+            for kind in ("sliding_attention", "full_attention")
         },
     },
     "deepseek_v2": {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
-    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1},
+    "dots1": {
+        "n_routed_experts": 4,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 2,
+        "first_k_dense_replace": 1,
+    },
     "dots3_note_text": {"per_layer_config": None, "head_dim": 192},
     "falcon_h1": {"mamba_d_head": 16, "mamba_n_heads": 8, "mamba_d_ssm": 128},
     "hunyuan_v1_dense": {"head_dim": 128},
@@ -98,18 +105,19 @@ def outcome(model_type: str) -> Outcome:
     """Build, switch and prove a type as `make_bidirectional` would choose, then under the other implementation too."""
     try:
         config = AutoConfig.for_model(model_type, **FILLED_IN.get(model_type, {}))
-        decoder.check_is_decoder(config, model_type)
+        check_is_decoder(config, model_type)
         model = tiny(model_type)
     except ModelError as error:
         return Outcome(model_type, reason=str(error))
     except (ValueError, TypeError, AttributeError, StrictDataclassError) as error:
         return Outcome(model_type, reason=f"{NOT_TRIED}: {str(error).splitlines()[-1].strip()}")
     try:
-        switch = backbone.make_bidirectional(model)
+        switch = make_bidirectional(model)
     except NotConvertible as error:
         return Outcome(model_type, reason=str(error))
     under = {
-        name: "proven" if switch.attention == name else proven_under(model_type, name) for name in ("eager", "sdpa")
+        name: "proven" if switch.attention == name else proven_under(model_type, name)
+        for name in ("eager", "sdpa")
     }
     return Outcome(
         model_type,
@@ -128,7 +136,7 @@ def proven_under(model_type: str, attention: str) -> str:
     except (ValueError, ImportError):
         return "not offered"
     try:
-        switch = backbone.make_bidirectional(model)
+        switch = make_bidirectional(model)
     except NotConvertible as error:
         return str(error)
     return "proven" if switch.attention == attention else switch.notes[0]
@@ -136,7 +144,9 @@ def proven_under(model_type: str, attention: str) -> str:
 
 def lively(model: PreTrainedModel) -> PreTrainedModel:
     """Give logit scales and caps values that matter, and the head a bias that is not zero, where there are any."""
-    for config in {id(each): each for each in (model.config, model.config.get_text_config(decoder=True))}.values():
+    for config in {
+        id(each): each for each in (model.config, model.config.get_text_config(decoder=True))
+    }.values():
         for name in (
             "logit_scale",
             "logits_scaling",
@@ -179,6 +189,8 @@ def row(outcome: Outcome) -> str:
     windows = sum(window is not None for window in outcome.windows)
     notes = [f"{windows} of {len(outcome.windows)} layers have windows"] if windows else []
     notes += [
-        f"{name}: {said}" for name, said in (("eager", outcome.eager), ("sdpa", outcome.sdpa)) if said != "proven"
+        f"{name}: {said}"
+        for name, said in (("eager", outcome.eager), ("sdpa", outcome.sdpa))
+        if said != "proven"
     ]
     return f"| `{outcome.model_type}` | {outcome.uses} | {'yes' if outcome.packs else 'no'} | {'; '.join(notes)} |"

@@ -8,10 +8,18 @@ from conftest import DECODERS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm2vec import backbone, batching, decoder
+from llm2vec.backbone.loading import load_decoder
+from llm2vec.backbone.receptive_field import decoder_layers
+from llm2vec.backbone.source import BUNDLED_FOLDER
+from llm2vec.backbone.switch import make_bidirectional
+from llm2vec.encoder.batching import (
+    is_packed,
+    layer_states,
+    plan_batches,
+    reading_layer,
+    token_states,
+)
 from llm2vec.errors import UsageError
-from llm2vec.places import BUNDLED_FOLDER
-from llm2vec.reach import decoder_layers
 
 ROUNDING = 1e-5
 """float32 states of size 1 to 10 from matrix products of another shape, relative to their size."""
@@ -24,8 +32,10 @@ ROUNDING = 1e-5
     padded=st.booleans(),
 )
 def test_a_plan_holds_every_text_once_within_its_budget(lengths, max_tokens, max_texts, padded):
-    batches = batching.plan(lengths, max_tokens=max_tokens, max_texts=max_texts, padded=padded)
-    assert sorted(chain.from_iterable(batches)) == [index for index, length in enumerate(lengths) if length]
+    batches = plan_batches(lengths, max_tokens=max_tokens, max_texts=max_texts, padded=padded)
+    assert sorted(chain.from_iterable(batches)) == [
+        index for index, length in enumerate(lengths) if length
+    ]
     for batch in batches:
         inside = [lengths[index] for index in batch]
         cost = max(inside) * len(inside) if padded else sum(inside)
@@ -35,11 +45,13 @@ def test_a_plan_holds_every_text_once_within_its_budget(lengths, max_tokens, max
 
 @pytest.fixture(scope="module")
 def packed_and_padded():
-    models = [decoder.load(BUNDLED_FOLDER, head=False, dtype=torch.float32).eval() for _ in range(2)]
+    models = [
+        load_decoder(BUNDLED_FOLDER, head=False, dtype=torch.float32).eval() for _ in range(2)
+    ]
     for model in models:
-        backbone.make_bidirectional(model)
+        make_bidirectional(model)
     models[1].set_attn_implementation("sdpa")
-    assert [batching.is_packed(model) for model in models] == [True, False]
+    assert [is_packed(model) for model in models] == [True, False]
     return models
 
 
@@ -50,8 +62,8 @@ def test_texts_come_out_packed_and_padded_as_they_do_alone(packed_and_padded, le
     documents = [torch.randint(2, 4000, (length,), generator=random).tolist() for length in lengths]
     with torch.inference_mode():
         for model in packed_and_padded:
-            together_ND = batching.token_states(model, documents, pad_id=1)
-            alone_ND = torch.cat([batching.token_states(model, [ids], pad_id=1) for ids in documents])
+            together_ND = token_states(model, documents, pad_id=1)
+            alone_ND = torch.cat([token_states(model, [ids], pad_id=1) for ids in documents])
             assert float((together_ND - alone_ND).norm() / alone_ND.norm()) < ROUNDING
 
 
@@ -59,35 +71,39 @@ def test_states_of_every_layer_end_in_the_last_hidden_state(packed_and_padded):
     documents = [[5, 6, 7], [8, 9]]
     with torch.inference_mode():
         for model in packed_and_padded:
-            layers = batching.layer_states(model, documents, pad_id=1)
+            layers = layer_states(model, documents, pad_id=1)
             assert len(layers) == model.config.num_hidden_layers + 1
-            torch.testing.assert_close(layers[-1], batching.token_states(model, documents, pad_id=1))
+            torch.testing.assert_close(layers[-1], token_states(model, documents, pad_id=1))
 
 
 @pytest.mark.parametrize("name", ["bundled", "qwen3", "gemma3", "gpt2"])
 def test_a_layer_alone_is_what_it_is_among_all_and_those_above_are_not_computed(name):
-    model = decoder.load(BUNDLED_FOLDER if name == "bundled" else DECODERS / name, head=False, dtype=torch.float32)
+    model = load_decoder(
+        BUNDLED_FOLDER if name == "bundled" else DECODERS / name, head=False, dtype=torch.float32
+    )
     model.eval()
     documents, reached = [[5, 6, 7], [8, 9]], []
     layers = decoder_layers(model)
     layers[-1].register_forward_hook(lambda *_: reached.append(True))
     for bidirectional in (False, True):
         if bidirectional:
-            backbone.make_bidirectional(model)
+            make_bidirectional(model)
         with torch.inference_mode():
-            whole = batching.layer_states(model, documents, pad_id=1)
+            whole = layer_states(model, documents, pad_id=1)
             for layer in range(-len(whole), len(whole)):
                 reached.clear()
-                with batching.reading_layer(model, layer=layer, pad_id=1) as states_of:
+                with reading_layer(model, layer=layer, pad_id=1) as states_of:
                     torch.testing.assert_close(states_of(documents)[0], whole[layer])
                 assert bool(reached) == (layer in (-1, len(layers)))
 
 
 @pytest.mark.parametrize("layer", [99, -99])
 def test_a_layer_that_is_not_there_is_said_with_those_that_are(layer):
-    model = decoder.load(DECODERS / "qwen3", head=False, dtype=torch.float32)
+    model = load_decoder(DECODERS / "qwen3", head=False, dtype=torch.float32)
     with (
-        pytest.raises(UsageError, match=rf"no layer {layer}: this model has 0 .* to 3, or -4 to -1"),
-        batching.reading_layer(model, layer=layer, pad_id=1),
+        pytest.raises(
+            UsageError, match=rf"no layer {layer}: this model has 0 .* to 3, or -4 to -1"
+        ),
+        reading_layer(model, layer=layer, pad_id=1),
     ):
         pass

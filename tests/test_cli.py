@@ -12,7 +12,7 @@ from conftest import DECODERS
 PROGRAM = [sys.executable, "-m", "llm2vec"]
 LIGHT = """
 import atexit, sys
-from llm2vec.cli import main
+from llm2vec.cli.main import main
 heavy = {"torch", "transformers", "numpy", "pyarrow"}
 atexit.register(lambda: heavy & set(sys.modules) and print("imported", heavy & set(sys.modules)))
 main()
@@ -21,18 +21,35 @@ main()
 
 
 def run_light(*arguments):
-    return subprocess.run([sys.executable, "-c", LIGHT, *map(str, arguments)], capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-c", LIGHT, *map(str, arguments)], capture_output=True, text=True
+    )
 
 
 def run(*arguments, stdin=None):
-    return subprocess.run([*PROGRAM, *map(str, arguments)], capture_output=True, text=True, input=stdin)
+    return subprocess.run(
+        [*PROGRAM, *map(str, arguments)], capture_output=True, text=True, input=stdin
+    )
 
 
 @pytest.mark.parametrize(
     "command",
     [
         [],
-        *([each] for each in ("convert", "train", "recipe", "encode", "info", "probe", "tag", "evaluate", "report")),
+        *(
+            [each]
+            for each in (
+                "convert",
+                "train",
+                "recipe",
+                "encode",
+                "info",
+                "probe",
+                "tag",
+                "evaluate",
+                "report",
+            )
+        ),
     ],
 )
 def test_help_imports_nothing_heavy_and_has_examples(command):
@@ -86,7 +103,13 @@ def test_what_fails_is_one_line_and_exit_code_1(tmp_path):
 
 def test_convert_and_encode_speak_json_alone_on_standard_output(corpus, tmp_path):
     out = tmp_path / "encoder"
-    sets = ["mntp.steps=2", "mntp.batch_size=4", "mntp.max_length=32", "simcse.steps=1", "simcse.batch_size=4"]
+    sets = [
+        "mntp.steps=2",
+        "mntp.batch_size=4",
+        "mntp.max_length=32",
+        "simcse.steps=1",
+        "simcse.batch_size=4",
+    ]
     sets += ["simcse.max_length=16", "encoder.max_length=64"]
     settings = [part for each in sets for part in ("--set", each)]
     done = run("convert", DECODERS / "gpt2", "--corpus", corpus, "--out", out, "--json", *settings)
@@ -102,7 +125,17 @@ def test_convert_and_encode_speak_json_alone_on_standard_output(corpus, tmp_path
     np.testing.assert_allclose(vectors[[0, 2]], [row["vector"] for row in rows], atol=1e-5)
     texts = tmp_path / "in.jsonl"
     texts.write_text('{"body": "a text"}\n{"body": "another"}\n')
-    done = run("encode", out, "--file", texts, "--column", "body", "--out", tmp_path / "v.parquet", "--normalize")
+    done = run(
+        "encode",
+        out,
+        "--file",
+        texts,
+        "--column",
+        "body",
+        "--out",
+        tmp_path / "v.parquet",
+        "--normalize",
+    )
     table = pyarrow.parquet.read_table(tmp_path / "v.parquet").to_pydict()
     assert table["text"] == ["a text", "another"]
     assert np.linalg.norm(table["vector"], axis=1) == pytest.approx(1, abs=1e-5)
@@ -128,14 +161,28 @@ def test_info_refuses_a_hybrid_with_the_share_that_would_switch(tmp_path):
 
 
 def test_probe_and_evaluate_compare_models_in_one_json_document(tmp_path):
-    from llm2vec.evaluate.analysis import BUNDLED_SETS
+    from llm2vec.evaluation.analysis import BUNDLED_SETS
 
     words = [BUNDLED_SETS / f"words.{part}.jsonl" for part in ("train", "test")]
-    arguments = ["--train", words[0], "--test", words[1], "--column", "pos", "--seeds", "1", "--json"]
+    arguments = [
+        "--train",
+        words[0],
+        "--test",
+        words[1],
+        "--column",
+        "pos",
+        "--seeds",
+        "1",
+        "--json",
+    ]
     done = run("probe", f"uni:{DECODERS / 'gpt2'}", DECODERS / "gpt2", *arguments)
     found = json.loads(done.stdout)
     assert list(found) == [f"uni:{DECODERS / 'gpt2'}", str(DECODERS / "gpt2"), "floors"]
-    assert all(0.3 < each["low"] < each["value"] < each["high"] < 1 for name, each in found.items() if name != "floors")
+    assert all(
+        0.3 < each["low"] < each["value"] < each["high"] < 1
+        for name, each in found.items()
+        if name != "floors"
+    )
     assert found["floors"]["majority"] < found["floors"]["word identity"]
     one, other = found[f"uni:{DECODERS / 'gpt2'}"], found[str(DECODERS / "gpt2")]
     assert "against" not in one
@@ -150,6 +197,8 @@ def test_probe_and_evaluate_compare_models_in_one_json_document(tmp_path):
     done = run("evaluate", "tfidf", "tfidf", DECODERS / "gpt2", "--task", "sts", "--data", pairs)
     heads, *rows = done.stdout.splitlines()
     assert "against tfidf" in heads
-    assert str(DECODERS / "gpt2") in rows[-1]  # names are whole where nobody's terminal is too narrow
+    assert (
+        str(DECODERS / "gpt2") in rows[-1]
+    )  # names are whole where nobody's terminal is too narrow
     done = run("evaluate", "tfidf", "--task", "rank", "--data", pairs)
     assert (done.returncode, done.stdout) == (2, "")

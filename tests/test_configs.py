@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-from llm2vec.configs import probe_arguments, read_config
 from llm2vec.errors import UsageError
-from llm2vec.presets import preset
-from llm2vec.recipe import Recipe, differences, merged
+from llm2vec.legacy.configs import probe_arguments, read_config
+from llm2vec.recipe.knobs import Recipe, differences, merged
+from llm2vec.recipe.presets import preset
 
 SHEARED_MNTP = {
     "model_name_or_path": "princeton-nlp/Sheared-LLaMA-1.3B",
@@ -161,15 +161,22 @@ def different(translated, name):
     return [line for line in differences(there, here) if not line.startswith("simcse.")]
 
 
-@pytest.mark.parametrize(("values", "name"), [(SHEARED_MNTP, "s-llama-1.3b"), (MISTRAL_MNTP, "mistral-7b")])
+@pytest.mark.parametrize(
+    ("values", "name"), [(SHEARED_MNTP, "s-llama-1.3b"), (MISTRAL_MNTP, "mistral-7b")]
+)
 def test_a_published_mntp_file_amounts_to_our_preset(translate, values, name):
     translated = translate(values)
-    wrapped = "Mistral" in values["model_name_or_path"]  # no other library would wrap texts, so our preset does not
-    assert sorted(different(translated, name)) == [
-        "corpus.column: 'text' -> None",  # none is `text` too, where there is one, as in WikiText
-        *(["encoder.template: None -> '[INST] {text} [/INST]'"] if wrapped else []),
-        "mntp.log_every: 10 -> 500",  # absent from the file; transformers' default, which changes no weight
-    ]
+    wrapped = (
+        "Mistral" in values["model_name_or_path"]
+    )  # no other library would wrap texts, so our preset does not
+    assert (
+        sorted(different(translated, name))
+        == [
+            "corpus.column: 'text' -> None",  # none is `text` too, where there is one, as in WikiText
+            *(["encoder.template: None -> '[INST] {text} [/INST]'"] if wrapped else []),
+            "mntp.log_every: 10 -> 500",  # absent from the file; transformers' default, which changes no weight
+        ]
+    )
     assert translated.recipe["simcse"] == {"steps": 0}
     assert (translated.kind, translated.out) == ("mntp", values["output_dir"])
 
@@ -178,7 +185,8 @@ def test_a_published_simcse_file_amounts_to_our_preset(translate):
     translated = translate(SHEARED_SIMCSE)
     here, there = recipe_of(translated).to_dict(), Recipe.read(preset("s-llama-1.3b")).to_dict()
     assert list(differences(there["simcse"], here["simcse"], "simcse.")) == [
-        f"simcse.corpus: {there['simcse']['corpus']!r} -> None",  # the same texts, as the recipe's corpus and a file
+        # the same texts, as the recipe's corpus and a file
+        f"simcse.corpus: {there['simcse']['corpus']!r} -> None",
         "simcse.min_tokens: 4 -> 1",  # the first implementation left no text out
     ]
     assert (here["corpus"]["source"], here["mntp"]["steps"]) == ("cache/wiki1m_for_simcse.txt", 0)
@@ -190,16 +198,28 @@ def test_a_published_supervised_file_amounts_to_our_preset(translate):
     here, there = recipe_of(translated).to_dict(), Recipe.read(preset("mistral-7b")).to_dict()
     corpus = here["supervised"].pop("corpus")
     there["supervised"].pop("corpus")
-    assert list(differences(there["supervised"], here["supervised"], "supervised.")) == [
-        "supervised.log_every: 50 -> 500",  # absent from the file; transformers' default, which changes no weight
-        "supervised.steps: 0 -> 1000",
-    ]
-    assert (here["mntp"]["steps"], here["simcse"]["steps"], corpus["source"]) == (0, 0, "cache/echo-data")
+    assert (
+        list(differences(there["supervised"], here["supervised"], "supervised."))
+        == [
+            "supervised.log_every: 50 -> 500",  # absent from the file; transformers' default, which changes no weight
+            "supervised.steps: 0 -> 1000",
+        ]
+    )
+    assert (here["mntp"]["steps"], here["simcse"]["steps"], corpus["source"]) == (
+        0,
+        0,
+        "cache/echo-data",
+    )
     assert here["adapters"] == ["McGill-NLP/LLM2Vec-Mistral-7B-Instruct-v2-mntp"]
     prompts = corpus["instructions"]
     assert len(prompts) == 14
-    assert prompts["fever"] == ["Given a claim, retrieve documents that support or refute the claim;"]
-    assert {name for name, texts in prompts.items() if len(texts) == 2} == {"allnli", "quora_duplicates"}
+    assert prompts["fever"] == [
+        "Given a claim, retrieve documents that support or refute the claim;"
+    ]
+    assert {name for name, texts in prompts.items() if len(texts) == 2} == {
+        "allnli",
+        "quora_duplicates",
+    }
     assert not recipe_of(translated).trains_on_own_texts
 
 
@@ -218,7 +238,10 @@ def test_an_encoder_made_here_stands_in_for_decoder_and_adapter(translate, tmp_p
     assert (recipe["decoder"], recipe["adapters"]) == (str(tmp_path), [])
     (tmp_path / "adapter_config.json").touch()
     recipe = translate(SHEARED_SIMCSE | {"peft_model_name_or_path": str(tmp_path)}).recipe
-    assert (recipe["decoder"], recipe["adapters"]) == (SHEARED_SIMCSE["model_name_or_path"], [str(tmp_path)])
+    assert (recipe["decoder"], recipe["adapters"]) == (
+        SHEARED_SIMCSE["model_name_or_path"],
+        [str(tmp_path)],
+    )
 
 
 def test_a_word_task_is_a_probe_and_no_recipe(translate):
@@ -232,10 +255,21 @@ def test_a_word_task_is_a_probe_and_no_recipe(translate):
         "reading": "before",
         "merge": "mean",
     }
-    for key in ("learning_rate", "num_train_epochs", "stop_after_n_steps", "output_dir", "classifier_dropout"):
+    for key in (
+        "learning_rate",
+        "num_train_epochs",
+        "stop_after_n_steps",
+        "output_dir",
+        "classifier_dropout",
+    ):
         assert len([note for note in translated.notes if note.startswith(f"{key}: ")]) == 1, key
-    assert translate(WORD_TASK | {"bidirectional": False}).probe["model"] == f"uni:{WORD_TASK['model_name_or_path']}"
-    bert = {key: value for key, value in WORD_TASK.items() if key != "peft_addr"} | {"model_class": "auto"}
+    assert (
+        translate(WORD_TASK | {"bidirectional": False}).probe["model"]
+        == f"uni:{WORD_TASK['model_name_or_path']}"
+    )
+    bert = {key: value for key, value in WORD_TASK.items() if key != "peft_addr"} | {
+        "model_class": "auto"
+    }
     assert translate(bert).probe["model"] == f"auto:{WORD_TASK['model_name_or_path']}"
 
 
@@ -255,7 +289,11 @@ def test_the_command_line_stands_above_a_word_tasks_file_and_that_above_our_defa
     assert probe_arguments(nothing, file) == file.probe
     own = {"train": "a.jsonl", "test": "b.jsonl", "merge": "last"}
     found = probe_arguments({**nothing, **own}, file)
-    assert found == {**file.probe, **own, "dev": None}  # no development set of another data set than the others
+    assert found == {
+        **file.probe,
+        **own,
+        "dev": None,
+    }  # no development set of another data set than the others
     files = LEAST["word-task"] | {"validation_file": "v.txt"}
     found = probe_arguments(nothing, translate(files, among=("word-task", "test-word-task")))
     assert (found["train"], found["test"], found["dev"]) == ("t.txt", "v.txt", None)
@@ -268,14 +306,18 @@ def test_the_kind_is_told_from_the_keys(translate, kind):
 
 
 def test_a_kind_that_cannot_be_told_is_asked_for(translate):
-    with pytest.raises(UsageError, match="its keys fit mntp, word-task; needed is mntp or simcse or"):
+    with pytest.raises(
+        UsageError, match="its keys fit mntp, word-task; needed is mntp or simcse or"
+    ):
         translate(LEAST["mntp"])
     assert translate(LEAST["mntp"], among=("mntp", "simcse", "supervised")).kind == "mntp"
     with pytest.raises(UsageError, match="its keys fit test-word-task; needed is mntp or simcse$"):
         translate(TEST_WORD_TASK, among=("mntp", "simcse"))
     with pytest.raises(UsageError, match="its keys fit simcse, supervised"):
         translate({"model_name_or_path": "m", "loss_class": "HardNegativeNLLLoss"})
-    with pytest.raises(UsageError, match="there is no 'model' in any kind of file; did you mean model_type"):
+    with pytest.raises(
+        UsageError, match="there is no 'model' in any kind of file; did you mean model_type"
+    ):
         translate({"model": "m"})
 
 
@@ -288,11 +330,20 @@ def test_every_file_that_says_the_least_is_a_recipe_or_a_probe(translate, kind):
 
 def test_defaults_are_the_first_implementations_not_ours(translate):
     mntp = recipe_of(translate(LEAST["mntp"], kind="mntp")).mntp
-    assert (mntp.steps, mntp.batch_size, mntp.max_length, mntp.learning_rate) == (10_000, 8, 1024, 5e-5)
+    assert (mntp.steps, mntp.batch_size, mntp.max_length, mntp.learning_rate) == (
+        10_000,
+        8,
+        1024,
+        5e-5,
+    )
     assert (mntp.schedule, mntp.schedule_epochs, mntp.warmup_steps) == ("linear", 3, 0)
     assert (mntp.lora.r, mntp.lora.alpha, mntp.lora.dropout) == (8, 16, 0.05)
     assert (mntp.mask_probability, mntp.masking, mntp.mask_token) == (0.15, "bert", "blank")
-    assert (mntp.layout, mntp.precision, mntp.gradient_checkpointing) == ("concatenated", "float32", False)
+    assert (mntp.layout, mntp.precision, mntp.gradient_checkpointing) == (
+        "concatenated",
+        "float32",
+        False,
+    )
     assert (mntp.log_every, mntp.save_every, mntp.held_out) == (500, 500, 0.05)
     simcse = recipe_of(translate(LEAST["simcse"])).simcse
     assert (simcse.steps, simcse.batch_size, simcse.learning_rate) == (10_000, 8, 5e-5)
@@ -317,7 +368,13 @@ def test_a_key_of_another_name_means_the_same_and_gives_one_note(translate):
 def test_a_key_without_effect_gives_one_note_that_says_why(translate):
     added = {"push_to_hub": True, "optim": "adamw_torch", "token": "secret", "model_revision": "v2"}
     notes = translate(SHEARED_MNTP | added).notes
-    for key in ("overwrite_output_dir", "attn_implementation", "do_eval", "per_device_eval_batch_size", *added):
+    for key in (
+        "overwrite_output_dir",
+        "attn_implementation",
+        "do_eval",
+        "per_device_eval_batch_size",
+        *added,
+    ):
         assert len([note for note in notes if note.startswith(f"{key}: ")]) == 1, key
     assert "overwrite_output_dir: --start-over" in notes
     assert "secret" not in " ".join(notes)
@@ -328,19 +385,39 @@ def test_a_key_without_effect_gives_one_note_that_says_why(translate):
     [
         ({"gradient_accumulation_steps": 4}, {"batch_size": 128, "accumulation": 4}, None),
         ({"max_steps": 300}, {"steps": 300, "schedule_epochs": None}, None),
-        ({"max_steps": 5000}, {"steps": 1000, "schedule_epochs": None}, "max_steps: the run stops at 1000"),
+        (
+            {"max_steps": 5000},
+            {"steps": 1000, "schedule_epochs": None},
+            "max_steps: the run stops at 1000",
+        ),
         ({"do_train": False}, {"steps": 0}, "do_train: false"),
         ({"warmup_ratio": 0.1}, {"warmup_steps": 100}, "warmup_ratio: a share of 1000"),
         ({"warmup_ratio": 0.1, "warmup_steps": 5}, {"warmup_steps": 5}, "warmup_ratio: not read"),
-        ({"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 5}, {"schedule": "constant"}, None),
+        (
+            {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 5},
+            {"schedule": "constant"},
+            None,
+        ),
         ({"bf16": True, "torch_dtype": None}, {"precision": "bfloat16"}, None),
         ({"report_to": "wandb"}, {"report_to": ("wandb",)}, None),
         ({"report_to": ["none"]}, {"report_to": ()}, None),
-        ({"evaluation_strategy": "no"}, {"eval_every": 1000}, "eval_strategy: no is one evaluation"),
+        (
+            {"evaluation_strategy": "no"},
+            {"eval_every": 1000},
+            "eval_strategy: no is one evaluation",
+        ),
         ({"line_by_line": True}, {"layout": "lines"}, None),
         ({"max_train_samples": 9}, {}, "max_train_samples: it does not count texts"),
-        ({"mask_token_type": "mask"}, {"mask_token": "mask"}, "mask_token_type: the tokenizer's own"),
-        ({"validation_split_percentage": 10, "max_eval_samples": 7}, {"held_out": 0.1, "eval_blocks": 7}, None),
+        (
+            {"mask_token_type": "mask"},
+            {"mask_token": "mask"},
+            "mask_token_type: the tokenizer's own",
+        ),
+        (
+            {"validation_split_percentage": 10, "max_eval_samples": 7},
+            {"held_out": 0.1, "eval_blocks": 7},
+            None,
+        ),
     ],
 )
 def test_training_arguments_become_knobs(translate, added, expected, note):
@@ -353,7 +430,9 @@ def test_training_arguments_become_knobs(translate, added, expected, note):
 
 def test_own_texts_are_read_from_their_file_and_a_data_set_stands_above_them(translate):
     rest = {key: value for key, value in SHEARED_MNTP.items() if not key.startswith("dataset")}
-    own = recipe_of(translate(rest | {"train_file": "mine.txt", "line_by_line": True, "max_train_samples": 9}))
+    own = recipe_of(
+        translate(rest | {"train_file": "mine.txt", "line_by_line": True, "max_train_samples": 9})
+    )
     assert (own.corpus.source, own.corpus.max_texts, own.mntp.held_out) == ("mine.txt", 9, 0.05)
     both = translate(SHEARED_MNTP | {"train_file": "mine.txt", "dataset_name": "some/texts"})
     assert recipe_of(both).corpus.source == "hub:some/texts"
@@ -364,21 +443,38 @@ def test_a_causal_contrastive_run_and_another_pooling_are_noted(translate):
     translated = translate(SHEARED_SIMCSE | {"bidirectional": False, "pooling_mode": "eos_token"})
     assert recipe_of(translated).encoder.pooling == "last"
     assert "pooling_mode: eos_token is last here" in translated.notes
-    assert any(note.endswith("here every stage trains bidirectionally") for note in translated.notes)
+    assert any(
+        note.endswith("here every stage trains bidirectionally") for note in translated.notes
+    )
 
 
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        (SHEARED_MNTP | {"mlm_probabilty": 0.2}, r"config.json: there is no 'mlm_probabilty' in a mntp file.*mlm_prob"),
-        (SHEARED_MNTP | {"simcse_dropout": 0.3}, "no 'dataset_config_name' in a simcse.*a key of mntp"),
+        (
+            SHEARED_MNTP | {"mlm_probabilty": 0.2},
+            r"config.json: there is no 'mlm_probabilty' in a mntp file.*mlm_prob",
+        ),
+        (
+            SHEARED_MNTP | {"simcse_dropout": 0.3},
+            "no 'dataset_config_name' in a simcse.*a key of mntp",
+        ),
         (SHEARED_MNTP | {"lora_r": "16"}, "lora_r must be of type int, not '16'"),
         (SHEARED_MNTP | {"lora_r": True}, "lora_r must be of type int, not True"),
         (SHEARED_MNTP | {"learning_rate": "5e-5"}, "learning_rate must be of type float"),
         (SHEARED_MNTP | {"line_by_line": 1}, "line_by_line must be of type bool"),
-        (SHEARED_MNTP | {"torch_dtype": "bf16"}, "torch_dtype must be auto or bfloat16 or .*'bf16'"),
-        (SHEARED_MNTP | {"data_collator_type": "some"}, "data_collator_type must be default or all_mask, not 'some'"),
-        (SHEARED_MNTP | {"mask_token_type": ["blank"]}, "mask_token_type must be blank or eos or mask"),
+        (
+            SHEARED_MNTP | {"torch_dtype": "bf16"},
+            "torch_dtype must be auto or bfloat16 or .*'bf16'",
+        ),
+        (
+            SHEARED_MNTP | {"data_collator_type": "some"},
+            "data_collator_type must be default or all_mask, not 'some'",
+        ),
+        (
+            SHEARED_MNTP | {"mask_token_type": ["blank"]},
+            "mask_token_type must be blank or eos or mask",
+        ),
         (SHEARED_MNTP | {"bf16": True, "fp16": True}, "bf16 and fp16 are both true"),
         (SHEARED_MNTP | {"model_name_or_path": None}, "a mntp file needs model_name_or_path"),
         (SHEARED_MNTP | {"dataset_name": None}, "a mntp file needs dataset_name or train_file"),
@@ -387,7 +483,10 @@ def test_a_causal_contrastive_run_and_another_pooling_are_noted(translate):
         (SHEARED_SIMCSE | {"loss_class": "Other"}, "loss_class must be HardNegativeNLLLoss"),
         (WORD_TASK | {"model_class": "auto"}, "peft_addr goes with model_class custom"),
         (WORD_TASK | {"task": "words"}, "task must be pos_tags or ner_tags or chunk_tags"),
-        (TEST_WORD_TASK | {"learning_rate": 1.0}, "no 'learning_rate' in a test-word-task file; it is a key of mntp"),
+        (
+            TEST_WORD_TASK | {"learning_rate": 1.0},
+            "no 'learning_rate' in a test-word-task file; it is a key of mntp",
+        ),
         ("{", "config.json is not JSON"),
         ("[1]", "not a JSON object, but list"),
     ],

@@ -14,14 +14,21 @@ from safetensors.torch import load_file
 
 from llm2vec import LLM2Vec, Recipe, convert
 from llm2vec.errors import CorpusError, LLM2VecError, ModelError, RunError, UsageError
-from llm2vec.progress import Recorder
-from llm2vec.recipe import merged
+from llm2vec.recipe.knobs import merged
+from llm2vec.runtime.progress import Recorder
 
 FLOAT32 = {"precision": "float32"}
 """On every processor, also on one that would compute in bfloat16."""
 
 SMALL = {
-    "mntp": {"steps": 8, "batch_size": 4, "max_length": 48, "learning_rate": 1e-3, "eval_blocks": 8, "save_every": 2}
+    "mntp": {
+        "steps": 8,
+        "batch_size": 4,
+        "max_length": 48,
+        "learning_rate": 1e-3,
+        "eval_blocks": 8,
+        "save_every": 2,
+    }
     | FLOAT32,
     "simcse": {"steps": 6, "batch_size": 8, "max_length": 32, "save_every": 2} | FLOAT32,
     "encoder": {"max_length": 128},
@@ -29,7 +36,9 @@ SMALL = {
 
 
 def recipe(source, *, name="qwen3", **changes):
-    return Recipe.read(merged(SMALL, {"decoder": str(DECODERS / name), "corpus": {"source": str(source)}}, changes))
+    return Recipe.read(
+        merged(SMALL, {"decoder": str(DECODERS / name), "corpus": {"source": str(source)}}, changes)
+    )
 
 
 def weights(folder):
@@ -43,10 +52,14 @@ def test_a_family_is_converted_proven_and_read_back(name, corpus, tmp_path):
     assert list(done.stages) == ["0-bi", "1-mntp", "2-simcse"]
     proofs = [proof for stage in done.provenance["stages"] for proof in stage["switch"]["proofs"]]
     assert all(proof["passed"] for proof in [*proofs, done.provenance["read_back"]])
-    assert {"dropout is live", "attends to later tokens", "ignores padding"} <= {proof["name"] for proof in proofs}
+    assert {"dropout is live", "attends to later tokens", "ignores padding"} <= {
+        proof["name"] for proof in proofs
+    }
     evaluations = [line for line in done.provenance["stages"][1]["metrics"] if "eval_loss" in line]
     assert evaluations[-1]["eval_loss"] < evaluations[0]["eval_loss"]
-    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert {line["stage"] for line in lines} == {"mntp", "simcse"}
     for place in (*done.stages.values(), tmp_path / "out"):
         assert LLM2Vec.from_pretrained(place).encode("A text.").isfinite().all()
@@ -74,7 +87,9 @@ convert(Recipe.read(json.loads(sys.argv[1])), sys.argv[2])
 
 def killed_when(place, chosen, out):
     """Start a conversion in a process of its own and kill it, as a power cut would, when `place` exists."""
-    process = subprocess.Popen([sys.executable, "-c", COMMAND, json.dumps(chosen.to_dict()), str(out)])
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND, json.dumps(chosen.to_dict()), str(out)]
+    )
     deadline = time.monotonic() + 120
     while not place.exists():
         assert process.poll() is None, "it ended before it could be killed"
@@ -101,10 +116,24 @@ def test_a_conversion_killed_twice_ends_with_the_weights_of_an_uninterrupted_one
 
 
 def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(corpus, tmp_path):
-    sets = ["mntp.steps=300", "mntp.batch_size=4", "mntp.max_length=32", "mntp.save_every=2", "mntp.eval_blocks=2"]
+    sets = [
+        "mntp.steps=300",
+        "mntp.batch_size=4",
+        "mntp.max_length=32",
+        "mntp.save_every=2",
+        "mntp.eval_blocks=2",
+    ]
     sets += ["simcse.steps=0", "encoder.max_length=64"]
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "llm2vec", "convert", str(DECODERS / "qwen3"), "--corpus", str(corpus)]
+    command = [
+        sys.executable,
+        "-m",
+        "llm2vec",
+        "convert",
+        str(DECODERS / "qwen3"),
+        "--corpus",
+        str(corpus),
+    ]
     command += ["--out", str(out), *(part for each in sets for part in ("--set", each))]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while not list((tmp_path / "out.stages").glob("1-mntp.work/checkpoint-*/complete")):
@@ -125,7 +154,9 @@ def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(corpus, tmp_path):
 def finished(tmp_path_factory):
     place = tmp_path_factory.mktemp("finished")
     corpus = place / "texts.txt"
-    corpus.write_text("".join(f"The {word} is over there by the door.\n" for word in "abcdefghijklmnopqrstuvwxyz"))
+    corpus.write_text(
+        "".join(f"The {word} is over there by the door.\n" for word in "abcdefghijklmnopqrstuvwxyz")
+    )
     chosen = recipe(corpus, mntp={"steps": 1}, simcse={"steps": 1})
     convert(chosen, place / "out")
     return chosen, place / "out", corpus
@@ -170,7 +201,9 @@ def test_a_folder_that_is_not_ours_is_never_touched(corpus, tmp_path):
     assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
 
 
-def test_starting_over_makes_it_again_but_never_removes_what_is_not_ours(finished, corpus, tmp_path):
+def test_starting_over_makes_it_again_but_never_removes_what_is_not_ours(
+    finished, corpus, tmp_path
+):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("years of work")
     with pytest.raises(RunError, match="is no encoder made here"):
@@ -183,7 +216,11 @@ def test_starting_over_makes_it_again_but_never_removes_what_is_not_ours(finishe
     [
         ({"decoder": "./nowhere"}, ModelError, "there is no folder"),
         ({"corpus": {"source": "nowhere.txt"}}, CorpusError, "does not exist"),
-        ({"mntp": {"max_length": 4096}}, UsageError, r"mntp.max_length is 4096, but the decoder has 512 positions"),
+        (
+            {"mntp": {"max_length": 4096}},
+            UsageError,
+            r"mntp.max_length is 4096, but the decoder has 512 positions",
+        ),
         ({"encoder": {"max_length": 513}}, UsageError, r"--set encoder.max_length=512"),
         ({"mntp": {"report_to": ["nowhere"]}}, UsageError, "report_to nowhere"),
         ({"mntp": {"accumulation": 3}}, UsageError, "not a multiple of accumulation 3"),
@@ -191,7 +228,9 @@ def test_starting_over_makes_it_again_but_never_removes_what_is_not_ours(finishe
         ({"mntp": {"mask_token": "<none>"}}, UsageError, "no token of the vocabulary"),
     ],
 )
-def test_wrong_input_is_one_clear_line_and_leaves_no_encoder(changes, error, message, corpus, tmp_path):
+def test_wrong_input_is_one_clear_line_and_leaves_no_encoder(
+    changes, error, message, corpus, tmp_path
+):
     with pytest.raises(error, match=message):
         convert(Recipe.read(merged(recipe(corpus).to_dict(), changes)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -203,8 +242,10 @@ def test_a_missing_column_is_answered_with_the_columns_there_are(tmp_path):
         convert(recipe(tmp_path / "rows.jsonl", corpus={"column": "text"}), tmp_path / "out")
 
 
-def test_a_full_disk_is_one_clear_line_and_the_run_goes_on_afterwards(corpus, tmp_path, monkeypatch):
-    from llm2vec import files
+def test_a_full_disk_is_one_clear_line_and_the_run_goes_on_afterwards(
+    corpus, tmp_path, monkeypatch
+):
+    from llm2vec.runtime import files
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -222,10 +263,19 @@ def test_a_full_disk_is_one_clear_line_and_the_run_goes_on_afterwards(corpus, tm
 def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(corpus, tmp_path):
     chosen = recipe(
         corpus,
-        mntp={"method": "full", "learning_rate": 1e4, "warmup_steps": 7, "max_grad_norm": 1e9, "save_every": 1},
+        mntp={
+            "method": "full",
+            "learning_rate": 1e4,
+            "warmup_steps": 7,
+            "max_grad_norm": 1e9,
+            "save_every": 1,
+        },
     )
     with pytest.raises(RunError, match=r"MNTP: .*(not finite|loss is)"):
-        convert(Recipe.read(merged(chosen.to_dict(), {"mntp": {"learning_rate": 1e20, "steps": 40}})), tmp_path / "out")
+        convert(
+            Recipe.read(merged(chosen.to_dict(), {"mntp": {"learning_rate": 1e20, "steps": 40}})),
+            tmp_path / "out",
+        )
     kept = list((tmp_path / "out.stages" / "1-mntp.work").glob("checkpoint-*/complete"))
     assert kept
     assert not (tmp_path / "out").exists()
@@ -233,9 +283,20 @@ def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(corpus, tmp_pat
 
 def test_two_processes_share_each_step_and_make_one_encoder(corpus, tmp_path):
     plain = {"lora": {"dropout": 0.0}}
-    whole = convert(recipe(corpus, mntp={"steps": 3, "batch_size": 8, **plain}, simcse={"steps": 0}), tmp_path / "one")
+    whole = convert(
+        recipe(corpus, mntp={"steps": 3, "batch_size": 8, **plain}, simcse={"steps": 0}),
+        tmp_path / "one",
+    )
     chosen = recipe(corpus, mntp={"steps": 3, "batch_size": 4, **plain}, simcse={"steps": 0})
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python", sys.executable]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--no-python",
+        sys.executable,
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(
         [*launch, "-c", COMMAND, json.dumps(chosen.to_dict()), str(tmp_path / "two")],
@@ -244,4 +305,6 @@ def test_two_processes_share_each_step_and_make_one_encoder(corpus, tmp_path):
         env=environment,
     )
     for name, weight in weights(whole.folder).items():
-        torch.testing.assert_close(weights(tmp_path / "two")[name], weight, atol=1e-4, rtol=1e-3, msg=name)
+        torch.testing.assert_close(
+            weights(tmp_path / "two")[name], weight, atol=1e-4, rtol=1e-3, msg=name
+        )

@@ -17,22 +17,25 @@ from tokenizers.processors import TemplateProcessing
 from torch import nn
 from transformers import AutoModel, Qwen2Config, Qwen2Model
 
-from llm2vec import LLM2Vec, backbone, decoder
-from llm2vec.adapters import find_chain
-from llm2vec.batching import is_packed
-from llm2vec.evaluate.columns import Tagged
-from llm2vec.evaluate.probe import probe, read_split
-from llm2vec.evaluate.tagger import Tagger, save_probe
-from llm2vec.folder import Settings
-from llm2vec.imported import import_encoder
-from llm2vec.progress import Silent
-from llm2vec.recipe import MntpRecipe, PairsRecipe, SimcseRecipe
-from llm2vec.stages.contrastive import ContrastiveLoss, contrastive_batch, contrastive_loss
-from llm2vec.stages.mntp import Masking, collate, mntp_loss, train_mntp
-from llm2vec.stages.simcse import train_simcse
-from llm2vec.stages.weights import add_adapters
-from llm2vec.tokens import Tokens, shortened, store_tokens
-from llm2vec.triples import store_triples
+from llm2vec import LLM2Vec
+from llm2vec.backbone.adapters import find_chain
+from llm2vec.backbone.loading import load_decoder, load_tokenizer
+from llm2vec.backbone.lora import add_adapters
+from llm2vec.backbone.switch import make_bidirectional, save_model
+from llm2vec.corpus.tagged import Tagged
+from llm2vec.corpus.token_store import store_tokens
+from llm2vec.corpus.triples import store_triples
+from llm2vec.encoder.batching import is_packed
+from llm2vec.encoder.folder import Settings
+from llm2vec.encoder.tokenization import Tokens, shortened
+from llm2vec.evaluation.probe import probe, read_split
+from llm2vec.evaluation.tagger import Tagger, save_probe
+from llm2vec.legacy.import_chain import import_encoder
+from llm2vec.recipe.knobs import MntpRecipe, PairsRecipe, SimcseRecipe
+from llm2vec.runtime.progress import Silent
+from llm2vec.training.contrastive import ContrastiveLoss, contrastive_batch, contrastive_loss
+from llm2vec.training.mntp import Masking, collate, mntp_loss, train_mntp
+from llm2vec.training.simcse import train_simcse
 
 FAMILIES = ("qwen3", "gpt2", "gemma3")
 POOLINGS = ("mean", "weighted_mean", "last", "first")
@@ -61,14 +64,14 @@ def distance(ours, theirs):
 
 def body(name="qwen3", **loading):
     """A bidirectional body in float32."""
-    model = decoder.load(DECODERS / name, head=False, dtype=torch.float32, **loading).eval()
-    backbone.make_bidirectional(model)
+    model = load_decoder(DECODERS / name, head=False, dtype=torch.float32, **loading).eval()
+    make_bidirectional(model)
     return model
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return decoder.load_tokenizer(DECODERS / "qwen3")
+    return load_tokenizer(DECODERS / "qwen3")
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +88,20 @@ def changed(encoder, **changes):
 def by_hand(encoder, text, pooling="mean", *, prompt=""):
     """A vector from the model's states of one unpadded row; what follows the prompt is found by decoding."""
     ids = encoder.tokenizer(prompt + text)["input_ids"]
-    own = next(start for start in range(len(ids)) if len(encoder.tokenizer.decode(ids[: start + 1])) > len(prompt))
+    own = next(
+        start
+        for start in range(len(ids))
+        if len(encoder.tokenizer.decode(ids[: start + 1])) > len(prompt)
+    )
     with torch.inference_mode():
-        states_TD = encoder.model(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0, own:]
-    weight_T = torch.arange(1.0, len(states_TD) + 1) if pooling == "weighted_mean" else torch.ones(len(states_TD))
+        states_TD = encoder.model(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[
+            0, own:
+        ]
+    weight_T = (
+        torch.arange(1.0, len(states_TD) + 1)
+        if pooling == "weighted_mean"
+        else torch.ones(len(states_TD))
+    )
     return weight_T @ states_TD / weight_T.sum()
 
 
@@ -99,21 +112,34 @@ def by_hand(encoder, text, pooling="mean", *, prompt=""):
 def test_every_state_of_a_qwen2_sees_the_last_token_with_and_without_padding(attention, tmp_path):
     """D1: Qwen2 stayed causal under eager and SDPA attention."""
     shutil.copytree(DECODERS / "qwen3", tmp_path / "qwen2")
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+    }
     torch.manual_seed(0)
-    Qwen2Model(Qwen2Config(vocab_size=6144, num_key_value_heads=2, **shape)).save_pretrained(tmp_path / "qwen2")
+    Qwen2Model(Qwen2Config(vocab_size=6144, num_key_value_heads=2, **shape)).save_pretrained(
+        tmp_path / "qwen2"
+    )
     LLM2Vec.from_pretrained(tmp_path / "qwen2", attention=attention).save(tmp_path / "encoder")
-    plain = AutoModel.from_pretrained(tmp_path / "encoder", attn_implementation=attention, dtype=torch.float32).eval()
+    plain = AutoModel.from_pretrained(
+        tmp_path / "encoder", attn_implementation=attention, dtype=torch.float32
+    ).eval()
     first, second = torch.tensor([[5, 6, 7, 8, 1, 1]]), torch.tensor([[5, 6, 7, 9, 1, 1]])
     for padding in (0, 2):
         mask_BT = torch.ones(1, 4 + padding).long()
         mask_BT[:, 4:] = 0
         with torch.inference_mode():
             before, after = (
-                plain(input_ids=ids[:, : 4 + padding], attention_mask=mask_BT).last_hidden_state[0, :3]
+                plain(input_ids=ids[:, : 4 + padding], attention_mask=mask_BT).last_hidden_state[
+                    0, :3
+                ]
                 for ids in (first, second)
             )
-        assert (before - after).abs().amax(dim=1).min() > 1e-4, "causal states would be the same to the bit"
+        assert (before - after).abs().amax(dim=1).min() > 1e-4, (
+            "causal states would be the same to the bit"
+        )
 
 
 # --- D2
@@ -121,7 +147,7 @@ def test_every_state_of_a_qwen2_sees_the_last_token_with_and_without_padding(att
 
 def with_start_token(tokenizer_of="qwen3"):
     """A tokenizer of its own that begins every text with its start token."""
-    made = decoder.load_tokenizer(DECODERS / tokenizer_of)
+    made = load_tokenizer(DECODERS / tokenizer_of)
     start = str(made.bos_token)
     made.backend_tokenizer.post_processor = TemplateProcessing(
         single=f"{start} $A", special_tokens=[(start, made.bos_token_id)]
@@ -145,7 +171,9 @@ def test_simcse_pools_a_texts_own_tokens_whatever_they_are_padded_to(pooling, tm
     changes = {"log_every": 1, "lora": {"dropout": 0.0}, "precision": "float32"}
     recipe = SimcseRecipe(steps=1, batch_size=len(TEXTS), max_length=32, **changes)
     arguments = {"pooling": pooling, "folder": tmp_path / "run", "seed": 0, "progress": Silent()}
-    _, log = train_simcse(model, tokenizer, store, recipe, **arguments)  # no dropout at all: both views are the same
+    _, log = train_simcse(
+        model, tokenizer, store, recipe, **arguments
+    )  # no dropout at all: both views are the same
     assert log[0]["loss"] == pytest.approx(expected, rel=ROUNDING_LOSS)
 
 
@@ -156,7 +184,10 @@ def test_tokenize_and_forward_need_no_separator_to_tell_texts_from_padding(pooli
         encoder = changed(encoder, pooling_mode=pooling)
         with torch.inference_mode():
             together = encoder(encoder.tokenize(TEXTS))
-        assert distance(together, torch.stack([by_hand(encoder, text, pooling) for text in TEXTS])) < ROUNDING
+        assert (
+            distance(together, torch.stack([by_hand(encoder, text, pooling) for text in TEXTS]))
+            < ROUNDING
+        )
 
 
 # --- D3; whole runs of two processes against one are in tests/test_conversion.py and tests/test_supervised.py
@@ -171,10 +202,12 @@ def alone_in_a_group(tmp_path):
 
 
 @pytest.mark.parametrize("stage", ["MNTP", "contrastive"])
-def test_every_trained_gradient_passes_through_what_shares_it_between_processes(stage, tokenizer, alone_in_a_group):
+def test_every_trained_gradient_passes_through_what_shares_it_between_processes(
+    stage, tokenizer, alone_in_a_group
+):
     """D3: the loss called the model inside the wrapper, so that gradients never reached the other processes."""
-    model = decoder.load(DECODERS / "qwen3", head=stage == "MNTP", dtype=torch.float32)
-    backbone.make_bidirectional(model)
+    model = load_decoder(DECODERS / "qwen3", head=stage == "MNTP", dtype=torch.float32)
+    make_bidirectional(model)
     adapted = add_adapters(model, MntpRecipe())
     wrapped = nn.parallel.DistributedDataParallel(adapted)
     shared = 0
@@ -194,10 +227,15 @@ def test_every_trained_gradient_passes_through_what_shares_it_between_processes(
         batch, loss = collate(rows, seeds, masking, packed=is_packed(model), pad_id=1), mntp_loss
     else:
         pairs = [(Tokens(row, 0, len(row)),) * 2 for row in ids]
-        batch, loss = contrastive_batch(pairs, packed=is_packed(model), pad_id=1), ContrastiveLoss(20.0, "mean")
+        batch, loss = (
+            contrastive_batch(pairs, packed=is_packed(model), pad_id=1),
+            ContrastiveLoss(20.0, "mean"),
+        )
     batch.pop("tokens")
     loss(wrapped, batch, None).backward()
-    assert shared == sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad) > 0
+    assert (
+        shared == sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad) > 0
+    )
 
 
 # --- D4
@@ -226,7 +264,12 @@ def test_pooled_are_the_texts_own_tokens_where_it_tokenises_otherwise_behind_a_p
         ids, own = features["input_ids"][0], features["embed_mask"][0].bool()
         assert encoder.tokenizer.decode(ids[own]).strip() == text
         assert encoder.tokenizer.decode(ids[~own]).strip() == PROMPT
-        assert distance(encoder.encode([PROMPT, text, 0])[0], by_hand(encoder, text, prompt=PROMPT + " ")) < ROUNDING
+        assert (
+            distance(
+                encoder.encode([PROMPT, text, 0])[0], by_hand(encoder, text, prompt=PROMPT + " ")
+            )
+            < ROUNDING
+        )
         guessed_wrong += len(encoder.tokenizer(text)["input_ids"]) != int(own.sum())
     assert guessed_wrong >= 3, "these texts would not show the defect"
 
@@ -238,9 +281,13 @@ def test_a_cut_text_pools_what_is_left_of_it_and_nothing_of_its_prompt(opened, t
     prompt_tokens = len(encoder.tokenizer(PROMPT)["input_ids"])
     (found,) = encoder.tokens([text], prompts=[PROMPT + " "])
     assert (len(found.ids), found.first, found.end) == (32, prompt_tokens, 32)
-    (tmp_path / "rows.jsonl").write_text(json.dumps({"query": text, "positive": text, "negative": text}))
+    (tmp_path / "rows.jsonl").write_text(
+        json.dumps({"query": text, "positive": text, "negative": text})
+    )
     pairs = PairsRecipe(source=str(tmp_path / "rows.jsonl"), instructions={"rows": PROMPT})
-    trained = store_triples(encoder.tokenizer, pairs, tmp_path / "t", max_length=32, separator=" ")(0, 0)
+    trained = store_triples(encoder.tokenizer, pairs, tmp_path / "t", max_length=32, separator=" ")(
+        0, 0
+    )
     assert (len(trained[0].ids), trained[0].first, trained[0].end) == (32, prompt_tokens, 32)
 
 
@@ -258,7 +305,9 @@ class Counted:
         return self.tokenizer(*args, **kwargs)
 
 
-@pytest.mark.parametrize("text", ["这是一个没有空格的长文档" * 90, "word\t  two\n\n" * 300, "x" * 3000])
+@pytest.mark.parametrize(
+    "text", ["这是一个没有空格的长文档" * 90, "word\t  two\n\n" * 300, "x" * 3000]
+)
 def test_a_long_text_keeps_its_beginning_to_the_letter_with_or_without_spaces(text, opened):
     """D5: shortening counted words at spaces: a text without any became the empty string, others lost line breaks."""
     encoder = changed(opened["qwen3"], doc_max_length=20)
@@ -283,8 +332,8 @@ def untied(folder):
     weights = load_file(folder / "model.safetensors")
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"].flip(1).contiguous()
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    model = decoder.load(folder, head=True, dtype=torch.float32)
-    backbone.make_bidirectional(model)
+    model = load_decoder(folder, head=True, dtype=torch.float32)
+    make_bidirectional(model)
     return model
 
 
@@ -294,13 +343,23 @@ def test_the_lm_head_is_frozen_or_trained_and_kept(train_head, tokenizer, corpus
     model = untied(tmp_path / "untied")
     head = model.lm_head.weight.detach().clone()
     query = model.model.layers[0].self_attn.q_proj.weight.detach().clone()
-    store = store_tokens(tokenizer, corpus.read_text().splitlines(), tmp_path / "tokens", max_length=None)
-    changes = {"steps": 2, "batch_size": 4, "max_length": 32, "eval_blocks": 2, "learning_rate": 1e-2}
+    store = store_tokens(
+        tokenizer, corpus.read_text().splitlines(), tmp_path / "tokens", max_length=None
+    )
+    changes = {
+        "steps": 2,
+        "batch_size": 4,
+        "max_length": 32,
+        "eval_blocks": 2,
+        "learning_rate": 1e-2,
+    }
     recipe = MntpRecipe(**changes, train_head=train_head)
-    after, _ = train_mntp(model, tokenizer, store, recipe, folder=tmp_path / "run", seed=0, progress=Silent())
+    after, _ = train_mntp(
+        model, tokenizer, store, recipe, folder=tmp_path / "run", seed=0, progress=Silent()
+    )
     assert not torch.equal(after.model.layers[0].self_attn.q_proj.weight, query)
     assert torch.equal(after.lm_head.weight, head) != train_head
-    backbone.save_model(after, tmp_path / "saved")
+    save_model(after, tmp_path / "saved")
     kept = load_file(tmp_path / "saved" / "model.safetensors")["lm_head.weight"]
     assert torch.equal(kept, after.lm_head.weight)
 
@@ -310,9 +369,13 @@ def test_what_trains_beside_a_frozen_head_is_adapters_alone(tokenizer, corpus, t
     model = untied(tmp_path / "untied")
     trained = set()
     model.lm_head.register_forward_hook(
-        lambda *_: trained.update(name for name, weight in model.named_parameters() if weight.requires_grad)
+        lambda *_: trained.update(
+            name for name, weight in model.named_parameters() if weight.requires_grad
+        )
     )
-    store = store_tokens(tokenizer, corpus.read_text().splitlines(), tmp_path / "tokens", max_length=None)
+    store = store_tokens(
+        tokenizer, corpus.read_text().splitlines(), tmp_path / "tokens", max_length=None
+    )
     recipe = MntpRecipe(steps=1, batch_size=2, max_length=32, eval_blocks=2)
     train_mntp(model, tokenizer, store, recipe, folder=tmp_path / "run", seed=0, progress=Silent())
     assert trained
@@ -375,7 +438,9 @@ def test_texts_are_joined_to_their_prompts_in_training_as_in_encoding_on_both_si
         encoder = changed(opened["qwen3"], separator=separator, max_length=64)
         pairs = PairsRecipe.model_validate({"source": str(tmp_path), **given})
         folder = tmp_path / f"stored-{ord(separator)}"
-        triples = store_triples(encoder.tokenizer, pairs, folder, max_length=64, separator=separator)
+        triples = store_triples(
+            encoder.tokenizer, pairs, folder, max_length=64, separator=separator
+        )
         for number, each in enumerate(triples.data_sets):
             prompted = (True, each.name == "quora", each.name == "quora")
             for found, text, has_prompt in zip(triples(number, 0), TEXTS, prompted, strict=False):
@@ -401,7 +466,9 @@ def test_scaled_similarities_a_tenth_apart_are_told_apart_in_half_precision(dtyp
     scores_2 = 50 * exact_BD @ anchor_BD.double()[0]
     expected = float(torch.log1p(torch.exp(scores_2[1] - scores_2[0])))
     coarse_2 = scores_2.bfloat16().double()
-    assert abs(float(torch.log1p(torch.exp(coarse_2[1] - coarse_2[0]))) - expected) > 1e-3, "would not show it"
+    assert abs(float(torch.log1p(torch.exp(coarse_2[1] - coarse_2[0]))) - expected) > 1e-3, (
+        "would not show it"
+    )
     assert float(found) == pytest.approx(expected, abs=1e-4)
 
 
@@ -468,12 +535,17 @@ def test_a_template_stays_with_its_encoder_under_any_name(tmp_path):
     """D12: templates were looked up by the model's exact name each time; local copies had none, silently."""
     wrapped = LLM2Vec.from_pretrained(named(tmp_path / "copy", "Qwen/Qwen2-1.5B-Instruct"))
     assert wrapped.settings.template == "<|im_start|>user\n{text}<|im_end|>"
-    assert distance(wrapped.encode(TEXTS), LLM2Vec.from_pretrained(DECODERS / "qwen3").encode(TEXTS)) > 0.01
+    assert (
+        distance(wrapped.encode(TEXTS), LLM2Vec.from_pretrained(DECODERS / "qwen3").encode(TEXTS))
+        > 0.01
+    )
     with pytest.warns(UserWarning, match="sentence-transformers does not wrap texts"):
         wrapped.save(tmp_path / "saved")
     (tmp_path / "saved").rename(tmp_path / "renamed")
     config = json.loads((tmp_path / "renamed" / "config.json").read_text())
-    (tmp_path / "renamed" / "config.json").write_text(json.dumps({**config, "_name_or_path": "someone/else"}))
+    (tmp_path / "renamed" / "config.json").write_text(
+        json.dumps({**config, "_name_or_path": "someone/else"})
+    )
     again = LLM2Vec.from_pretrained(tmp_path / "renamed")
     assert again.settings.template == wrapped.settings.template
     assert distance(again.encode(TEXTS), wrapped.encode(TEXTS)) < ROUNDING
@@ -492,20 +564,31 @@ def test_a_saved_encoder_knows_whether_it_is_bidirectional(tmp_path):
 def adapter(folder, *, seed):
     """An adapter of the tiny qwen3 with an effect."""
     torch.manual_seed(seed)
-    model = decoder.load(DECODERS / "qwen3", head=False, dtype=torch.float32)
-    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    model = load_decoder(DECODERS / "qwen3", head=False, dtype=torch.float32)
+    config = LoraConfig(
+        r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False
+    )
     get_peft_model(model, config).save_pretrained(folder)
     return folder
 
 
 def test_an_imported_encoder_says_what_was_merged_in_which_order(tmp_path):
     """D12: nothing recorded the chain of adapters."""
-    mntp, simcse = (adapter(tmp_path / name, seed=seed) for seed, name in enumerate(("tiny-mntp", "tiny-unsup-simcse")))
+    mntp, simcse = (
+        adapter(tmp_path / name, seed=seed)
+        for seed, name in enumerate(("tiny-mntp", "tiny-unsup-simcse"))
+    )
     import_encoder(find_chain(DECODERS / "qwen3", [simcse, mntp]), tmp_path / "out")
     told = json.loads((tmp_path / "out" / "provenance.json").read_text())
-    assert [each["source"] for each in told["imported"]] == [str(DECODERS / "qwen3"), str(mntp), str(simcse)]
+    assert [each["source"] for each in told["imported"]] == [
+        str(DECODERS / "qwen3"),
+        str(mntp),
+        str(simcse),
+    ]
     assert all(each["fingerprint"] for each in told["imported"])
-    assert json.loads((tmp_path / "out" / "llm2vec_config.json").read_text())["bidirectional"] is True
+    assert (
+        json.loads((tmp_path / "out" / "llm2vec_config.json").read_text())["bidirectional"] is True
+    )
 
 
 # --- D13
@@ -518,7 +601,9 @@ def hub(tmp_path, monkeypatch):
     for number, (revision, length) in enumerate((("main", 64), ("v2", 128))):
         snapshot = tmp_path / "models--tiny--encoder" / "snapshots" / (str(number) * 40)
         shutil.copytree(DECODERS / FAMILIES[number], snapshot)
-        (snapshot / "llm2vec_config.json").write_text(json.dumps({"pooling_mode": "mean", "max_length": length}))
+        (snapshot / "llm2vec_config.json").write_text(
+            json.dumps({"pooling_mode": "mean", "max_length": length})
+        )
         (tmp_path / "models--tiny--encoder" / "refs").mkdir(exist_ok=True)
         (tmp_path / "models--tiny--encoder" / "refs" / revision).write_text(str(number) * 40)
     repository = tmp_path / "models--tiny--adapter"
@@ -550,7 +635,9 @@ def test_an_adapters_settings_are_read_from_the_hub_too(hub):
 def test_a_revision_of_the_base_is_not_looked_for_in_its_adapters(hub):
     """D13: `revision` belongs to the model that is named first."""
     (hub / "models--tiny--encoder" / "refs" / "v3").write_text("0" * 40)
-    found = LLM2Vec.from_pretrained("tiny/encoder", "tiny/adapter", revision="v3", cache_dir=str(hub))
+    found = LLM2Vec.from_pretrained(
+        "tiny/encoder", "tiny/adapter", revision="v3", cache_dir=str(hub)
+    )
     assert found.settings.max_length == 32
 
 
@@ -568,7 +655,9 @@ def test_the_revision_of_an_adapter_that_is_named_first_is_its_own(hub):
 # --- D14
 
 
-@pytest.mark.parametrize("text", [f"One half {SEPARATOR} another half", f"{SEPARATOR}{SEPARATOR}", f"a {SEPARATOR}"])
+@pytest.mark.parametrize(
+    "text", [f"One half {SEPARATOR} another half", f"{SEPARATOR}{SEPARATOR}", f"a {SEPARATOR}"]
+)
 def test_a_text_that_holds_the_old_separator_is_pooled_whole(text, opened):
     """D14: what stood behind it, or behind the second one, was cut off."""
     encoder = opened["qwen3"]
@@ -586,7 +675,7 @@ def test_a_text_that_holds_the_old_separator_is_pooled_whole(text, opened):
 @pytest.mark.parametrize("start_token", [False, True])
 def test_pooling_at_the_start_token_needs_no_start_token_and_minds_no_second_one(start_token):
     """D15: `bos_token` looked for the token's id: absent, repeated or equal to the padding it broke."""
-    tokenizer = with_start_token() if start_token else decoder.load_tokenizer(DECODERS / "qwen3")
+    tokenizer = with_start_token() if start_token else load_tokenizer(DECODERS / "qwen3")
     tokenizer.pad_token = tokenizer.bos_token
     encoder = LLM2Vec(body(), tokenizer, pooling_mode="bos_token")
     texts = [*TEXTS, f"A text with {tokenizer.bos_token} in its middle."]
@@ -606,23 +695,32 @@ def test_saving_leaves_the_live_encoder_as_it_is(tmp_path):
         encoder.save(tmp_path / f"saved-{number}", merge_before_save=True)
         assert encoder.model is model
         assert model.state_dict().keys() == weights.keys()
-        assert all(torch.equal(weight, weights[name]) for name, weight in model.state_dict().items())
+        assert all(
+            torch.equal(weight, weights[name]) for name, weight in model.state_dict().items()
+        )
         assert torch.equal(encoder.encode(TEXTS), vectors)
-        assert distance(LLM2Vec.from_pretrained(tmp_path / f"saved-{number}").encode(TEXTS), vectors) < ROUNDING
+        assert (
+            distance(LLM2Vec.from_pretrained(tmp_path / f"saved-{number}").encode(TEXTS), vectors)
+            < ROUNDING
+        )
 
 
 def test_adapters_are_merged_in_float32_and_rounded_once(tmp_path):
     """D15: merging in bfloat16 rounded the weights after each adapter."""
     chain = [adapter(tmp_path / f"adapter-{seed}", seed=seed) for seed in (0, 1)]
     name = "layers.0.self_attn.q_proj"
-    base = decoder.load(DECODERS / "qwen3", head=False, dtype=torch.bfloat16).state_dict()[f"{name}.weight"]
+    base = load_decoder(DECODERS / "qwen3", head=False, dtype=torch.bfloat16).state_dict()[
+        f"{name}.weight"
+    ]
     exact, rounded_each_time = base.float(), base
     for folder in chain:
         saved = load_file(folder / "adapter_model.safetensors")
         up, down = (saved[f"base_model.model.{name}.lora_{side}.weight"] for side in "BA")
         exact = exact + 2.0 * up @ down  # alpha / r = 2
         rounded_each_time = rounded_each_time + (2.0 * up @ down).bfloat16()
-    assert not torch.equal(exact.bfloat16(), rounded_each_time), "these adapters would not show the defect"
+    assert not torch.equal(exact.bfloat16(), rounded_each_time), (
+        "these adapters would not show the defect"
+    )
     merged = LLM2Vec.from_pretrained(DECODERS / "qwen3", chain, dtype="bfloat16").model
     assert torch.equal(merged.state_dict()[f"{name}.weight"], exact.bfloat16())
 
@@ -630,7 +728,9 @@ def test_adapters_are_merged_in_float32_and_rounded_once(tmp_path):
 # --- D16
 
 
-@pytest.mark.parametrize(("dtype", "allowed"), [("float32", ROUNDING), ("bfloat16", ROUNDING_BFLOAT16)])
+@pytest.mark.parametrize(
+    ("dtype", "allowed"), [("float32", ROUNDING), ("bfloat16", ROUNDING_BFLOAT16)]
+)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_vector_moves_with_its_batch_by_no_more_than_rounding(name, dtype, allowed):
     """D16: left padding shifted positions, and in half precision vectors changed with the batch size."""
@@ -650,16 +750,22 @@ def test_a_vector_moves_with_its_batch_by_no_more_than_rounding(name, dtype, all
 @pytest.mark.parametrize("choice", ["blank", "mask"])
 def test_mntp_leaves_no_mask_token_behind(choice, tokenizer, corpus, tmp_path):
     """D17: `_` stayed a special token of the saved tokenizer; an added mask token was random and never saved."""
-    model = decoder.load(DECODERS / "qwen3", head=True, dtype=torch.float32)
-    backbone.make_bidirectional(model)
+    model = load_decoder(DECODERS / "qwen3", head=True, dtype=torch.float32)
+    make_bidirectional(model)
     texts = ["snake_case_name", "_", "a _ b", "__init__"]
     special, ids = list(tokenizer.all_special_tokens), tokenizer(texts)["input_ids"]
     embeddings = model.get_input_embeddings().weight.detach().clone()
     rows_seen = []
-    model.lm_head.register_forward_hook(lambda *_: rows_seen.append(model.get_input_embeddings().weight.detach()))
-    store = store_tokens(tokenizer, corpus.read_text().splitlines(), tmp_path / "tokens", max_length=None)
+    model.lm_head.register_forward_hook(
+        lambda *_: rows_seen.append(model.get_input_embeddings().weight.detach())
+    )
+    store = store_tokens(
+        tokenizer, corpus.read_text().splitlines(), tmp_path / "tokens", max_length=None
+    )
     recipe = MntpRecipe(steps=1, batch_size=2, max_length=32, eval_blocks=2, mask_token=choice)
-    after, _ = train_mntp(model, tokenizer, store, recipe, folder=tmp_path / "run", seed=0, progress=Silent())
+    after, _ = train_mntp(
+        model, tokenizer, store, recipe, folder=tmp_path / "run", seed=0, progress=Silent()
+    )
     assert torch.equal(after.get_input_embeddings().weight, embeddings)
     added = rows_seen[0][len(embeddings) :]
     assert len(added) == (choice == "mask")

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from llm2vec import LLM2Vec
+from llm2vec.corpus.tagged import read_tagged
 from llm2vec.errors import UsageError
-from llm2vec.evaluate.analysis import BUNDLED_SETS
-from llm2vec.evaluate.columns import read_tagged
-from llm2vec.evaluate.difference import difference, draws
-from llm2vec.evaluate.probe import probe
-from llm2vec.evaluate.sentences import classification, clustering, pairs, sts
+from llm2vec.evaluation.analysis import BUNDLED_SETS
+from llm2vec.evaluation.bootstrap import difference, draws
+from llm2vec.evaluation.probe import probe
+from llm2vec.evaluation.sentence_tasks import classification, clustering, pairs, sts
 
 
 def letters(texts, *, prompt=None):
@@ -28,7 +28,9 @@ def lengths(texts, *, prompt=None):
 def graded(tmp_path):
     random = np.random.default_rng(7)
     texts = ["".join(random.choice(list("abc"), size=random.integers(1, 9))) for _ in range(120)]
-    scores = [len(set(one) & set(other)) for one, other in zip(texts[::2], texts[1::2], strict=True)]
+    scores = [
+        len(set(one) & set(other)) for one, other in zip(texts[::2], texts[1::2], strict=True)
+    ]
     rows = zip(scores, texts[::2], texts[1::2], strict=True)
     path = tmp_path / "sts.tsv"
     path.write_text("".join(f"{score}\t{one}\t{other}\n" for score, one, other in rows))
@@ -36,7 +38,10 @@ def graded(tmp_path):
 
 
 def test_a_model_is_exactly_as_good_as_itself(graded, encoder):
-    sets = [read_tagged(BUNDLED_SETS / f"words.{part}.jsonl", column="pos")[:60] for part in ("train", "test")]
+    sets = [
+        read_tagged(BUNDLED_SETS / f"words.{part}.jsonl", column="pos")[:60]
+        for part in ("train", "test")
+    ]
     for measured in (lambda: sts(letters, graded), lambda: probe(encoder, *sets, seeds=2)):
         found = difference(measured(), measured())
         assert (found.value, found.low, found.high, found.clear) == (0.0, 0.0, 0.0, False)
@@ -58,13 +63,18 @@ def test_a_plain_loop_over_the_same_draws_gives_the_same_difference(graded):
         chosen = random.integers(60, size=60)
         first, second = (spearmanr(each[chosen], scores[chosen]).statistic for each in cosines)
         differences.append(first - second)
-    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(differences, [2.5, 97.5])), abs=1e-6)
+    assert (found.low, found.high) == pytest.approx(
+        tuple(np.percentile(differences, [2.5, 97.5])), abs=1e-6
+    )
     assert found.clear == (found.low > 0 or found.high < 0)
 
 
 def test_a_paired_interval_of_two_probes_is_narrower_than_two_separate_ones(encoder):
     """Independent measurements would have a difference as wide as the root of the sum of squares."""
-    sets = [read_tagged(BUNDLED_SETS / f"words.{part}.jsonl", column="pos") for part in ("train", "test")]
+    sets = [
+        read_tagged(BUNDLED_SETS / f"words.{part}.jsonl", column="pos")
+        for part in ("train", "test")
+    ]
     causal = LLM2Vec.from_pretrained("bundled", enable_bidirectional=False)
     one, other = (probe(each, *sets, seeds=1, reading="own") for each in (encoder, causal))
     found = difference(one, other)
@@ -80,7 +90,11 @@ def test_the_draws_are_the_same_for_as_many_items_and_others_for_more():
 
 
 def test_classification_pairs_its_ten_draws_and_clustering_says_nothing(tmp_path):
-    rows = [{"text": letter * (1 + index % 4), "label": letter} for index in range(30) for letter in "abc"]
+    rows = [
+        {"text": letter * (1 + index % 4), "label": letter}
+        for index in range(30)
+        for letter in "abc"
+    ]
     path = tmp_path / "c.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     one, other = (classification(embed, path, train=path) for embed in (letters, lengths))

@@ -13,10 +13,11 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm2vec import LLM2Vec, decoder
+from llm2vec import LLM2Vec
+from llm2vec.backbone import loading
+from llm2vec.backbone.source import BUNDLED_FOLDER
+from llm2vec.encoder.reference import loading_arguments
 from llm2vec.errors import ModelError, UsageError
-from llm2vec.places import BUNDLED_FOLDER
-from llm2vec.reference import loading_arguments
 
 TEXTS = [
     "The mill by the river has stood empty for years.",
@@ -31,11 +32,16 @@ ROUNDING = 1e-5
 
 def distance(ours, theirs):
     ours, theirs = np.asarray(ours), np.asarray(theirs)
-    return float((np.linalg.norm(ours - theirs, axis=-1) / np.linalg.norm(theirs, axis=-1).clip(1e-9)).max())
+    return float(
+        (np.linalg.norm(ours - theirs, axis=-1) / np.linalg.norm(theirs, axis=-1).clip(1e-9)).max()
+    )
 
 
 @settings(max_examples=20, deadline=None)
-@given(texts=st.lists(st.text(max_size=60), min_size=1, max_size=8), batch_size=st.none() | st.integers(1, 3))
+@given(
+    texts=st.lists(st.text(max_size=60), min_size=1, max_size=8),
+    batch_size=st.none() | st.integers(1, 3),
+)
 def test_a_vector_never_depends_on_what_else_is_in_the_batch(encoder, texts, batch_size):
     together = encoder.encode(texts, batch_size=batch_size, convert_to_numpy=True)
     alone = np.stack([encoder.encode(text, convert_to_numpy=True) for text in texts])
@@ -70,7 +76,9 @@ def test_every_pooling_equals_stock_states_pooled_by_hand():
     for name, by_hand in {
         "mean": lambda states_TD: states_TD.mean(0),
         "weighted_mean": lambda states_TD: torch.einsum(
-            "td,t->d", states_TD, torch.arange(1.0, len(states_TD) + 1) / sum(range(1, len(states_TD) + 1))
+            "td,t->d",
+            states_TD,
+            torch.arange(1.0, len(states_TD) + 1) / sum(range(1, len(states_TD) + 1)),
         ),
         "eos": lambda states_TD: states_TD[-1],
         "last": lambda states_TD: states_TD[-1],
@@ -80,7 +88,9 @@ def test_every_pooling_equals_stock_states_pooled_by_hand():
         ids = encoder.tokenizer(TEXTS[0], return_tensors="pt")["input_ids"]
         with torch.inference_mode():
             states_TD = encoder.model(input_ids=ids, use_cache=False).last_hidden_state[0]
-        torch.testing.assert_close(encoder.encode(TEXTS[0]), by_hand(states_TD), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            encoder.encode(TEXTS[0]), by_hand(states_TD), atol=1e-4, rtol=1e-4
+        )
 
 
 def test_a_text_longer_than_the_model_is_cut_to_its_positions(encoder):
@@ -89,7 +99,9 @@ def test_a_text_longer_than_the_model_is_cut_to_its_positions(encoder):
 
 
 def test_normalised_vectors_have_length_one(encoder):
-    torch.testing.assert_close(encoder.encode(TEXTS, normalize=True).norm(dim=1), torch.ones(len(TEXTS)))
+    torch.testing.assert_close(
+        encoder.encode(TEXTS, normalize=True).norm(dim=1), torch.ones(len(TEXTS))
+    )
 
 
 @pytest.mark.parametrize("wrong", [[None], ["a", 3], [["a"]], [["a", 3]], 7 * ["a"] + [None]])
@@ -131,9 +143,14 @@ def test_saved_folders_give_the_same_vectors_in_sentence_transformers_in_a_fresh
         encoder = saved_with_a_prompt(pooling, tmp_path / pooling)
         again = LLM2Vec.from_pretrained(tmp_path / pooling)
         ours.append([encoder.encode(TEXTS, prompt_name=name).tolist() for name in (None, "query")])
-        assert distance([again.encode(TEXTS, prompt_name=name) for name in (None, "query")], ours[-1]) < ROUNDING
+        assert (
+            distance([again.encode(TEXTS, prompt_name=name) for name in (None, "query")], ours[-1])
+            < ROUNDING
+        )
     asked = json.dumps([TEXTS, *(str(tmp_path / pooling) for pooling in POOLINGS)])
-    done = subprocess.run([sys.executable, "-c", OTHERS, asked], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", OTHERS, asked], capture_output=True, text=True, check=True
+    )
     theirs = [json.loads(line) for line in done.stdout.splitlines()[-len(POOLINGS) :]]
     for pooling, found, wanted in zip(POOLINGS, theirs, ours, strict=True):
         assert distance(found[0], wanted[0]) < ROUNDING, pooling
@@ -178,19 +195,26 @@ def test_damaged_weights_are_one_clear_line(copied):
         LLM2Vec.from_pretrained(copied)
 
 
-def test_a_tokenizer_without_padding_token_gets_one_that_plain_sentence_transformers_can_use(copied, tmp_path):
+def test_a_tokenizer_without_padding_token_gets_one_that_plain_sentence_transformers_can_use(
+    copied, tmp_path
+):
     settings = json.loads((copied / "tokenizer_config.json").read_text())
     del settings["pad_token"]
     (copied / "tokenizer_config.json").write_text(json.dumps(settings))
     encoder = LLM2Vec.from_pretrained(copied)
     encoder.save(tmp_path / "saved")
-    assert json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())["pad_token"] == "<|endoftext|>"
+    assert (
+        json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())["pad_token"]
+        == "<|endoftext|>"
+    )
 
 
 def test_a_tokenizer_of_another_model_is_refused(copied):
     config = json.loads((copied / "config.json").read_text())
     tokenizer = json.loads((copied / "tokenizer.json").read_text())
-    tokenizer["added_tokens"].append({**tokenizer["added_tokens"][0], "id": config["vocab_size"] + 7, "content": "<x>"})
+    tokenizer["added_tokens"].append(
+        {**tokenizer["added_tokens"][0], "id": config["vocab_size"] + 7, "content": "<x>"}
+    )
     tokenizer["model"]["vocab"]["<x>"] = config["vocab_size"] + 7
     (copied / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(ModelError, match="tokenizer does not belong to the model"):
@@ -209,13 +233,18 @@ def test_a_folder_that_is_no_model_is_one_clear_line(tmp_path):
 
 
 def test_transformers_too_old_for_the_switch_are_refused(monkeypatch):
-    monkeypatch.setattr(decoder, "version", lambda _: "5.1.3")
-    with pytest.raises(ModelError, match=r"transformers 5.1.3 ignores the switch: pip install 'transformers>=5.2.0'"):
+    monkeypatch.setattr(loading, "version", lambda _: "5.1.3")
+    with pytest.raises(
+        ModelError,
+        match=r"transformers 5.1.3 ignores the switch: pip install 'transformers>=5.2.0'",
+    ):
         LLM2Vec.from_pretrained("bundled")
 
 
 def test_a_template_wraps_prompt_and_text_and_pools_the_text_with_what_closes_it(encoder):
-    wrapped = LLM2Vec(encoder.model, encoder.tokenizer, settings=encoder.settings.changed(template="<< {text} >>"))
+    wrapped = LLM2Vec(
+        encoder.model, encoder.tokenizer, settings=encoder.settings.changed(template="<< {text} >>")
+    )
     (tokens,) = wrapped.tokens(["a cat"], prompts=["Find it: "])
     assert encoder.tokenizer.decode(tokens.ids) == "<< Find it: a cat >>"
     assert encoder.tokenizer.decode(tokens.ids[tokens.first : tokens.end]).strip() == "a cat >>"
@@ -227,14 +256,18 @@ def test_a_tokenizers_own_chat_template_can_be_used(tmp_path):
         LLM2Vec.from_pretrained(DECODERS / "qwen3", template="chat")
     with pytest.raises(UsageError, match="{text} once"):
         LLM2Vec.from_pretrained(DECODERS / "qwen3", template="Query:")
-    source.tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}] {{ m.content }} [/]{% endfor %}"
+    source.tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}] {{ m.content }} [/]{% endfor %}"
+    )
     source.save(tmp_path / "chatty")
     chatty = LLM2Vec.from_pretrained(tmp_path / "chatty", template="chat")
     assert chatty.settings.template == "[user] {text} [/]"
 
 
 def test_long_texts_are_cut_by_tokens_before_their_prompt_is_added(encoder):
-    short = LLM2Vec(encoder.model, encoder.tokenizer, settings=encoder.settings.changed(doc_max_length=5))
+    short = LLM2Vec(
+        encoder.model, encoder.tokenizer, settings=encoder.settings.changed(doc_max_length=5)
+    )
     texts = ["one two three four five six seven eight nine", "\u6771" * 50, "few"]
     plain, prompted = short.tokens(texts), short.tokens(texts, prompts=["Find it: "] * 3)
     assert [each.end - each.first for each in plain] == [5, 3, len(encoder.tokens(["few"])[0].ids)]
@@ -249,7 +282,9 @@ def test_features_in_and_vectors_out_are_those_of_encode(encoder):
     assert set(features) == {"input_ids", "attention_mask", "embed_mask"}
     with torch.no_grad():
         assert torch.allclose(encoder(features), encoder.encode(pairs), atol=1e-5)
-    left = {name: torch.flip(row, [1]) for name, row in features.items()}  # rows reversed, then each put right again
+    left = {
+        name: torch.flip(row, [1]) for name, row in features.items()
+    }  # rows reversed, then each put right again
     for row, mask in enumerate(features["attention_mask"].bool()):
         for name in left:
             left[name][row] = torch.cat([features[name][row][~mask], features[name][row][mask]])
@@ -257,9 +292,13 @@ def test_features_in_and_vectors_out_are_those_of_encode(encoder):
     states_BTD = encoder.model(
         input_ids=features["input_ids"], attention_mask=features["attention_mask"]
     ).last_hidden_state
-    assert torch.allclose(encoder.get_pooling(features, states_BTD), encoder.encode(pairs), atol=1e-4)
+    assert torch.allclose(
+        encoder.get_pooling(features, states_BTD), encoder.encode(pairs), atol=1e-4
+    )
     with_separator = encoder.tokenize(["Find it: !@#$%^&*()a small cat"])
-    assert with_separator["input_ids"].tolist() == encoder.tokenize([pairs[0]])["input_ids"].tolist()
+    assert (
+        with_separator["input_ids"].tolist() == encoder.tokenize([pairs[0]])["input_ids"].tolist()
+    )
 
 
 def test_gradients_reach_the_backbone_through_forward():
@@ -290,7 +329,9 @@ def test_arguments_of_the_first_implementation_are_understood(tmp_path):
     assert (type(one), one.dtype, one.shape) == (np.ndarray, np.float32, (1, loaded.dimension))
     with pytest.raises(UsageError, match="no argument 'quantise'"):
         LLM2Vec.from_pretrained(DECODERS / "qwen3", quantise=True)
-    lively = LLM2Vec.from_pretrained(DECODERS / "qwen3", attention_dropout=0.3, quantization_config=None)
+    lively = LLM2Vec.from_pretrained(
+        DECODERS / "qwen3", attention_dropout=0.3, quantization_config=None
+    )
     assert lively.model.layers[0].self_attn.attention_dropout == 0.3
     with pytest.raises(UsageError, match=r"\(gpt2\) has no attention_dropout"):
         LLM2Vec.from_pretrained(DECODERS / "gpt2", attention_dropout=0.3)
@@ -299,9 +340,19 @@ def test_arguments_of_the_first_implementation_are_understood(tmp_path):
 
 def test_settings_are_attributes_that_can_be_changed(encoder):
     own = LLM2Vec(encoder.model, encoder.tokenizer, settings=encoder.settings)
-    assert (own.pooling_mode, own.max_length, own.doc_max_length, own.skip_instruction) == ("mean", 512, None, True)
+    assert (own.pooling_mode, own.max_length, own.doc_max_length, own.skip_instruction) == (
+        "mean",
+        512,
+        None,
+        True,
+    )
     assert own.config is encoder.model.config
-    own.max_length, own.doc_max_length, own.skip_instruction, own.pooling_mode = 9, 5, False, "last_token"
+    own.max_length, own.doc_max_length, own.skip_instruction, own.pooling_mode = (
+        9,
+        5,
+        False,
+        "last_token",
+    )
     text = "one two three four five six seven eight nine"
     (tokens,) = own.tokens([text], prompts=["Find it: "])
     assert (tokens.first, tokens.end) == (0, len(tokens.ids))
@@ -326,10 +377,16 @@ def test_texts_and_pairs_may_be_arrays_and_columns(encoder):
 
 
 def test_a_wrapped_text_is_prepared_before_it_is_tokenised_as_in_the_first_implementation(encoder):
-    wrapped = LLM2Vec(encoder.model, encoder.tokenizer, settings=encoder.settings.changed(template="<<\n{text} >>"))
+    wrapped = LLM2Vec(
+        encoder.model,
+        encoder.tokenizer,
+        settings=encoder.settings.changed(template="<<\n{text} >>"),
+    )
     for instruction in ("Find it:", ""):
         marked = f"{instruction} !@#$%^&*()a small cat  ".lstrip()
-        bare, prepared = (wrapped.tokenize([text]) for text in (marked, wrapped.prepare_for_tokenization(marked)))
+        bare, prepared = (
+            wrapped.tokenize([text]) for text in (marked, wrapped.prepare_for_tokenization(marked))
+        )
         assert bare.input_ids.tolist() == encoder.tokenize([marked])["input_ids"].tolist()
         with torch.no_grad():
             found = wrapped(prepared.to("cpu"))
@@ -337,7 +394,9 @@ def test_a_wrapped_text_is_prepared_before_it_is_tokenised_as_in_the_first_imple
 
 
 def test_features_of_others_are_pooled_whole_where_prompts_are(encoder):
-    own = LLM2Vec(encoder.model, encoder.tokenizer, settings=encoder.settings.changed(skip_instruction=False))
+    own = LLM2Vec(
+        encoder.model, encoder.tokenizer, settings=encoder.settings.changed(skip_instruction=False)
+    )
     features = encoder.tokenize([["Find it:", "a small cat"]])
     with torch.no_grad():
         assert torch.allclose(own(features), own.encode([["Find it:", "a small cat"]]), atol=1e-5)
@@ -346,15 +405,27 @@ def test_features_of_others_are_pooled_whole_where_prompts_are(encoder):
 
 def test_saving_into_a_folder_in_use_keeps_what_is_not_of_a_model(encoder, tmp_path):
     (tmp_path / "run" / "checkpoint-1").mkdir(parents=True)
-    for name in ("training_args.bin", "checkpoint-1/state", "adapter_config.json", "model-00001-of-00002.safetensors"):
+    for name in (
+        "training_args.bin",
+        "checkpoint-1/state",
+        "adapter_config.json",
+        "model-00001-of-00002.safetensors",
+    ):
         (tmp_path / "run" / name).write_text("{}")
     encoder.save(tmp_path / "run")
     encoder.save(tmp_path / "run")
     names = {path.name for path in (tmp_path / "run").iterdir()}
-    assert {"training_args.bin", "checkpoint-1", "model.safetensors", "llm2vec_config.json"} <= names
+    assert {
+        "training_args.bin",
+        "checkpoint-1",
+        "model.safetensors",
+        "llm2vec_config.json",
+    } <= names
     assert not {"adapter_config.json", "model-00001-of-00002.safetensors"} & names
     assert (tmp_path / "run" / "checkpoint-1" / "state").exists()
-    assert torch.equal(LLM2Vec.from_pretrained(tmp_path / "run").encode("a cat"), encoder.encode("a cat"))
+    assert torch.equal(
+        LLM2Vec.from_pretrained(tmp_path / "run").encode("a cat"), encoder.encode("a cat")
+    )
 
 
 def test_encoding_leaves_the_number_of_threads_as_it_was(encoder):

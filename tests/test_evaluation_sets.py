@@ -85,13 +85,17 @@ def test_the_script_exits_with_1_and_names_the_problem_on_broken_sets(
     assert "score 7.5 is outside 0 to 5" in capsys.readouterr().err
 
 
-def test_a_missing_file_is_reported_without_a_traceback(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_file_is_reported_without_a_traceback(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (copy / "future.jsonl").unlink()
     assert sets.main([str(copy)]) == 1
     assert "future.jsonl" in capsys.readouterr().err
 
 
-def test_a_line_that_is_not_json_is_reported_with_its_number(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_line_that_is_not_json_is_reported_with_its_number(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with (copy / "pairs.jsonl").open("a", encoding="utf-8") as file:
         file.write("not json\n")
     assert sets.main([str(copy)]) == 1
@@ -150,7 +154,9 @@ def test_a_repeated_id_is_reported(copy: Path) -> None:
         ("tokens", ["That cake", "is", "so", "delicious", "."], "contains a space"),
     ],
 )
-def test_a_wrong_label_or_column_is_reported(copy: Path, field: str, labels: object, message: str) -> None:
+def test_a_wrong_label_or_column_is_reported(
+    copy: Path, field: str, labels: object, message: str
+) -> None:
     change_row(copy / "words.train.jsonl", 0, **{field: labels})
     found = problems(copy)
     assert any(p.startswith("words.train: that-cake-1: ") and message in p for p in found), found

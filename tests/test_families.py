@@ -16,7 +16,11 @@ HEAD_TOLERANCE = 2e-5
 
 
 def rows_of_the_table():
-    return {line.split("|")[1].strip(): line for line in TABLE.read_text().splitlines() if line.startswith("| `")}
+    return {
+        line.split("|")[1].strip(): line
+        for line in TABLE.read_text().splitlines()
+        if line.startswith("| `")
+    }
 
 
 @pytest.mark.parametrize("model_type", families.TYPES)

@@ -9,13 +9,23 @@ from conftest import DECODERS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm2vec import backbone, decoder
+from llm2vec.backbone.loading import embedding_rows, load_decoder, load_tokenizer
+from llm2vec.backbone.switch import make_bidirectional
+from llm2vec.corpus.texts import read_texts
+from llm2vec.corpus.token_store import store_tokens
 from llm2vec.errors import CorpusError, UsageError
-from llm2vec.progress import Silent
-from llm2vec.recipe import CorpusRecipe, MntpRecipe
-from llm2vec.stages.mntp import Blocks, Lines, Masking, collate, mask_id, mntp_loss, split, train_mntp
-from llm2vec.texts import read_texts
-from llm2vec.tokens import store_tokens
+from llm2vec.recipe.knobs import CorpusRecipe, MntpRecipe
+from llm2vec.runtime.progress import Silent
+from llm2vec.training.mntp import (
+    Blocks,
+    Lines,
+    Masking,
+    collate,
+    mask_id,
+    mntp_loss,
+    split,
+    train_mntp,
+)
 
 MASK, SPECIAL = 99, (0, 1)
 SEGMENTS = st.lists(st.lists(st.integers(0, 60), min_size=1, max_size=30), min_size=1, max_size=4)
@@ -24,7 +34,9 @@ ROUNDING = 1e-5
 
 
 def masking(probability=0.5, *, whole=False):
-    return Masking(probability=probability, whole=whole, mask_id=MASK, vocabulary=61, special=SPECIAL)
+    return Masking(
+        probability=probability, whole=whole, mask_id=MASK, vocabulary=61, special=SPECIAL
+    )
 
 
 def arrays(segments):
@@ -32,7 +44,9 @@ def arrays(segments):
 
 
 @given(segments=SEGMENTS, seed=st.integers(0, 1000), whole=st.booleans())
-def test_targets_are_the_original_tokens_one_place_after_the_state_that_is_read(segments, seed, whole):
+def test_targets_are_the_original_tokens_one_place_after_the_state_that_is_read(
+    segments, seed, whole
+):
     masked, places, targets = masking(whole=whole)(arrays(segments), seed=(seed,))
     original, changed = list(chain.from_iterable(segments)), list(chain.from_iterable(masked))
     firsts = set(np.cumsum([0, *map(len, segments[:-1])]).tolist())
@@ -41,7 +55,9 @@ def test_targets_are_the_original_tokens_one_place_after_the_state_that_is_read(
     assert not firsts & set(chosen), "the first token of a text has nothing before it"
     assert not any(original[place] in SPECIAL for place in chosen)
     assert all(
-        old == new for place, (old, new) in enumerate(zip(original, changed, strict=True)) if place not in chosen
+        old == new
+        for place, (old, new) in enumerate(zip(original, changed, strict=True))
+        if place not in chosen
     )
     if whole:
         assert all(changed[place] == MASK for place in chosen)
@@ -59,23 +75,31 @@ def test_shares_are_those_of_bert():
 
 def test_a_seed_decides_the_mask():
     segments = arrays([list(range(2, 60))])
-    first, again, other = (masking()(segments, seed=seed)[1].tolist() for seed in ((1, 2), (1, 2), (1, 3)))
+    first, again, other = (
+        masking()(segments, seed=seed)[1].tolist() for seed in ((1, 2), (1, 2), (1, 3))
+    )
     assert first == again != other
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return decoder.load_tokenizer(DECODERS / "qwen3")
+    return load_tokenizer(DECODERS / "qwen3")
 
 
 def loaded(*, attention=None):
-    model = decoder.load(DECODERS / "qwen3", head=True, dtype=torch.float32, attention=attention).eval()
-    backbone.make_bidirectional(model)
+    model = load_decoder(
+        DECODERS / "qwen3", head=True, dtype=torch.float32, attention=attention
+    ).eval()
+    make_bidirectional(model)
     return model
 
 
 @settings(max_examples=10, deadline=None)
-@given(lengths=st.lists(st.integers(3, 25), min_size=1, max_size=4), packed=st.booleans(), seed=st.integers(0, 99))
+@given(
+    lengths=st.lists(st.integers(3, 25), min_size=1, max_size=4),
+    packed=st.booleans(),
+    seed=st.integers(0, 99),
+)
 def test_the_loss_is_that_of_all_logits(model, lengths, packed, seed):
     model.set_attn_implementation("llm2vec_packed" if packed else "sdpa")
     random = np.random.default_rng(seed)
@@ -90,7 +114,11 @@ def test_the_loss_is_that_of_all_logits(model, lengths, packed, seed):
         masked, places, targets = chosen(row, seed=row_seed)
         with torch.no_grad():
             logits_TV = model(input_ids=torch.tensor(masked), use_cache=False).logits[0]
-        total += float(torch.nn.functional.cross_entropy(logits_TV[places], torch.tensor(targets), reduction="sum"))
+        total += float(
+            torch.nn.functional.cross_entropy(
+                logits_TV[places], torch.tensor(targets), reduction="sum"
+            )
+        )
         count += len(targets)
     assert float(loss) == pytest.approx(total / max(count, 1), rel=ROUNDING)
 
@@ -134,12 +162,16 @@ def test_one_row_is_too_little():
 
 
 @pytest.mark.parametrize("choice", ["blank", "eos", "mask", "the"])
-def test_mask_tokens_leave_tokenizer_and_embeddings_as_they_were(choice, tokenizer, store, tmp_path):
+def test_mask_tokens_leave_tokenizer_and_embeddings_as_they_were(
+    choice, tokenizer, store, tmp_path
+):
     model, words = loaded(), len(tokenizer)
-    rows = decoder.embedding_rows(model)
+    rows = embedding_rows(model)
     recipe = MntpRecipe(steps=1, batch_size=2, max_length=32, mask_token=choice, eval_blocks=2)
-    trained, _ = train_mntp(model, tokenizer, store, recipe, folder=tmp_path / "run", seed=0, progress=Silent())
-    assert decoder.embedding_rows(trained) == rows
+    trained, _ = train_mntp(
+        model, tokenizer, store, recipe, folder=tmp_path / "run", seed=0, progress=Silent()
+    )
+    assert embedding_rows(trained) == rows
     assert (len(tokenizer), tokenizer.mask_token) == (words, None)
 
 
@@ -150,19 +182,34 @@ def test_a_mask_token_that_is_none_is_refused(model, tokenizer):
 
 def trained(tokenizer, store, folder, **changes):
     recipe = MntpRecipe(
-        **{"steps": 20, "batch_size": 4, "max_length": 48, "log_every": 1, "eval_every": 20, "eval_blocks": 8}
+        **{
+            "steps": 20,
+            "batch_size": 4,
+            "max_length": 48,
+            "log_every": 1,
+            "eval_every": 20,
+            "eval_blocks": 8,
+        }
         | {"precision": "float32"}
         | changes
     )
-    model, log = train_mntp(loaded(), tokenizer, store, recipe, folder=folder, seed=7, progress=Silent())
-    return model, [line["loss"] for line in log if "loss" in line], [line for line in log if "eval_loss" in line]
+    model, log = train_mntp(
+        loaded(), tokenizer, store, recipe, folder=folder, seed=7, progress=Silent()
+    )
+    return (
+        model,
+        [line["loss"] for line in log if "loss" in line],
+        [line for line in log if "eval_loss" in line],
+    )
 
 
 def test_twenty_steps_from_a_seed_give_the_pinned_losses(tokenizer, store, tmp_path):
     _, losses, evaluations = trained(tokenizer, store, tmp_path / "run", learning_rate=1e-3)
     assert losses[::5] == pytest.approx(GOLDEN_LORA, abs=GOLDEN_ROUNDING)
     assert evaluations[-1]["eval_loss"] < evaluations[0]["eval_loss"]
-    _, losses, evaluations = trained(tokenizer, store, tmp_path / "full", method="full", learning_rate=1e-3)
+    _, losses, evaluations = trained(
+        tokenizer, store, tmp_path / "full", method="full", learning_rate=1e-3
+    )
     assert losses[::5] == pytest.approx(GOLDEN_FULL, abs=GOLDEN_ROUNDING)
     assert evaluations[-1]["eval_loss"] < evaluations[0]["eval_loss"]
 
@@ -175,7 +222,9 @@ GOLDEN_ROUNDING = 5e-3
 
 def test_accumulated_parts_make_the_same_step(tokenizer, store, tmp_path):
     whole, once, _ = trained(tokenizer, store, tmp_path / "once", steps=3, method="full")
-    parts, twice, _ = trained(tokenizer, store, tmp_path / "twice", steps=3, method="full", accumulation=2)
+    parts, twice, _ = trained(
+        tokenizer, store, tmp_path / "twice", steps=3, method="full", accumulation=2
+    )
     assert once == pytest.approx(twice, rel=1e-4)
     for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
@@ -183,11 +232,15 @@ def test_accumulated_parts_make_the_same_step(tokenizer, store, tmp_path):
 
 def test_recomputed_states_make_the_same_step(tokenizer, store, tmp_path):
     _, kept, _ = trained(tokenizer, store, tmp_path / "kept", steps=3)
-    _, recomputed, _ = trained(tokenizer, store, tmp_path / "again", steps=3, gradient_checkpointing=True)
+    _, recomputed, _ = trained(
+        tokenizer, store, tmp_path / "again", steps=3, gradient_checkpointing=True
+    )
     assert kept == pytest.approx(recomputed, rel=1e-5)
 
 
-@pytest.mark.parametrize(("method", "train_head"), [("lora", False), ("lora", True), ("full", False), ("full", True)])
+@pytest.mark.parametrize(
+    ("method", "train_head"), [("lora", False), ("lora", True), ("full", False), ("full", True)]
+)
 def test_what_is_trained_is_what_the_recipe_says(method, train_head, tokenizer, store, tmp_path):
     before = {name: weight.clone() for name, weight in loaded().state_dict().items()}
     changes = {"method": method, "train_head": train_head, "steps": 2, "learning_rate": 1e-2}
@@ -207,7 +260,9 @@ def test_a_loss_that_is_no_number_stops_and_says_so(tokenizer, store, tmp_path):
     from llm2vec.errors import RunError
 
     with pytest.raises(RunError, match=r"MNTP: .*(finite|nan|inf)"):
-        trained(tokenizer, store, tmp_path / "run", method="full", learning_rate=1e12, max_grad_norm=1e9)
+        trained(
+            tokenizer, store, tmp_path / "run", method="full", learning_rate=1e12, max_grad_norm=1e9
+        )
 
 
 def test_lora_targets_that_fit_nothing_are_refused(tokenizer, store, tmp_path):
@@ -216,6 +271,8 @@ def test_lora_targets_that_fit_nothing_are_refused(tokenizer, store, tmp_path):
 
 
 def test_half_precision_trains_and_merges_in_float32(tokenizer, store, tmp_path):
-    model, losses, _ = trained(tokenizer, store, tmp_path / "run", precision="bfloat16", learning_rate=2e-3)
+    model, losses, _ = trained(
+        tokenizer, store, tmp_path / "run", precision="bfloat16", learning_rate=2e-3
+    )
     assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
     assert np.mean(losses[-5:]) < np.mean(losses[:5])

@@ -13,8 +13,15 @@ import pytest
 
 from llm2vec import LLM2Vec
 from llm2vec.errors import CorpusError, UsageError
-from llm2vec.evaluate.mteb import PAPER15, as_mteb, chosen_tasks, instruction_for, run_mteb, shipped_instructions
-from llm2vec.evaluate.sentences import sts
+from llm2vec.evaluation.mteb import (
+    PAPER15,
+    as_mteb,
+    chosen_tasks,
+    instruction_for,
+    run_mteb,
+    shipped_instructions,
+)
+from llm2vec.evaluation.sentence_tasks import sts
 
 mteb = pytest.importorskip("mteb")
 pytest.importorskip("datasets")
@@ -40,14 +47,18 @@ class Recording(LLM2Vec):
 
     calls: list
 
-    def encode(self, sentences, batch_size=None, show_progress_bar=False, *, prompt=None, **options):
+    def encode(
+        self, sentences, batch_size=None, show_progress_bar=False, *, prompt=None, **options
+    ):
         self.calls.append((prompt, list(sentences), batch_size))
         return super().encode(sentences, batch_size, show_progress_bar, prompt=prompt, **options)
 
 
 @pytest.fixture
 def recording(encoder):
-    found = Recording(encoder.model, encoder.tokenizer, settings=encoder.settings, switch=encoder.switch)
+    found = Recording(
+        encoder.model, encoder.tokenizer, settings=encoder.settings, switch=encoder.switch
+    )
     found.calls = []
     return found
 
@@ -123,16 +134,27 @@ def classification_task(sent):
         parts = {"train": rows(sent / "classification" / "trec6.train.jsonl")[:400]}
         every = rows(sent / "classification" / "trec6.test.jsonl")
         labels = sorted({row["label"] for row in every})
-        parts["test"] = [row for label in labels for row in [row for row in every if row["label"] == label][:9]]
+        parts["test"] = [
+            row for label in labels for row in [row for row in every if row["label"] == label][:9]
+        ]
         return DatasetDict({name: Dataset.from_list(part) for name, part in parts.items()})
 
-    return made(AbsTaskClassification, "LocalClassification", "Classification", "accuracy", load, n_experiments=3)
+    return made(
+        AbsTaskClassification,
+        "LocalClassification",
+        "Classification",
+        "accuracy",
+        load,
+        n_experiments=3,
+    )
 
 
 def clustering_task(sent):
     def load():
         part = rows(sent / "clustering" / "stackoverflow_titles.jsonl")[:150]
-        return split({"sentences": [row["text"] for row in part]}, labels=[row["label"] for row in part])
+        return split(
+            {"sentences": [row["text"] for row in part]}, labels=[row["label"] for row in part]
+        )
 
     return made(
         AbsTaskClustering,
@@ -169,16 +191,20 @@ def retrieval_task(sent, name="SciFact"):
 
     def load():
         every = rows(folder / "corpus.jsonl")
-        corpus = [row for row in every if row["_id"] in wanted] + [row for row in every if row["_id"] not in wanted][
-            :40
-        ]
+        corpus = [row for row in every if row["_id"] in wanted] + [
+            row for row in every if row["_id"] not in wanted
+        ][:40]
         queries = [row for row in rows(folder / "queries.jsonl") if row["_id"] in relevant]
-        documents = [{"id": row["_id"], "title": row["title"], "text": row["text"][:400]} for row in corpus]
+        documents = [
+            {"id": row["_id"], "title": row["title"], "text": row["text"][:400]} for row in corpus
+        ]
         return {
             "default": {
                 "test": {
                     "corpus": Dataset.from_list(documents),
-                    "queries": Dataset.from_list([{"id": row["_id"], "text": row["text"]} for row in queries]),
+                    "queries": Dataset.from_list(
+                        [{"id": row["_id"], "text": row["text"]} for row in queries]
+                    ),
                     "relevant_docs": relevant,
                     "top_ranked": None,
                 }
@@ -195,13 +221,17 @@ def reranking_task(sent):
         documents |= {f"n{place}": row["negative"] for place, row in enumerate(part)}
         draw = random.Random(0)
         ranked = {
-            f"q{place}": draw.sample([f"p{place}", f"n{place}", f"p{(place + 1) % 30}", f"n{(place + 2) % 30}"], 4)
+            f"q{place}": draw.sample(
+                [f"p{place}", f"n{place}", f"p{(place + 1) % 30}", f"n{(place + 2) % 30}"], 4
+            )
             for place in range(len(part))
         }
         return {
             "default": {
                 "test": {
-                    "corpus": Dataset.from_list([{"id": key, "text": text} for key, text in documents.items()]),
+                    "corpus": Dataset.from_list(
+                        [{"id": key, "text": text} for key, text in documents.items()]
+                    ),
                     "queries": Dataset.from_list(
                         [{"id": f"q{i}", "text": row["anchor"]} for i, row in enumerate(part)]
                     ),
@@ -232,7 +262,9 @@ def test_every_type_of_task_runs_and_gives_a_finite_main_score(encoder, sent, tm
     folders = {path.parent for path in tmp_path.glob("results/*/*/*.json")}
     assert [folder.parent.name for folder in folders] == ["llm2vec__bundled"]
     again = mteb.results.TaskResult.from_disk(next(iter(folders)) / "LocalSTS.json")
-    assert again.get_score() == pytest.approx(by_task["LocalSTS"], abs=1e-5), "mteb rounds what it writes"
+    assert again.get_score() == pytest.approx(by_task["LocalSTS"], abs=1e-5), (
+        "mteb rounds what it writes"
+    )
 
 
 def test_the_sts_score_is_that_of_our_own_task(encoder, sent, tmp_path):
@@ -250,7 +282,11 @@ def test_only_queries_get_the_instruction(recording, sent, tmp_path, make):
     run_mteb(recording, [task], out=tmp_path, name="bundled")
     task.load_data()
     part = task.dataset["default"]["test"]
-    prompts = dict(itertools.chain.from_iterable(((t, prompt) for t in texts) for prompt, texts, _ in recording.calls))
+    prompts = dict(
+        itertools.chain.from_iterable(
+            ((t, prompt) for t in texts) for prompt, texts, _ in recording.calls
+        )
+    )
     wanted = f"{instruction_for(task.metadata.name)}:"
     assert {prompts.pop(text) for text in part["queries"]["text"]} == {wanted}
     assert len(prompts) >= 40
@@ -274,7 +310,9 @@ def test_every_text_of_a_task_without_queries_gets_the_instruction(recording, se
 
 def test_a_task_without_an_instruction_gets_none(recording, sent, tmp_path):
     run_mteb(recording, [sts_task(sent)], out=tmp_path / "unknown", name="bundled")
-    run_mteb(recording, [retrieval_task(sent)], out=tmp_path / "empty", name="bundled", instructions={})
+    run_mteb(
+        recording, [retrieval_task(sent)], out=tmp_path / "empty", name="bundled", instructions={}
+    )
     assert {prompt for prompt, _, _ in recording.calls} == {None}
 
 
@@ -291,7 +329,9 @@ def test_a_finished_task_is_not_run_again(recording, sent, tmp_path):
     found = run_mteb(recording, [again, pairs_task(sent)], out=tmp_path, name="bundled")
     assert again.loads == 0
     assert found[0].value == pytest.approx(first.value, abs=1e-5)
-    assert not {row[1] for row in sts_rows(sent)} & {text for _, texts, _ in recording.calls for text in texts}
+    assert not {row[1] for row in sts_rows(sent)} & {
+        text for _, texts, _ in recording.calls for text in texts
+    }
     assert found[1].task == "LocalPairs"
 
 
@@ -318,7 +358,12 @@ def test_a_task_of_several_tasks_has_the_mean_of_their_scores(recording, sent, t
 
     class Both(AbsTaskAggregate):
         metadata = AggregateTaskMetadata(
-            name="LocalBoth", description="Two tasks.", tasks=parts, main_score="mean", type="STS", eval_splits=["test"]
+            name="LocalBoth",
+            description="Two tasks.",
+            tasks=parts,
+            main_score="mean",
+            type="STS",
+            eval_splits=["test"],
         )
 
     (whole,) = run_mteb(recording, [Both()], out=tmp_path, name="bundled")
@@ -330,11 +375,16 @@ def test_a_task_of_several_tasks_has_the_mean_of_their_scores(recording, sent, t
 
 
 def test_another_encoder_never_answers_with_old_results(encoder, sent, tmp_path):
-    other = LLM2Vec(encoder.model, encoder.tokenizer, settings=encoder.settings.changed(pooling_mode="last"))
+    other = LLM2Vec(
+        encoder.model, encoder.tokenizer, settings=encoder.settings.changed(pooling_mode="last")
+    )
     (first,) = run_mteb(encoder, [sts_task(sent)], out=tmp_path, name="bundled")
     (second,) = run_mteb(other, [sts_task(sent)], out=tmp_path, name="bundled")
     assert abs(first.value - second.value) > 0.01
-    revisions = [as_mteb(encoder, name="bundled", instructions=i).mteb_model_meta.revision for i in (None, {}, None)]
+    revisions = [
+        as_mteb(encoder, name="bundled", instructions=i).mteb_model_meta.revision
+        for i in (None, {}, None)
+    ]
     assert revisions[0] == revisions[2] != revisions[1]
 
 
@@ -347,13 +397,20 @@ def test_a_changed_weight_changes_the_fingerprint():
     assert revisions[0] == revisions[1] != revisions[2]
 
 
-def test_data_that_cannot_be_loaded_are_told_after_the_other_tasks_have_run(encoder, sent, tmp_path):
+def test_data_that_cannot_be_loaded_are_told_after_the_other_tasks_have_run(
+    encoder, sent, tmp_path
+):
     def unreachable():
         raise ConnectionError("Couldn't reach 'mteb/stsbenchmark-sts' on the Hub")
 
     told = []
-    tasks = [made(AbsTaskSTS, "STSBenchmark", "STS", "cosine_spearman", unreachable), sts_task(sent)]
-    with pytest.raises(CorpusError, match=r"mteb's STSBenchmark cannot be loaded: Couldn't reach") as caught:
+    tasks = [
+        made(AbsTaskSTS, "STSBenchmark", "STS", "cosine_spearman", unreachable),
+        sts_task(sent),
+    ]
+    with pytest.raises(
+        CorpusError, match=r"mteb's STSBenchmark cannot be loaded: Couldn't reach"
+    ) as caught:
         run_mteb(encoder, tasks, out=tmp_path, name="bundled", seen=told.append)
     assert [row.task for row in told] == ["LocalSTS"]
     assert "scores of other tasks: 1, kept in" in str(caught.value)
@@ -379,13 +436,19 @@ def test_every_name_is_one_of_mteb():
 @pytest.mark.parametrize("benchmark", ["MTEB(eng, v1)", "MTEB(eng, v2)"])
 def test_every_english_task_has_an_instruction(benchmark, benchmarks):
     whole = chosen_tasks(benchmark)
-    tasks = [part for task in whole for part in (task.metadata.tasks if task.is_aggregate else [task])]
+    tasks = [
+        part for task in whole for part in (task.metadata.tasks if task.is_aggregate else [task])
+    ]
     assert len(whole) == {"MTEB(eng, v1)": 56, "MTEB(eng, v2)": 41}[benchmark]
     assert not [task.metadata.name for task in tasks if instruction_for(task.metadata.name) is None]
 
 
 def test_instructions_end_without_a_colon():
-    assert not [text for text in shipped_instructions().values() if text != text.strip() or text[-1] in ":;."]
+    assert not [
+        text
+        for text in shipped_instructions().values()
+        if text != text.strip() or text[-1] in ":;."
+    ]
 
 
 def test_a_revision_has_the_instruction_of_its_task():
@@ -410,7 +473,10 @@ def test_tasks_are_chosen_by_name_and_each_once(benchmarks):
 @pytest.mark.parametrize(
     ("names", "told"),
     [
-        ("SciFact,STSBenchmrk", r"no task or benchmark 'STSBenchmrk'; close to it is .*STSBenchmark"),
+        (
+            "SciFact,STSBenchmrk",
+            r"no task or benchmark 'STSBenchmrk'; close to it is .*STSBenchmark",
+        ),
         ("qqqqqqqq", "close to it is nothing"),
         ("BornholmBitextMining", "no English subset"),
         ("STS13VisualSTS", "not about texts alone"),
@@ -429,5 +495,5 @@ def test_without_mteb_the_extra_is_named(monkeypatch, encoder):
 
 
 def test_importing_the_module_does_not_import_mteb():
-    program = "import sys, llm2vec.evaluate.mteb; sys.exit('mteb' in sys.modules or 'torch' in sys.modules)"
+    program = "import sys, llm2vec.evaluation.mteb; sys.exit('mteb' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -7,14 +7,14 @@ from importlib import import_module
 import pytest
 import torch
 from conftest import DECODERS
+from llm2vec.dataset.utils import load_dataset
+from llm2vec.loss.utils import load_loss
 from peft import LoraConfig, get_peft_model
 from transformers import Trainer, TrainingArguments
 
 from llm2vec import LLM2Vec
-from llm2vec.dataset.utils import load_dataset
+from llm2vec.backbone.source import BUNDLED_FOLDER
 from llm2vec.errors import UsageError
-from llm2vec.loss.utils import load_loss
-from llm2vec.places import BUNDLED_FOLDER
 
 
 def sees_the_future(model, **inputs):
@@ -30,7 +30,11 @@ def sees_the_future(model, **inputs):
 def test_gliner_reads_a_decoder_through_our_classes():
     encoder = pytest.importorskip("gliner.modeling.encoder")
     config = types.SimpleNamespace(
-        encoder_config=None, labels_encoder_config=None, vocab_size=-1, _attn_implementation=None, fuse_layers=False
+        encoder_config=None,
+        labels_encoder_config=None,
+        vocab_size=-1,
+        _attn_implementation=None,
+        fuse_layers=False,
     )
     made = encoder.Transformer(str(BUNDLED_FOLDER), config, from_pretrained=True)
     assert type(made.model).__name__ == "LlamaBiModel"
@@ -39,7 +43,9 @@ def test_gliner_reads_a_decoder_through_our_classes():
     with torch.no_grad():
         theirs_BTD = made(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT))
         wanted_BTD = ours(input_ids=ids_BT).last_hidden_state
-    assert torch.allclose(theirs_BTD.float(), wanted_BTD, atol=0.15)  # GLiNER keeps the weights' bfloat16
+    assert torch.allclose(
+        theirs_BTD.float(), wanted_BTD, atol=0.15
+    )  # GLiNER keeps the weights' bfloat16
     assert sees_the_future(made.model.float())
 
 
@@ -49,8 +55,16 @@ def test_the_model_classes_of_each_family_are_bidirectional_and_any_other_can_be
     from llm2vec import models
 
     for name in ("Llama", "Mistral", "Gemma", "Qwen2"):
-        shape = {"vocab_size": 32, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 8}
-        config = AutoConfig.for_model(name.lower(), **shape, num_attention_heads=4, num_key_value_heads=2)
+        shape = {
+            "vocab_size": 32,
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "head_dim": 8,
+        }
+        config = AutoConfig.for_model(
+            name.lower(), **shape, num_attention_heads=4, num_key_value_heads=2
+        )
         assert sees_the_future(getattr(models, f"{name}BiModel")(config).eval())
         with_head = getattr(models, f"{name}BiForMNTP")(config).eval()
         assert sees_the_future(with_head.get_model_for_peft())
@@ -68,7 +82,7 @@ def test_mtebs_own_wrapper_runs_a_local_task():
     from mteb.models.model_implementations.llm2vec_models import LLM2VecModel, _loader
     from mteb.types import OutputDType
 
-    from llm2vec.evaluate.analysis import bundled_pairs
+    from llm2vec.evaluation.analysis import bundled_pairs
 
     class Pairs(AbsTaskSTS):
         metadata = TaskMetadata(
@@ -104,7 +118,9 @@ def test_mtebs_own_wrapper_runs_a_local_task():
     assert 0 < score < 1
     ours = LLM2Vec.from_pretrained(DECODERS / "qwen3")
     pairs = [["", text] for text in ("One text.", "Another text.")]
-    assert torch.allclose(wrapped.model.encode(pairs), ours.encode(["One text.", "Another text."]), atol=1e-5)
+    assert torch.allclose(
+        wrapped.model.encode(pairs), ours.encode(["One text.", "Another text."]), atol=1e-5
+    )
 
 
 def test_e5_comes_in_blocks_of_one_data_set_with_its_instructions(tmp_path):
@@ -127,17 +143,24 @@ def test_e5_comes_in_blocks_of_one_data_set_with_its_instructions(tmp_path):
 def test_wiki1m_is_a_text_with_itself(tmp_path):
     (tmp_path / "wiki.txt").write_text("One line.\n\nAnother.\n")
     found = load_dataset("Wiki1M", file_path=str(tmp_path / "wiki.txt"))
-    assert [sample.texts for sample in found] == [["One line.", "One line."], ["Another.", "Another."]]
+    assert [sample.texts for sample in found] == [
+        ["One line.", "One line."],
+        ["Another.", "Another."],
+    ]
     with pytest.raises(UsageError, match="is not there"):
         load_dataset("Wiki1M")
 
 
 def test_the_named_loss_is_ours():
-    anchor, positive, negative = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0)).unbind(0)
+    anchor, positive, negative = torch.randn(
+        3, 4, 8, generator=torch.Generator().manual_seed(0)
+    ).unbind(0)
     found = load_loss("HardNegativeNLLLoss", scale=50.0)(anchor, positive, negative)
     candidates = torch.nn.functional.normalize(torch.cat([positive, negative]), dim=-1)
     scores = 50 * torch.nn.functional.normalize(anchor, dim=-1) @ candidates.T
-    assert torch.allclose(found, torch.nn.functional.cross_entropy(scores, torch.arange(4)), atol=1e-5)
+    assert torch.allclose(
+        found, torch.nn.functional.cross_entropy(scores, torch.arange(4)), atol=1e-5
+    )
     with pytest.raises(UsageError, match="no loss"):
         load_loss("Triplet")
     assert load_loss("HardNegativeNLLLoss")(anchor, positive) > 0
@@ -171,14 +194,19 @@ class Collator:
 
     def __call__(self, rows):
         columns = zip(*(row.texts for row in rows), strict=True)
-        return [self.model.tokenize([self.model.prepare_for_tokenization(text) for text in texts]) for texts in columns]
+        return [
+            self.model.tokenize([self.model.prepare_for_tokenization(text) for text in texts])
+            for texts in columns
+        ]
 
 
 class Contrastive(Trainer):
     """A trainer after those of the first implementation: it calls the encoder, and saves with the encoder's `save`."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        return load_loss("HardNegativeNLLLoss", scale=50.0)(*(model(features) for features in inputs))
+        return load_loss("HardNegativeNLLLoss", scale=50.0)(
+            *(model(features) for features in inputs)
+        )
 
     def _save(self, output_dir=None, state_dict=None):
         self.model.save(output_dir or self.args.output_dir)
@@ -186,8 +214,13 @@ class Contrastive(Trainer):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_training_script_trains_an_adapter_on_the_inner_model_and_saves_checkpoints(checkpointing, tmp_path):
-    rows = [{"query": f"Where is dog {n}?", "positive": f"Dog {n} is here.", "negative": "A cat."} for n in range(12)]
+def test_a_training_script_trains_an_adapter_on_the_inner_model_and_saves_checkpoints(
+    checkpointing, tmp_path
+):
+    rows = [
+        {"query": f"Where is dog {n}?", "positive": f"Dog {n} is here.", "negative": "A cat."}
+        for n in range(12)
+    ]
     (tmp_path / "nq.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     encoder = LLM2Vec.from_pretrained(DECODERS / "qwen3", max_length=64, attention_dropout=0.1)
     before = encoder.encode("A dog.")
@@ -195,7 +228,14 @@ def test_a_training_script_trains_an_adapter_on_the_inner_model_and_saves_checkp
     encoder.model = get_peft_model(encoder.model, lora)
     if checkpointing:
         encoder.model.enable_input_require_grads()
-    arguments = {"max_steps": 2, "save_steps": 1, "logging_steps": 1, "learning_rate": 1e-2, "seed": 0, "report_to": []}
+    arguments = {
+        "max_steps": 2,
+        "save_steps": 1,
+        "logging_steps": 1,
+        "learning_rate": 1e-2,
+        "seed": 0,
+        "report_to": [],
+    }
     trainer = Contrastive(
         model=encoder,
         args=TrainingArguments(
@@ -218,4 +258,6 @@ def test_a_training_script_trains_an_adapter_on_the_inner_model_and_saves_checkp
     assert (after - before).abs().max() > 1e-3
     for folder in (tmp_path / "run", tmp_path / "run" / "checkpoint-2"):
         assert torch.allclose(LLM2Vec.from_pretrained(folder).encode("A dog."), after, atol=1e-4)
-    assert torch.allclose(LLM2Vec.from_pretrained(DECODERS / "qwen3", folder).encode("A dog."), after, atol=1e-4)
+    assert torch.allclose(
+        LLM2Vec.from_pretrained(DECODERS / "qwen3", folder).encode("A dog."), after, atol=1e-4
+    )

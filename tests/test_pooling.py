@@ -5,16 +5,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm2vec.pooling import pool
+from llm2vec.encoder.pooling import pool
 
 ROUNDING = 1e-5
 """Sums of up to eight float32 states of size 1 in another order."""
 
 RANGES = st.lists(
     st.integers(0, 8).flatmap(
-        lambda length: st.tuples(st.just(length), st.integers(0, length), st.integers(0, length)).map(
-            lambda each: (each[0], min(each[1:]), max(each[1:]))
-        )
+        lambda length: st.tuples(
+            st.just(length), st.integers(0, length), st.integers(0, length)
+        ).map(lambda each: (each[0], min(each[1:]), max(each[1:])))
     ),
     min_size=1,
     max_size=6,
@@ -42,5 +42,8 @@ def test_flat_pooling_equals_a_loop_over_texts(pooling, ranges):
     states_ND = torch.randn(int(lengths_B.sum()), 5, generator=torch.Generator().manual_seed(0))
     found_BD = pool(states_ND, lengths_B=lengths_B, first_B=first_B, end_B=end_B, pooling=pooling)
     parts = states_ND.split(lengths_B.tolist())
-    wanted_BD = [one_text(part, first, end, pooling) for part, (_, first, end) in zip(parts, ranges, strict=True)]
+    wanted_BD = [
+        one_text(part, first, end, pooling)
+        for part, (_, first, end) in zip(parts, ranges, strict=True)
+    ]
     torch.testing.assert_close(found_BD, torch.stack(wanted_BD), atol=ROUNDING, rtol=0)

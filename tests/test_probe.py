@@ -8,16 +8,16 @@ import torch
 from conftest import DECODERS
 
 from llm2vec import LLM2Vec
+from llm2vec.corpus.tagged import Tagged, entities, read_tagged
 from llm2vec.errors import CorpusError, ModelError
-from llm2vec.evaluate import probe as probing
-from llm2vec.evaluate.agreement import floors, resampled, value
-from llm2vec.evaluate.analysis import BUNDLED_SETS
-from llm2vec.evaluate.columns import Tagged, entities, read_tagged
-from llm2vec.evaluate.difference import interval
-from llm2vec.evaluate.models import open_encoder
-from llm2vec.evaluate.probe import probe
-from llm2vec.evaluate.states import fingerprint
-from llm2vec.evaluate.tagger import Tagger, save_probe
+from llm2vec.evaluation import probe as probing
+from llm2vec.evaluation.analysis import BUNDLED_SETS
+from llm2vec.evaluation.bootstrap import interval
+from llm2vec.evaluation.probe import probe
+from llm2vec.evaluation.state_cache import fingerprint
+from llm2vec.evaluation.subjects import open_encoder
+from llm2vec.evaluation.tagger import Tagger, save_probe
+from llm2vec.evaluation.word_metrics import floors, resampled, value
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,12 @@ def test_entities_are_read_in_every_scheme(tags, found):
 def test_the_three_kinds_of_files_say_the_same(tmp_path):
     wanted = [Tagged(("He", "left"), ("PRON", "VERB")), Tagged(("Stop",), ("VERB",))]
     (tmp_path / "a.txt").write_text("He x PRON\nleft y VERB\n\n\nStop z VERB\n")
-    rows = [("1", "He", "PRON"), ("2-3", "left it", "X"), ("2", "left", "VERB"), ("2.1", "was", "X")]
+    rows = [
+        ("1", "He", "PRON"),
+        ("2-3", "left it", "X"),
+        ("2", "left", "VERB"),
+        ("2.1", "was", "X"),
+    ]
     lines = ["\t".join([number, word, "_", tag, *"______"]) for number, word, tag in rows]
     (tmp_path / "a.conllu").write_text(
         "# text\n" + "\n".join(lines) + "\n\n" + "\t".join(["1", "Stop", "_", "VERB", *"______"])
@@ -68,7 +73,12 @@ def test_the_three_kinds_of_files_say_the_same(tmp_path):
         ("a.jsonl", "{", None, "not JSON"),
         ("a.jsonl", "[1]", None, "line 1: not a JSON object"),
         ("a.jsonl", '{"tokens": ["a"], "tags": null}', None, "line 1: 'tags' must be a list"),
-        ("a.jsonl", '{"tokens": "ab", "tags": ["x", "y"]}', None, "line 1: 'tokens' must be a list"),
+        (
+            "a.jsonl",
+            '{"tokens": "ab", "tags": ["x", "y"]}',
+            None,
+            "line 1: 'tokens' must be a list",
+        ),
         ("a.txt", "a b\n\na b\na b\nc\n", None, "line 5: has not 2 columns"),
     ],
 )
@@ -100,13 +110,20 @@ def test_the_shared_files_of_every_kind_are_read(shared):
     }
     for name, count in counts.items():
         assert len(read_tagged(word / name)) == count
-    kinds = {kind for each in read_tagged(word / "wnut17/emerging.test.annotated") for *_, kind in entities(each.tags)}
+    kinds = {
+        kind
+        for each in read_tagged(word / "wnut17/emerging.test.annotated")
+        for *_, kind in entities(each.tags)
+    }
     assert kinds == {"corporation", "creative-work", "group", "location", "person", "product"}
 
 
 @pytest.fixture(scope="module")
 def sets():
-    return [read_tagged(BUNDLED_SETS / f"words.{part}.jsonl", column="pos") for part in ("train", "test")]
+    return [
+        read_tagged(BUNDLED_SETS / f"words.{part}.jsonl", column="pos")
+        for part in ("train", "test")
+    ]
 
 
 def test_a_probe_beats_the_most_frequent_label_by_far_and_has_an_interval(encoder, sets):
@@ -141,14 +158,20 @@ def test_one_layer_is_probed_as_among_all_and_a_saved_probe_reads_it(layer, sets
     save_probe(found, tmp_path / "probe", encoder=source)
     spans = Tagger.open(tmp_path / "probe").tag(["The old man left ."])[0]
     words = encoder.words([["The", "old", "man", "left", "."]], layer=layer)[0]
-    assert [span.label for span in spans] == [found.labels[n] for n in found.classifier(words.vectors_WD).tolist()]
+    assert [span.label for span in spans] == [
+        found.labels[n] for n in found.classifier(words.vectors_WD).tolist()
+    ]
     whole = encoder.words([["The", "old", "man", "left", "."]])[0]
     assert not torch.allclose(words.vectors_WD, whole.vectors_WD, atol=1e-2)
 
 
 def test_a_probe_saved_before_layers_could_be_chosen_reads_the_last(sets, tmp_path):
     source = str(DECODERS / "qwen3")
-    save_probe(probe(open_encoder(source), *(e[:40] for e in sets), seeds=1), tmp_path / "probe", encoder=source)
+    save_probe(
+        probe(open_encoder(source), *(e[:40] for e in sets), seeds=1),
+        tmp_path / "probe",
+        encoder=source,
+    )
     facts = json.loads((tmp_path / "probe" / "probe.json").read_text())
     assert facts.pop("layer") == -1
     (tmp_path / "probe" / "probe.json").write_text(json.dumps(facts))
@@ -210,9 +233,14 @@ def test_one_label_is_too_few(encoder):
 
 
 def test_floors_are_what_counting_words_gives():
-    train = [Tagged(("the", "cat", "runs"), ("DET", "NOUN", "VERB"))] * 2 + [Tagged(("runs",), ("NOUN",))]
+    train = [Tagged(("the", "cat", "runs"), ("DET", "NOUN", "VERB"))] * 2 + [
+        Tagged(("runs",), ("NOUN",))
+    ]
     test = [Tagged(("The", "runs", "dog"), ("DET", "VERB", "NOUN"))]
-    assert floors(train, test, "accuracy") == {"majority": pytest.approx(1 / 3), "word identity": 1.0}
+    assert floors(train, test, "accuracy") == {
+        "majority": pytest.approx(1 / 3),
+        "word identity": 1.0,
+    }
 
 
 def test_the_classifier_finds_what_a_long_optimisation_finds(encoder, sets):
@@ -231,12 +259,19 @@ def test_the_classifier_finds_what_a_long_optimisation_finds(encoder, sets):
 
 
 def test_a_saved_probe_labels_raw_text_with_offsets(tmp_path):
-    train = [Tagged(("Anna", "lives", "in", "New", "York"), ("B-PER", "O", "O", "B-LOC", "I-LOC"))] * 20
+    train = [
+        Tagged(("Anna", "lives", "in", "New", "York"), ("B-PER", "O", "O", "B-LOC", "I-LOC"))
+    ] * 20
     source = str(DECODERS / "qwen3")
-    save_probe(probe(open_encoder(source), train, train[:2], seeds=1), tmp_path / "probe", encoder=source)
+    save_probe(
+        probe(open_encoder(source), train, train[:2], seeds=1), tmp_path / "probe", encoder=source
+    )
     text = "  Anna lives in New York"
     spans = Tagger.open(tmp_path / "probe").tag([text, ""])
-    assert [(span.label, text[span.start : span.end]) for span in spans[0]] == [("PER", "Anna"), ("LOC", "New York")]
+    assert [(span.label, text[span.start : span.end]) for span in spans[0]] == [
+        ("PER", "Anna"),
+        ("LOC", "New York"),
+    ]
     assert spans[1] == []
 
 
@@ -256,8 +291,14 @@ def test_words_beyond_the_longest_sequence_get_no_label(labels, tmp_path):
 def test_labels_without_a_scheme_are_given_to_every_word(tmp_path):
     train = [Tagged(("Dogs", "bark", "."), ("NOUN", "VERB", "PUNCT"))] * 20
     source = str(DECODERS / "qwen3")
-    save_probe(probe(open_encoder(source), train, train[:2], seeds=1), tmp_path / "probe", encoder=source)
-    assert [span.label for span in Tagger.open(tmp_path / "probe").tag(["Dogs bark ."])[0]] == ["NOUN", "VERB", "PUNCT"]
+    save_probe(
+        probe(open_encoder(source), train, train[:2], seeds=1), tmp_path / "probe", encoder=source
+    )
+    assert [span.label for span in Tagger.open(tmp_path / "probe").tag(["Dogs bark ."])[0]] == [
+        "NOUN",
+        "VERB",
+        "PUNCT",
+    ]
 
 
 def test_what_counts_words_has_none_to_probe():
@@ -275,7 +316,9 @@ def test_any_encoder_can_be_a_baseline(tmp_path, sets):
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
     words = sorted({word.lower() for sentence in sets[0] for word in sentence.words})
-    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]) + "\n")
+    (tmp_path / "vocab.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]) + "\n"
+    )
     tokenizer = BertTokenizerFast(str(tmp_path / "vocab.txt"))
     tokenizer.save_pretrained(tmp_path / "bert")
     config = BertConfig(
@@ -294,7 +337,9 @@ def test_any_encoder_can_be_a_baseline(tmp_path, sets):
     found = baseline.words([["the", "cat"], ["a", "much", "longer", "sentence"]])[0]
     assert torch.allclose(found.vectors_WD, states_TD[1:3], atol=1e-5)
     with torch.no_grad():
-        states_TD = model(**tokenizer("the cat", return_tensors="pt"), output_hidden_states=True).hidden_states[1][0]
+        states_TD = model(
+            **tokenizer("the cat", return_tensors="pt"), output_hidden_states=True
+        ).hidden_states[1][0]
     found = baseline.words([["the", "cat"], ["a", "much", "longer", "sentence"]], layer=1)[0]
     assert torch.allclose(found.vectors_WD, states_TD[1:3], atol=1e-5)
     assert probe(baseline, *(part[:50] for part in sets), seeds=1).value > 0.2
@@ -320,7 +365,9 @@ def test_a_data_set_of_the_hub_may_have_configurations(tmp_path):
     for name in ("one", "two"):
         rows = {"tokens": [[name, "b"]], "tags": [["X", "Y"]]}
         datasets.Dataset.from_dict(rows).to_parquet(tmp_path / f"{name}.parquet")
-    listed = "".join(f"- config_name: {name}\n  data_files: {name}.parquet\n" for name in ("one", "two"))
+    listed = "".join(
+        f"- config_name: {name}\n  data_files: {name}.parquet\n" for name in ("one", "two")
+    )
     (tmp_path / "README.md").write_text(f"---\nconfigs:\n{listed}---\n")
     assert read_tagged(f"hub:{tmp_path}:two") == [Tagged(("two", "b"), ("X", "Y"))]
     with pytest.raises(CorpusError, match="cannot load the data set"):
@@ -334,16 +381,22 @@ def test_an_interval_narrows_with_more_sentences():
     assert wide[1] - wide[0] > 3 * (narrow[1] - narrow[0])
 
 
-def test_kept_states_serve_other_labels_and_never_another_model(encoder, sets, tmp_path, monkeypatch):
+def test_kept_states_serve_other_labels_and_never_another_model(
+    encoder, sets, tmp_path, monkeypatch
+):
     short, calls = [each[:60] for each in sets], []
     read = probing.word_states
-    monkeypatch.setattr(probing, "word_states", lambda *args, **options: calls.append(1) or read(*args, **options))
+    monkeypatch.setattr(
+        probing, "word_states", lambda *args, **options: calls.append(1) or read(*args, **options)
+    )
     plain = probe(encoder, *short, seeds=1)
     assert len(calls) == 3
     assert probe(encoder, *short, seeds=1, states=tmp_path / "states") == plain
     assert len(calls) == 6
     assert probe(encoder, *short, seeds=1, states=tmp_path / "states") == plain
-    other = [[Tagged(each.words, tuple(tag[0] for tag in each.tags)) for each in part] for part in short]
+    other = [
+        [Tagged(each.words, tuple(tag[0] for tag in each.tags)) for each in part] for part in short
+    ]
     assert probe(encoder, *other, seeds=1, states=tmp_path / "states").value != plain.value
     assert len(calls) == 6
     for changed in ({"layer": 1}, {"merge": "first"}, {"reading": "before"}):
@@ -352,7 +405,9 @@ def test_kept_states_serve_other_labels_and_never_another_model(encoder, sets, t
         )
     causal = LLM2Vec.from_pretrained("bundled", enable_bidirectional=False)
     calls.clear()
-    assert probe(causal, *short, seeds=1, states=tmp_path / "states") == probe(causal, *short, seeds=1)
+    assert probe(causal, *short, seeds=1, states=tmp_path / "states") == probe(
+        causal, *short, seeds=1
+    )
     assert len(calls) == 6
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-from llm2vec import products
+from llm2vec.runtime import onednn as products
 
 ROUNDING = 1e-4
 """float32 sums of 192 to 512 products in another order."""
@@ -17,7 +17,9 @@ def called(monkeypatch):
     """oneDNN is taken for faster; each product that it makes is noted."""
     calls, plain = [], products._onednn
     monkeypatch.setattr(products, "_onednn_is_faster", lambda: True)
-    monkeypatch.setattr(products, "_onednn", lambda *args: calls.append(args[1].shape) or plain(*args))
+    monkeypatch.setattr(
+        products, "_onednn", lambda *args: calls.append(args[1].shape) or plain(*args)
+    )
     return calls
 
 

@@ -3,8 +3,8 @@
 import pytest
 
 from llm2vec.errors import UsageError
-from llm2vec.presets import PRESETS, preset
-from llm2vec.recipe import Recipe, differences, merged, read_settings, read_yaml, to_yaml
+from llm2vec.recipe.knobs import Recipe, differences, merged, read_settings, read_yaml, to_yaml
+from llm2vec.recipe.presets import PRESETS, preset
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -26,15 +26,31 @@ def test_every_preset_is_a_recipe_and_survives_yaml(name, tmp_path):
 )
 def test_the_papers_presets_are_its_published_configurations(name, decoder, masking, probability):
     recipe = Recipe.read(preset(name))
-    assert (recipe.decoder, recipe.mntp.masking, recipe.mntp.mask_probability) == (decoder, masking, probability)
+    assert (recipe.decoder, recipe.mntp.masking, recipe.mntp.mask_probability) == (
+        decoder,
+        masking,
+        probability,
+    )
     assert (recipe.mntp.steps, recipe.mntp.batch_size, recipe.mntp.max_length) == (1000, 32, 512)
     assert (recipe.mntp.lora.r, recipe.mntp.lora.alpha, recipe.mntp.lora.dropout) == (16, 32, 0.05)
-    assert (recipe.mntp.learning_rate, recipe.mntp.schedule, recipe.mntp.warmup_steps) == (5e-5, "linear", 0)
-    assert (recipe.simcse.batch_size, recipe.simcse.max_length, recipe.simcse.learning_rate) == (128, 128, 3e-5)
+    assert (recipe.mntp.learning_rate, recipe.mntp.schedule, recipe.mntp.warmup_steps) == (
+        5e-5,
+        "linear",
+        0,
+    )
+    assert (recipe.simcse.batch_size, recipe.simcse.max_length, recipe.simcse.learning_rate) == (
+        128,
+        128,
+        3e-5,
+    )
     assert (recipe.simcse.dropout, recipe.simcse.scale, recipe.simcse.steps) == (0.3, 20.0, 1000)
     supervised = recipe.supervised
     assert (supervised.steps, supervised.batch_size, supervised.max_length) == (0, 64, 512)
-    assert (supervised.learning_rate, supervised.warmup_steps, supervised.scale) == (2e-4, 300, 50.0)
+    assert (supervised.learning_rate, supervised.warmup_steps, supervised.scale) == (
+        2e-4,
+        300,
+        50.0,
+    )
     assert recipe.corpus.config == "wikitext-103-raw-v1"
 
 

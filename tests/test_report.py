@@ -10,12 +10,12 @@ from conftest import DECODERS
 from safetensors.torch import load_file
 
 from llm2vec import Recipe, convert
+from llm2vec.corpus.tagged import Tagged
 from llm2vec.errors import ModelError, RunError
-from llm2vec.evaluate.columns import Tagged
-from llm2vec.evaluate.figures import Bar, bars, cells, histograms
-from llm2vec.evaluate.page import to_html, to_markdown, write_report
-from llm2vec.evaluate.report import WordTask, bundled_words, measure
-from llm2vec.evaluate.sections import sections
+from llm2vec.report.figures import Bar, bars, cells, histograms
+from llm2vec.report.html import to_html, to_markdown, write_report
+from llm2vec.report.measure import WordTask, bundled_words, measure
+from llm2vec.report.sections import sections
 
 RUN = {
     "decoder": str(DECODERS / "qwen3"),
@@ -29,7 +29,10 @@ RUN = {
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     texts = folder / "texts.txt"
-    texts.write_text("\n".join(f"The {a} {b} near the old bridge." for a in ("cat", "nurse") for b in range(40)) + "\n")
+    texts.write_text(
+        "\n".join(f"The {a} {b} near the old bridge." for a in ("cat", "nurse") for b in range(40))
+        + "\n"
+    )
     recipe = Recipe.read({**RUN, "corpus": {"source": str(texts)}})
     return convert(recipe, folder / "out", keep_stages=True).folder
 
@@ -37,7 +40,9 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def report(run):
     task = bundled_words()[0]
-    few = WordTask("part-of-speech", task.train[:60], task.test[:30], "accuracy", "a few <bundled> sentences")
+    few = WordTask(
+        "part-of-speech", task.train[:60], task.test[:30], "accuracy", "a few <bundled> sentences"
+    )
     return measure(run, words=[few], baselines=["auto:" + str(DECODERS / "gpt2")])
 
 
@@ -73,25 +78,37 @@ def test_changes_between_stages_are_measured_on_the_same_items(report):
     text = to_markdown(sections(report))
     assert "95% of the paired difference" in text
     change = words["changes"][1]
-    assert f"| Uni to Bi+MNTP | {100 * change['value']:+.1f} | {100 * change['low']:.1f} to " in text
+    assert (
+        f"| Uni to Bi+MNTP | {100 * change['value']:+.1f} | {100 * change['low']:.1f} to " in text
+    )
 
 
 def test_a_causal_model_knows_nothing_of_the_ending_and_the_others_do(report):
-    gaps = {row["model"]: max(abs(1 - value) for value in row["different"]) for row in report["future"]}
+    gaps = {
+        row["model"]: max(abs(1 - value) for value in row["different"]) for row in report["future"]
+    }
     assert gaps["Uni"] < 1e-6
     assert min(value for name, value in gaps.items() if name != "Uni") > 1e-4
 
 
 def test_encoders_kept_along_the_way_are_measured_by_step(run, report):
-    assert [(row["stage"], row["step"]) for row in report["efficiency"]] == [("1-mntp", 2), ("1-mntp", 4)]
+    assert [(row["stage"], row["step"]) for row in report["efficiency"]] == [
+        ("1-mntp", 2),
+        ("1-mntp", 4),
+    ]
     last = next(row for row in report["words"][0]["rows"] if row["model"] == "Bi+MNTP")
     if last["reading"] == "own":
-        assert report["efficiency"][-1]["scores"]["part-of-speech"] == pytest.approx(last["value"], abs=1e-6)
+        assert report["efficiency"][-1]["scores"]["part-of-speech"] == pytest.approx(
+            last["value"], abs=1e-6
+        )
     kept = run.with_name("out.stages") / "checkpoints"
     ends = [
-        load_file(place / "model.safetensors") for place in (kept / "1-mntp-4", run.with_name("out.stages") / "1-mntp")
+        load_file(place / "model.safetensors")
+        for place in (kept / "1-mntp-4", run.with_name("out.stages") / "1-mntp")
     ]
-    assert all(torch.equal(weight, ends[1][name]) for name, weight in ends[0].items() if name in ends[1])
+    assert all(
+        torch.equal(weight, ends[1][name]) for name, weight in ends[0].items() if name in ends[1]
+    )
     half = load_file(kept / "1-mntp-2" / "model.safetensors")
     assert any(not torch.equal(weight, ends[0][name]) for name, weight in half.items())
 
@@ -143,12 +160,20 @@ def test_the_markdown_holds_every_table_of_the_page(report):
 def test_the_json_is_the_report(report, tmp_path):
     page = write_report(report, tmp_path / "there")
     assert page.name == "report.html"
-    assert json.loads((tmp_path / "there" / "report.json").read_text()) == json.loads(json.dumps(report))
+    assert json.loads((tmp_path / "there" / "report.json").read_text()) == json.loads(
+        json.dumps(report)
+    )
 
 
 def test_a_run_without_its_stages_is_still_compared_with_its_decoder(run, report, tmp_path):
     (tmp_path / "alone").symlink_to(run)
-    task = WordTask("x", [Tagged(("a", "cat"), ("D", "N"))] * 30, [Tagged(("a", "dog"), ("D", "N"))], "accuracy", "")
+    task = WordTask(
+        "x",
+        [Tagged(("a", "cat"), ("D", "N"))] * 30,
+        [Tagged(("a", "dog"), ("D", "N"))],
+        "accuracy",
+        "",
+    )
     found = measure(tmp_path / "alone", words=[task])
     assert [row["model"] for row in found["words"][0]["rows"]] == ["Uni", "Bi", "Bi+MNTP+SimCSE"]
 
@@ -163,7 +188,9 @@ def test_what_is_no_run_or_has_lost_its_decoder_is_said(run, tmp_path):
         measure(tmp_path)
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.808, 0.855), (0.832, 0.8335), (0.0, 0.21), (0.1, 0.98)])
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.808, 0.855), (0.832, 0.8335), (0.0, 0.21), (0.1, 0.98)]
+)
 def test_an_axis_has_round_values_that_are_told_apart(low, high):
     drawn = bars("axis", [Bar("a", (low + high) / 2, low, high, "red")], lines={})
     shown = [text.split("<")[0] for text in drawn.split('text-anchor="end">')[1:]]
@@ -175,7 +202,12 @@ def test_an_axis_has_round_values_that_are_told_apart(low, high):
 
 def test_histograms_that_are_compared_share_an_axis(report):
     text = to_html(report)
-    cosines = [value for row in report["future"] for kind in ("paraphrase", "different") for value in row[kind]]
+    cosines = [
+        value
+        for row in report["future"]
+        for kind in ("paraphrase", "different")
+        for value in row[kind]
+    ]
     assert text.count(f">{min(cosines):.2f}</text>") >= len(report["future"])
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from llm2vec.errors import CorpusError
-from llm2vec.evaluate.models import open_embedder
-from llm2vec.evaluate.sentences import classification, clustering, pairs, retrieval, sts
+from llm2vec.evaluation.sentence_tasks import classification, clustering, pairs, retrieval, sts
+from llm2vec.evaluation.subjects import open_embedder
 
 
 def by_first_letters(texts, *, prompt=None):
@@ -36,7 +36,11 @@ def test_pairs_are_ranked_by_cosine(tmp_path):
 
 
 def test_classes_that_are_apart_are_told_apart(tmp_path):
-    rows = [{"text": letter * (1 + index % 4), "label": letter} for index in range(30) for letter in "abc"]
+    rows = [
+        {"text": letter * (1 + index % 4), "label": letter}
+        for index in range(30)
+        for letter in "abc"
+    ]
     path = lines(tmp_path / "c.jsonl", rows)
     assert classification(by_first_letters, path, train=path).value > 0.95
     assert clustering(by_first_letters, path).value > 0.6
@@ -44,7 +48,8 @@ def test_classes_that_are_apart_are_told_apart(tmp_path):
 
 def beir(folder, judged):
     lines(
-        folder / "corpus.jsonl", [{"_id": f"d{i}", "title": "", "text": text} for i, text in enumerate(["a", "b", "c"])]
+        folder / "corpus.jsonl",
+        [{"_id": f"d{i}", "title": "", "text": text} for i, text in enumerate(["a", "b", "c"])],
     )
     lines(folder / "queries.jsonl", [{"_id": "q", "text": "aab"}, {"_id": "unjudged", "text": "c"}])
     (folder / "qrels").mkdir()
@@ -108,7 +113,9 @@ def test_labels_that_training_never_saw_count_as_wrong(tmp_path):
     train = [{"text": letter, "label": letter} for letter in "ab"] * 10
     test = [*train, *({"text": "c", "label": True} for _ in train)]
     found = classification(
-        by_first_letters, lines(tmp_path / "test.jsonl", test), train=lines(tmp_path / "train.jsonl", train)
+        by_first_letters,
+        lines(tmp_path / "test.jsonl", test),
+        train=lines(tmp_path / "train.jsonl", train),
     )
     assert found.value == 0.5
 
@@ -121,7 +128,9 @@ def test_only_the_order_of_scores_counts_and_equal_cosines_tell_nothing(tmp_path
 
 
 def test_texts_may_be_long_and_hold_quotes_and_any_separator_but_tab(tmp_path):
-    (tmp_path / "sts.tsv").write_text(f'1\t"a\tb\u2028\n2\t{"a" * 200_000}\ta\n', encoding="utf-8-sig")
+    (tmp_path / "sts.tsv").write_text(
+        f'1\t"a\tb\u2028\n2\t{"a" * 200_000}\ta\n', encoding="utf-8-sig"
+    )
     assert sts(by_first_letters, tmp_path / "sts.tsv").value == pytest.approx(1.0)
 
 

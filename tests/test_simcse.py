@@ -6,15 +6,16 @@ import pytest
 import torch
 from conftest import DECODERS
 
-from llm2vec import backbone, decoder
+from llm2vec.backbone.loading import load_decoder, load_tokenizer
+from llm2vec.backbone.proofs import prove_dropout
+from llm2vec.backbone.switch import make_bidirectional
+from llm2vec.corpus.texts import read_texts
+from llm2vec.corpus.token_store import store_tokens
 from llm2vec.errors import ProofFailed, UsageError
-from llm2vec.progress import Silent
-from llm2vec.proofs import prove_dropout
-from llm2vec.recipe import CorpusRecipe, SimcseRecipe
-from llm2vec.stages.contrastive import contrastive_loss
-from llm2vec.stages.simcse import attention_dropouts, train_simcse
-from llm2vec.texts import read_texts
-from llm2vec.tokens import store_tokens
+from llm2vec.recipe.knobs import CorpusRecipe, SimcseRecipe
+from llm2vec.runtime.progress import Silent
+from llm2vec.training.contrastive import contrastive_loss
+from llm2vec.training.simcse import attention_dropouts, train_simcse
 
 
 def test_the_loss_is_cross_entropy_over_scaled_cosines():
@@ -36,11 +37,15 @@ def test_similarities_are_float32_also_for_half_precision_vectors():
 @pytest.mark.parametrize("name", ["qwen3", "gpt2", "gemma3"])
 def test_dropout_is_off_in_a_loaded_decoder_and_live_where_the_stage_sets_it(name):
     names = attention_dropouts(DECODERS / name)
-    without = dict.fromkeys(names, 0.0) | ({"resid_pdrop": 0.0, "embd_pdrop": 0.0} if name == "gpt2" else {})
+    without = dict.fromkeys(names, 0.0) | (
+        {"resid_pdrop": 0.0, "embd_pdrop": 0.0} if name == "gpt2" else {}
+    )
     with pytest.raises(ProofFailed, match="dropout is not live"):
-        prove_dropout(decoder.load(DECODERS / name, head=False, config_overrides=without))
-    noisy = decoder.load(DECODERS / name, head=False, config_overrides=without | dict.fromkeys(names, 0.3))
-    backbone.make_bidirectional(noisy)
+        prove_dropout(load_decoder(DECODERS / name, head=False, config_overrides=without))
+    noisy = load_decoder(
+        DECODERS / name, head=False, config_overrides=without | dict.fromkeys(names, 0.3)
+    )
+    make_bidirectional(noisy)
     assert prove_dropout(noisy).margin > 1e-3
 
 
@@ -52,20 +57,25 @@ def test_a_family_without_attention_dropout_is_refused(tmp_path):
 
 @pytest.fixture
 def store(corpus, tmp_path):
-    tokenizer = decoder.load_tokenizer(DECODERS / "qwen3")
+    tokenizer = load_tokenizer(DECODERS / "qwen3")
     texts = read_texts(CorpusRecipe(source=str(corpus)))
     return store_tokens(tokenizer, texts, tmp_path / "tokens", max_length=32)
 
 
 def trained(store, folder, **changes):
     recipe = SimcseRecipe(
-        **{"steps": 20, "batch_size": 16, "max_length": 32, "log_every": 1, "precision": "float32"} | changes
+        **{"steps": 20, "batch_size": 16, "max_length": 32, "log_every": 1, "precision": "float32"}
+        | changes
     )
-    tokenizer = decoder.load_tokenizer(DECODERS / "qwen3")
+    tokenizer = load_tokenizer(DECODERS / "qwen3")
     noisy = dict.fromkeys(attention_dropouts(DECODERS / "qwen3"), recipe.dropout)
-    model = decoder.load(DECODERS / "qwen3", head=False, dtype=torch.float32, config_overrides=noisy)
-    backbone.make_bidirectional(model)
-    model, log = train_simcse(model, tokenizer, store, recipe, pooling="mean", folder=folder, seed=3, progress=Silent())
+    model = load_decoder(
+        DECODERS / "qwen3", head=False, dtype=torch.float32, config_overrides=noisy
+    )
+    make_bidirectional(model)
+    model, log = train_simcse(
+        model, tokenizer, store, recipe, pooling="mean", folder=folder, seed=3, progress=Silent()
+    )
     return model, [line["loss"] for line in log if "loss" in line]
 
 

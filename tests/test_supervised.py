@@ -13,15 +13,17 @@ from conftest import DECODERS
 from safetensors.torch import load_file
 from torch import nn
 
-from llm2vec import LLM2Vec, Recipe, backbone, convert, decoder
-from llm2vec.batching import is_packed
+from llm2vec import LLM2Vec, Recipe, convert
+from llm2vec.backbone.loading import load_decoder, load_tokenizer
+from llm2vec.backbone.switch import make_bidirectional
+from llm2vec.corpus.triples import check_triples, store_triples
+from llm2vec.encoder.batching import is_packed
+from llm2vec.encoder.folder import Settings
 from llm2vec.errors import CorpusError, RunError, UsageError
-from llm2vec.folder import Settings
-from llm2vec.progress import Recorder, Silent
-from llm2vec.recipe import PairsRecipe, SupervisedRecipe, merged
-from llm2vec.stages.contrastive import ContrastiveLoss, contrastive_batch, contrastive_loss
-from llm2vec.stages.supervised import BlockDraw, train_supervised
-from llm2vec.triples import check_triples, store_triples
+from llm2vec.recipe.knobs import PairsRecipe, SupervisedRecipe, merged
+from llm2vec.runtime.progress import Recorder, Silent
+from llm2vec.training.contrastive import ContrastiveLoss, contrastive_batch, contrastive_loss
+from llm2vec.training.supervised import BlockDraw, train_supervised
 
 SAME_VECTOR = 1e-5
 """Of float32 vectors of length about 1, computed in batches of different shapes."""
@@ -29,14 +31,33 @@ SAME_VECTOR = 1e-5
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return decoder.load_tokenizer(DECODERS / "qwen3")
+    return load_tokenizer(DECODERS / "qwen3")
 
 
 def active_and_passive():
     """Triples whose negative shares more words with the anchor than the positive does."""
-    people = ("The old miller", "A tired nurse", "My brother", "The youngest pupil", "Nobody", "Her aunt")
-    verbs = (("opened", "opened"), ("painted", "painted"), ("took", "taken"), ("sold", "sold"), ("drew", "drawn"))
-    things = ("the green door", "a heavy box", "two red boats", "the broken clock", "some new shoes")
+    people = (
+        "The old miller",
+        "A tired nurse",
+        "My brother",
+        "The youngest pupil",
+        "Nobody",
+        "Her aunt",
+    )
+    verbs = (
+        ("opened", "opened"),
+        ("painted", "painted"),
+        ("took", "taken"),
+        ("sold", "sold"),
+        ("drew", "drawn"),
+    )
+    things = (
+        "the green door",
+        "a heavy box",
+        "two red boats",
+        "the broken clock",
+        "some new shoes",
+    )
     for person in people:
         for number, (did, done) in enumerate(verbs):
             for place, thing in enumerate(things):
@@ -55,13 +76,16 @@ def write(path, rows):
 
 def rows_of(letter, count):
     return [
-        {"query": f"{letter} {n} asks", "positive": f"{letter} {n} is", "negative": f"no {n}"} for n in range(count)
+        {"query": f"{letter} {n} asks", "positive": f"{letter} {n} is", "negative": f"no {n}"}
+        for n in range(count)
     ]
 
 
 def stored(tokenizer, folder, *, separator=" ", template=None, max_length=48, **pairs):
     pairs = PairsRecipe.model_validate(pairs)
-    return store_triples(tokenizer, pairs, folder, max_length=max_length, separator=separator, template=template)
+    return store_triples(
+        tokenizer, pairs, folder, max_length=max_length, separator=separator, template=template
+    )
 
 
 @pytest.mark.parametrize("negatives", [0, 5, 10])
@@ -71,10 +95,15 @@ def test_the_loss_is_cross_entropy_over_all_positives_and_all_negatives(negative
     negative = torch.randn(negatives, 7, generator=random)
     total = 0.0
     for row in range(5):
-        cosines = [float(torch.cosine_similarity(anchor[row], other, dim=0)) for other in [*positive, *negative]]
+        cosines = [
+            float(torch.cosine_similarity(anchor[row], other, dim=0))
+            for other in [*positive, *negative]
+        ]
         scores = np.exp(50.0 * np.array(cosines))
         total -= np.log(scores[row] / scores.sum())
-    found = contrastive_loss(anchor, positive, scale=50.0, negative_ND=negative if negatives else None)
+    found = contrastive_loss(
+        anchor, positive, scale=50.0, negative_ND=negative if negatives else None
+    )
     assert float(found) == pytest.approx(total / 5, rel=1e-4)
 
 
@@ -82,14 +111,18 @@ def test_the_loss_is_float32_where_everything_else_is_half_precision():
     anchor, positive = torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(0))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = contrastive_loss(anchor, positive, scale=50.0, negative_ND=positive.flip(1))
-    assert torch.equal(inside, contrastive_loss(anchor, positive, scale=50.0, negative_ND=positive.flip(1)))
+    assert torch.equal(
+        inside, contrastive_loss(anchor, positive, scale=50.0, negative_ND=positive.flip(1))
+    )
 
 
 def test_the_batch_loss_is_that_of_the_encoders_own_vectors(tokenizer, tmp_path):
     source = write(tmp_path / "nli.jsonl", list(active_and_passive())[:6])
-    triples = stored(tokenizer, tmp_path / "t", source=str(source), instructions={"nli": "Find the same event:"})
-    model = decoder.load(DECODERS / "qwen3", head=False, dtype=torch.float32)
-    backbone.make_bidirectional(model)
+    triples = stored(
+        tokenizer, tmp_path / "t", source=str(source), instructions={"nli": "Find the same event:"}
+    )
+    model = load_decoder(DECODERS / "qwen3", head=False, dtype=torch.float32)
+    make_bidirectional(model)
     rows = [triples(0, row) for row in range(6)]
     seen = []
 
@@ -116,22 +149,32 @@ def test_the_batch_loss_is_that_of_the_encoders_own_vectors(tokenizer, tmp_path)
 
 @pytest.mark.parametrize("template", [None, "<< {text} >>"])
 @pytest.mark.parametrize("name", ["qwen3", "gpt2", "gemma3"])
-def test_prompts_and_templates_are_joined_as_in_encoding_and_what_stands_before_is_not_pooled(name, template, tmp_path):
-    tokenizer = decoder.load_tokenizer(DECODERS / name)
+def test_prompts_and_templates_are_joined_as_in_encoding_and_what_stands_before_is_not_pooled(
+    name, template, tmp_path
+):
+    tokenizer = load_tokenizer(DECODERS / name)
     source = write(tmp_path / "nli.jsonl", list(active_and_passive())[:4])
     prompts = ["Find what follows:", "Find the same:"]
     given = {"source": str(source), "instructions": {"nli": prompts}}
     triples = stored(tokenizer, tmp_path / "t", separator="\n", template=template, **given)
-    model = decoder.load(DECODERS / name, head=False, dtype=torch.float32)
-    backbone.make_bidirectional(model)
-    encoder = LLM2Vec(model, tokenizer, settings=Settings(separator="\n", max_length=48, template=template))
+    model = load_decoder(DECODERS / name, head=False, dtype=torch.float32)
+    make_bidirectional(model)
+    encoder = LLM2Vec(
+        model, tokenizer, settings=Settings(separator="\n", max_length=48, template=template)
+    )
     for number, event in enumerate(list(active_and_passive())[:4]):
         anchor, positive, negative = triples(0, number)
-        own = tokenizer.decode(anchor.ids[anchor.first : anchor.end], clean_up_tokenization_spaces=False)
+        own = tokenizer.decode(
+            anchor.ids[anchor.first : anchor.end], clean_up_tokenization_spaces=False
+        )
         assert own.strip() == event["anchor"] + (" >>" if template else "")
         plain = encoder.encode_tokens([anchor, positive, negative])
-        for vector, text, prompt in zip(plain, event.values(), (prompts[number % 2], None, None), strict=True):
-            torch.testing.assert_close(vector, encoder.encode(text, prompt=prompt), atol=SAME_VECTOR, rtol=1e-4)
+        for vector, text, prompt in zip(
+            plain, event.values(), (prompts[number % 2], None, None), strict=True
+        ):
+            torch.testing.assert_close(
+                vector, encoder.encode(text, prompt=prompt), atol=SAME_VECTOR, rtol=1e-4
+            )
 
 
 def test_both_sides_of_a_symmetric_task_get_the_prompt(tokenizer, tmp_path):
@@ -150,7 +193,10 @@ def test_a_batch_holds_one_data_set_and_an_epoch_each_row_once():
     sizes = (37, 8, 21)
     draw = BlockDraw(sizes, size=8, seed=5)
     assert draw.samples == 32 + 8 + 16
-    epochs = [[draw(epoch * draw.samples + sample) for sample in range(draw.samples)] for epoch in range(2)]
+    epochs = [
+        [draw(epoch * draw.samples + sample) for sample in range(draw.samples)]
+        for epoch in range(2)
+    ]
     for drawn in epochs:
         blocks = [drawn[start : start + 8] for start in range(0, draw.samples, 8)]
         assert all(len({data_set for data_set, _ in block}) == 1 for block in blocks)
@@ -171,8 +217,14 @@ def test_the_order_is_a_function_of_seed_and_sample_so_that_a_resumed_run_sees_t
 
 def test_names_lists_and_missing_negatives_are_understood(tokenizer, tmp_path):
     write(tmp_path / "pairs.jsonl", [{"anchor": "one", "positive": "two"}] * 2)
-    write(tmp_path / "lists.jsonl", [{"query": "one", "positive": "two", "negative": ["three", "four", "five"]}] * 3)
-    write(tmp_path / "single.jsonl", [{"query": "one", "positive": "two", "negative": "three", "id": 7}])
+    write(
+        tmp_path / "lists.jsonl",
+        [{"query": "one", "positive": "two", "negative": ["three", "four", "five"]}] * 3,
+    )
+    write(
+        tmp_path / "single.jsonl",
+        [{"query": "one", "positive": "two", "negative": "three", "id": 7}],
+    )
     triples = stored(tokenizer, tmp_path / "t", source=str(tmp_path / "*.jsonl"))
     assert [(each.name, each.rows, each.negatives) for each in triples.data_sets] == [
         ("lists", 3, 1),
@@ -192,10 +244,16 @@ def test_rows_with_an_empty_text_are_left_out_and_counted(tokenizer, tmp_path):
     rows[1]["positive"] = "  "
     rows[3]["negative"] = ""
     triples = stored(tokenizer, tmp_path / "t", source=str(write(tmp_path / "a.jsonl", rows)))
-    wrapped = stored(tokenizer, tmp_path / "w", source=str(tmp_path / "a.jsonl"), template="<< {text} >>")
+    wrapped = stored(
+        tokenizer, tmp_path / "w", source=str(tmp_path / "a.jsonl"), template="<< {text} >>"
+    )
     assert wrapped.data_sets == triples.data_sets
     assert (triples.data_sets[0].rows, triples.data_sets[0].skipped) == (3, 2)
-    assert [tokenizer.decode(triples(0, row)[0].ids) for row in range(3)] == ["a 0 asks", "a 2 asks", "a 4 asks"]
+    assert [tokenizer.decode(triples(0, row)[0].ids) for row in range(3)] == [
+        "a 0 asks",
+        "a 2 asks",
+        "a 4 asks",
+    ]
 
 
 GOOD = {"query": "a", "positive": "b", "negative": "c"}
@@ -210,13 +268,43 @@ GOOD = {"query": "a", "positive": "b", "negative": "c"}
             CorpusError,
             r"a.jsonl, line 2: there is no field 'positive'.*answer",
         ),
-        ([{"text": "a"}], {}, CorpusError, r"line 1: there is no field 'anchor' or 'query'; there are: text"),
-        ([GOOD, {"query": 3, "positive": "b"}], {}, CorpusError, r"line 2: field 'query' holds int, not text"),
-        ([GOOD, {"query": "a", "positive": "b"}], {}, CorpusError, r"line 2: 0 negatives, where the rows .* have 1"),
-        ([GOOD], {"negatives": 2}, CorpusError, r"line 1: 1 negatives, fewer than supervised.corpus.negatives, 2"),
+        (
+            [{"text": "a"}],
+            {},
+            CorpusError,
+            r"line 1: there is no field 'anchor' or 'query'; there are: text",
+        ),
+        (
+            [GOOD, {"query": 3, "positive": "b"}],
+            {},
+            CorpusError,
+            r"line 2: field 'query' holds int, not text",
+        ),
+        (
+            [GOOD, {"query": "a", "positive": "b"}],
+            {},
+            CorpusError,
+            r"line 2: 0 negatives, where the rows .* have 1",
+        ),
+        (
+            [GOOD],
+            {"negatives": 2},
+            CorpusError,
+            r"line 1: 1 negatives, fewer than supervised.corpus.negatives, 2",
+        ),
         ([], {}, CorpusError, r"a.jsonl holds no rows"),
-        ([GOOD] * 7, {}, CorpusError, r"a has 7 rows .*, fewer than the 8 of a step.*supervised.batch_size"),
-        ([GOOD] * 8, {"instructions": {"b": "x"}}, UsageError, r"prompt is given for 'b'.*there are: a"),
+        (
+            [GOOD] * 7,
+            {},
+            CorpusError,
+            r"a has 7 rows .*, fewer than the 8 of a step.*supervised.batch_size",
+        ),
+        (
+            [GOOD] * 8,
+            {"instructions": {"b": "x"}},
+            UsageError,
+            r"prompt is given for 'b'.*there are: a",
+        ),
         ([GOOD] * 8, {"both_sides": ["a"]}, UsageError, r"both_sides: 'a' has no prompt"),
     ],
 )
@@ -230,7 +318,11 @@ def test_steps_without_triples_and_files_that_are_none_are_refused(tmp_path):
     with pytest.raises(UsageError, match="set supervised.corpus.source"):
         Recipe.read({"supervised": {"steps": 3}})
     (tmp_path / "rows.txt").write_text("a\n")
-    for source, words in (("rows.txt", "can: .jsonl"), ("nowhere.jsonl", "does not exist"), ("", "no .jsonl file")):
+    for source, words in (
+        ("rows.txt", "can: .jsonl"),
+        ("nowhere.jsonl", "does not exist"),
+        ("", "no .jsonl file"),
+    ):
         with pytest.raises(CorpusError, match=words):
             check_triples(PairsRecipe(source=str(tmp_path / source)), step_rows=2)
 
@@ -240,14 +332,31 @@ def trained(tokenizer, source, folder):
     rows = [json.loads(line) for line in source.read_text().splitlines()]
     held_out, kept = rows[::5][:300], [row for place, row in enumerate(rows) if place % 5]
     recipe = SupervisedRecipe.model_validate(
-        {"steps": 15, "batch_size": 16, "max_length": 48, "method": "full", "learning_rate": 1e-3, "warmup_steps": 0}
-        | {"log_every": 1, "precision": "float32", "corpus": {"source": str(write(folder / "kept.jsonl", kept))}}
+        {
+            "steps": 15,
+            "batch_size": 16,
+            "max_length": 48,
+            "method": "full",
+            "learning_rate": 1e-3,
+            "warmup_steps": 0,
+        }
+        | {
+            "log_every": 1,
+            "precision": "float32",
+            "corpus": {"source": str(write(folder / "kept.jsonl", kept))},
+        }
     )
     triples = store_triples(tokenizer, recipe.corpus, folder / "t", max_length=48, separator=" ")
-    model = decoder.load(DECODERS / "qwen3", head=False, dtype=torch.float32)
-    backbone.make_bidirectional(model)
+    model = load_decoder(DECODERS / "qwen3", head=False, dtype=torch.float32)
+    make_bidirectional(model)
     shares = [share_of_right_ones(LLM2Vec(model, tokenizer), held_out)]
-    options = {"pooling": "mean", "folder": folder / "run", "seed": 3, "processes": 1, "progress": Silent()}
+    options = {
+        "pooling": "mean",
+        "folder": folder / "run",
+        "seed": 3,
+        "processes": 1,
+        "progress": Silent(),
+    }
     model, log = train_supervised(model, tokenizer, triples, recipe, **options)
     shares.append(share_of_right_ones(LLM2Vec(model, tokenizer), held_out))
     return [line["loss"] for line in log if "loss" in line], shares
@@ -255,25 +364,39 @@ def trained(tokenizer, source, folder):
 
 def share_of_right_ones(encoder, rows):
     anchor, positive, negative = (
-        encoder.encode([row[side] for row in rows], normalize=True) for side in ("anchor", "positive", "negative")
+        encoder.encode([row[side] for row in rows], normalize=True)
+        for side in ("anchor", "positive", "negative")
     )
     return float(((anchor * positive).sum(1) > (anchor * negative).sum(1)).float().mean())
 
 
 def test_fifteen_steps_bring_anchors_nearer_to_their_positives(tokenizer, tmp_path):
-    losses, (before, after) = trained(tokenizer, write(tmp_path / "all.jsonl", active_and_passive()), tmp_path)
+    losses, (before, after) = trained(
+        tokenizer, write(tmp_path / "all.jsonl", active_and_passive()), tmp_path
+    )
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
     assert after > before + 0.1
 
 
-def test_fifteen_steps_on_snli_bring_anchors_nearer_to_what_they_entail(tokenizer, shared, tmp_path):
-    losses, (before, after) = trained(tokenizer, shared / "data/sent/nli/snli_triplets.dev.jsonl", tmp_path)
+def test_fifteen_steps_on_snli_bring_anchors_nearer_to_what_they_entail(
+    tokenizer, shared, tmp_path
+):
+    losses, (before, after) = trained(
+        tokenizer, shared / "data/sent/nli/snli_triplets.dev.jsonl", tmp_path
+    )
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
     assert after > before + 0.03
 
 
 def conversion(corpus, triples, **supervised):
-    given = {"steps": 4, "batch_size": 8, "max_length": 48, "warmup_steps": 0, "learning_rate": 1e-3, "save_every": 2}
+    given = {
+        "steps": 4,
+        "batch_size": 8,
+        "max_length": 48,
+        "warmup_steps": 0,
+        "learning_rate": 1e-3,
+        "save_every": 2,
+    }
     given["precision"] = "float32"  # on every processor
     pairs = {"source": str(triples), "instructions": {"events": "Find the same event:"}}
     return Recipe.read(
@@ -338,10 +461,20 @@ convert(Recipe.read(json.loads(sys.argv[1])), sys.argv[2])
 def test_two_processes_share_candidates_and_gradients(corpus, tmp_path):
     triples = write(tmp_path / "events.jsonl", active_and_passive())
     plain = {"steps": 2, "lora": {"dropout": 0.0}}
-    alone = Recipe.read(merged(conversion(corpus, triples, **plain).to_dict(), {"mntp": {"steps": 0}}))
+    alone = Recipe.read(
+        merged(conversion(corpus, triples, **plain).to_dict(), {"mntp": {"steps": 0}})
+    )
     convert(alone, tmp_path / "one")
     shared_out = Recipe.read(merged(alone.to_dict(), {"supervised": {"batch_size": 4}}))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python", sys.executable]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--no-python",
+        sys.executable,
+    ]
     subprocess.run(
         [*launch, "-c", COMMAND, json.dumps(shared_out.to_dict()), str(tmp_path / "two")],
         check=True,

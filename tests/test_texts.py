@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from llm2vec.corpus.texts import corpus_fingerprint, read_texts
 from llm2vec.errors import CorpusError
-from llm2vec.recipe import CorpusRecipe
-from llm2vec.texts import corpus_fingerprint, read_texts
+from llm2vec.recipe.knobs import CorpusRecipe
 
 TEXTS = ["One text.", "Ein zweiter, älterer.", "第三の文。"]
 
@@ -23,8 +23,12 @@ def texts(source, **options):
 def corpus(tmp_path):
     """The same three texts in every format."""
     (tmp_path / "a.txt").write_text("\n".join(TEXTS) + "\n\n   \n", encoding="utf8")
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"id": 1, "text": text}) + "\n" for text in TEXTS))
-    (tmp_path / "a.csv").write_text('id,text\n1,One text.\n2,"Ein zweiter, älterer."\n3,第三の文。\n', encoding="utf8")
+    (tmp_path / "a.jsonl").write_text(
+        "".join(json.dumps({"id": 1, "text": text}) + "\n" for text in TEXTS)
+    )
+    (tmp_path / "a.csv").write_text(
+        'id,text\n1,One text.\n2,"Ein zweiter, älterer."\n3,第三の文。\n', encoding="utf8"
+    )
     pq.write_table(pa.table({"text": TEXTS, "n": [1, 2, 3]}), tmp_path / "a.parquet")
     with gzip.open(tmp_path / "b.txt.gz", "wt", encoding="utf8") as file:
         file.write("\n".join(TEXTS))
@@ -33,7 +37,9 @@ def corpus(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv", "a.parquet", "b.txt.gz", "c.jsonl.xz"])
+@pytest.mark.parametrize(
+    "name", ["a.txt", "a.jsonl", "a.csv", "a.parquet", "b.txt.gz", "c.jsonl.xz"]
+)
 def test_every_format_gives_the_same_texts_without_the_empty_ones(corpus, name):
     assert texts(corpus / name) == TEXTS
 

@@ -4,13 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm2vec.decoder import load_tokenizer
+from llm2vec.backbone.loading import load_tokenizer
+from llm2vec.backbone.source import BUNDLED_FOLDER
+from llm2vec.corpus.token_store import store_tokens
+from llm2vec.encoder.tokenization import borders, separator_for, tokenize
 from llm2vec.errors import CorpusError, UsageError
-from llm2vec.places import BUNDLED_FOLDER
-from llm2vec.tokens import borders, separator_for, store_tokens, tokenize
 
 TOKENIZER = load_tokenizer(BUNDLED_FOLDER)
-PLAIN = st.text(alphabet=st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=30)
+PLAIN = st.text(
+    alphabet=st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=30
+)
 
 
 @given(prompt=PLAIN, text=PLAIN)
@@ -19,7 +22,9 @@ def test_the_texts_own_tokens_hold_the_whole_text_and_next_to_nothing_of_the_pro
     own = TOKENIZER.decode(tokens.ids[tokens.first : tokens.end])
     before = TOKENIZER.decode(tokens.ids[: tokens.first])
     assert TOKENIZER.decode(tokens.ids) == prompt + text
-    if "\ufffd" not in own + before:  # a character cut into bytes at the border shows no text on either side
+    if (
+        "\ufffd" not in own + before
+    ):  # a character cut into bytes at the border shows no text on either side
         assert own.endswith(text)
         assert prompt.startswith(before)
 
@@ -44,12 +49,17 @@ def test_a_prompt_that_leaves_no_room_is_an_error():
 
 
 def test_an_empty_text_has_no_tokens_of_its_own():
-    assert [each.first == each.end for each in tokenize(TOKENIZER, ["", "a"], max_length=8)] == [True, False]
+    assert [each.first == each.end for each in tokenize(TOKENIZER, ["", "a"], max_length=8)] == [
+        True,
+        False,
+    ]
 
 
 def test_a_separator_keeps_prompt_and_text_in_tokens_of_their_own():
     separator = separator_for(TOKENIZER, ["Find it:", "Answer: "])
-    alone, joined = TOKENIZER(["Find it:" + separator, "Find it:" + separator + "Some text"])["input_ids"]
+    alone, joined = TOKENIZER(["Find it:" + separator, "Find it:" + separator + "Some text"])[
+        "input_ids"
+    ]
     assert joined[: len(alone)] == alone
     assert (separator, separator_for(TOKENIZER, [])) == ("\n", " ")
 

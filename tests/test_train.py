@@ -11,8 +11,9 @@ import yaml
 from conftest import DECODERS
 from peft import LoraConfig, get_peft_model
 
-from llm2vec import LLM2Vec, decoder
-from llm2vec.recipe import Recipe
+from llm2vec import LLM2Vec
+from llm2vec.backbone.loading import load_decoder
+from llm2vec.recipe.knobs import Recipe
 
 PROGRAM = [sys.executable, "-m", "llm2vec"]
 DECODER = str(DECODERS / "qwen3")
@@ -31,7 +32,12 @@ def write(tmp_path):
 
     def to_file(**values):
         path = tmp_path / "config.json"
-        small = {"model_name_or_path": DECODER, "max_steps": 2, "per_device_train_batch_size": 4, "max_seq_length": 32}
+        small = {
+            "model_name_or_path": DECODER,
+            "max_steps": 2,
+            "per_device_train_batch_size": 4,
+            "max_seq_length": 32,
+        }
         path.write_text(json.dumps({**small, "output_dir": str(tmp_path / "out"), **values}))
         return path
 
@@ -43,15 +49,22 @@ def adapter(tmp_path):
     """An adapter of the small decoder that changes its vectors."""
     torch.manual_seed(0)
     wrapped = get_peft_model(
-        decoder.load(DECODER, head=False, dtype=torch.float32),
-        LoraConfig(r=2, lora_alpha=8, target_modules=["q_proj", "down_proj"], init_lora_weights=False),
+        load_decoder(DECODER, head=False, dtype=torch.float32),
+        LoraConfig(
+            r=2, lora_alpha=8, target_modules=["q_proj", "down_proj"], init_lora_weights=False
+        ),
     )
     wrapped.save_pretrained(str(tmp_path / "adapter"))
     return tmp_path / "adapter"
 
 
 def wiki(corpus, **values):
-    return {"dataset_name": "Wiki1M", "dataset_file_path": str(corpus), "bidirectional": True, **values}
+    return {
+        "dataset_name": "Wiki1M",
+        "dataset_file_path": str(corpus),
+        "bidirectional": True,
+        **values,
+    }
 
 
 def test_an_mntp_file_trains_and_a_simcse_file_goes_on_from_where_it_ended(write, corpus, tmp_path):
@@ -65,14 +78,21 @@ def test_an_mntp_file_trains_and_a_simcse_file_goes_on_from_where_it_ended(write
     assert "is finished already" in again.stderr
     assert [stage["stage"] for stage in json.loads(again.stdout)["stages"]] == ["bi", "mntp"]
     file = write(**wiki(corpus, peft_model_name_or_path=str(tmp_path / "out")))
-    done = run("train", "simcse", file, *SHORT, "--out", tmp_path / "next", "--keep-stages", "--json")
+    done = run(
+        "train", "simcse", file, *SHORT, "--out", tmp_path / "next", "--keep-stages", "--json"
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["recipe"]["decoder"] == str(tmp_path / "out")
-    first, last = (LLM2Vec.from_pretrained(tmp_path / name).encode("A text.") for name in ("out", "next.stages/0-bi"))
+    first, last = (
+        LLM2Vec.from_pretrained(tmp_path / name).encode("A text.")
+        for name in ("out", "next.stages/0-bi")
+    )
     torch.testing.assert_close(first, last, atol=SAME_VECTOR, rtol=0)
 
 
-def test_a_simcse_file_starts_from_the_decoder_with_its_adapter_merged(write, corpus, adapter, tmp_path):
+def test_a_simcse_file_starts_from_the_decoder_with_its_adapter_merged(
+    write, corpus, adapter, tmp_path
+):
     file = write(**wiki(corpus, peft_model_name_or_path=str(adapter), torch_dtype="float32"))
     done = run("train", "simcse", file, *SHORT, "--keep-stages", "--json")
     assert done.returncode == 0, done.stderr
@@ -81,8 +101,12 @@ def test_a_simcse_file_starts_from_the_decoder_with_its_adapter_merged(write, co
     assert [stage["stage"] for stage in found["stages"]] == ["bi", "simcse"]
     assert len(found["adapters"]) == 1
     merged, bare = LLM2Vec.from_pretrained(DECODER, adapter), LLM2Vec.from_pretrained(DECODER)
-    start = LLM2Vec.from_pretrained(tmp_path / "out.stages" / "0-bi").encode("The miller sold the door.")
-    torch.testing.assert_close(start, merged.encode("The miller sold the door."), atol=SAME_VECTOR, rtol=0)
+    start = LLM2Vec.from_pretrained(tmp_path / "out.stages" / "0-bi").encode(
+        "The miller sold the door."
+    )
+    torch.testing.assert_close(
+        start, merged.encode("The miller sold the door."), atol=SAME_VECTOR, rtol=0
+    )
     assert (start - bare.encode("The miller sold the door.")).abs().max() > 1000 * SAME_VECTOR
     (adapter / "more.txt").touch()
     done = run("train", "simcse", file, *SHORT)
@@ -94,9 +118,14 @@ def test_a_simcse_file_starts_from_the_decoder_with_its_adapter_merged(write, co
 
 def test_a_supervised_file_trains_on_its_folder_and_the_decoder_writes_no_texts(write, tmp_path):
     (tmp_path / "e5").mkdir()
-    rows = [{"query": f"who sold {n}", "positive": f"she sold {n}", "negative": f"rain {n}"} for n in range(8)]
+    rows = [
+        {"query": f"who sold {n}", "positive": f"she sold {n}", "negative": f"rain {n}"}
+        for n in range(8)
+    ]
     for name in ("allnli", "fever"):
-        (tmp_path / "e5" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (tmp_path / "e5" / f"{name}.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in rows)
+        )
     file = write(dataset_name="E5", dataset_file_path=str(tmp_path / "e5"), max_seq_length=64)
     wrapped = ["--set", "encoder.template=<< {text} >>"]
     done = run("train", "supervised", file, *SHORT, *wrapped, "--keep-stages", "--json")
@@ -106,7 +135,10 @@ def test_a_supervised_file_trains_on_its_folder_and_the_decoder_writes_no_texts(
     found = json.loads(done.stdout)
     assert [stage["stage"] for stage in found["stages"]] == ["bi", "supervised"]
     supervised = found["recipe"]["supervised"]
-    assert (supervised["scale"], list(supervised["corpus"]["instructions"])) == (50, ["allnli", "fever"])
+    assert (supervised["scale"], list(supervised["corpus"]["instructions"])) == (
+        50,
+        ["allnli", "fever"],
+    )
     assert "writing texts" not in done.stderr
     assert not (tmp_path / "out.stages" / "self.txt").exists()
     encoder = LLM2Vec.from_pretrained(tmp_path / "out")
@@ -117,8 +149,18 @@ def test_a_supervised_file_trains_on_its_folder_and_the_decoder_writes_no_texts(
 @pytest.mark.parametrize(
     ("stage", "values", "code", "said"),
     [
-        ("mntp", {"train_file": "t.txt", "mlm_probabilty": 0.2}, 2, "no 'mlm_probabilty' in a mntp file; did you mean"),
-        ("mntp", {"train_file": "nowhere.txt"}, 1, "config.json: train_file: corpus nowhere.txt does not exist"),
+        (
+            "mntp",
+            {"train_file": "t.txt", "mlm_probabilty": 0.2},
+            2,
+            "no 'mlm_probabilty' in a mntp file; did you mean",
+        ),
+        (
+            "mntp",
+            {"train_file": "nowhere.txt"},
+            1,
+            "config.json: train_file: corpus nowhere.txt does not exist",
+        ),
         ("mntp", {"train_file": "t.txt", "output_dir": None}, 2, "has no output_dir; say --out"),
         (
             "simcse",
@@ -126,7 +168,12 @@ def test_a_supervised_file_trains_on_its_folder_and_the_decoder_writes_no_texts(
             1,
             "dataset_file_path: corpus nowhere.txt does not exist; Wiki1M is on the hub",
         ),
-        ("supervised", {"dataset_name": "E5", "dataset_file_path": "e5"}, 1, "dataset_file_path: corpus e5 does not"),
+        (
+            "supervised",
+            {"dataset_name": "E5", "dataset_file_path": "e5"},
+            1,
+            "dataset_file_path: corpus e5 does not",
+        ),
         ("supervised", wiki("w.txt"), 2, "dataset_name must be E5, not 'Wiki1M'"),
     ],
 )
@@ -147,13 +194,33 @@ def test_a_recipe_is_printed_from_a_file_with_its_notes_beside_it(write, corpus,
 
 
 def test_a_word_tasks_file_is_probed_with_its_adapter_on_other_data(write, adapter, tmp_path):
-    tags = {"they": "PRON", "we": "PRON", "sold": "VERB", "saw": "VERB", "doors": "NOUN", "rain": "NOUN"}
-    words = [[who, did, what] for who in ("they", "we") for did in ("sold", "saw") for what in ("doors", "rain")]
+    tags = {
+        "they": "PRON",
+        "we": "PRON",
+        "sold": "VERB",
+        "saw": "VERB",
+        "doors": "NOUN",
+        "rain": "NOUN",
+    }
+    words = [
+        [who, did, what]
+        for who in ("they", "we")
+        for did in ("sold", "saw")
+        for what in ("doors", "rain")
+    ]
     rows = [json.dumps({"tokens": row, "pos_tags": [tags[word] for word in row]}) for row in words]
     (tmp_path / "words.jsonl").write_text("\n".join(rows * 4))
     settings = {"peft_addr": str(adapter), "task": "pos_tags", "retroactive_labels": "next_token"}
     file = write(**settings, dataset_name="conll2003", merge_subwords=True)
-    arguments = ["--train", tmp_path / "words.jsonl", "--test", tmp_path / "words.jsonl", "--seeds", "1", "--json"]
+    arguments = [
+        "--train",
+        tmp_path / "words.jsonl",
+        "--test",
+        tmp_path / "words.jsonl",
+        "--seeds",
+        "1",
+        "--json",
+    ]
     done = run("probe", file, *arguments)
     assert done.returncode == 0, done.stderr
     assert "note: dataset_name: conll2003 is tomaarsen/conll2003 on the hub now" in done.stderr

@@ -7,7 +7,12 @@ from hypothesis import strategies as st
 
 from llm2vec.errors import UsageError
 
-TEXTS = ["The unbelievable miller's dog, Rex, barked.", "x", "No.", "Antidisestablishmentarianism   is\tlong"]
+TEXTS = [
+    "The unbelievable miller's dog, Rex, barked.",
+    "x",
+    "No.",
+    "Antidisestablishmentarianism   is\tlong",
+]
 
 
 @pytest.mark.parametrize("merge", ["mean", "first", "last"])
@@ -18,9 +23,15 @@ def test_a_words_vector_is_that_of_its_tokens_by_a_plain_loop(encoder, reading, 
         assert [text[start:end] for start, end in words.offsets] == list(words.words)
         encoded = encoder.tokenizer(text, return_offsets_mapping=True)
         with torch.inference_mode():
-            states_TD = encoder.model(input_ids=torch.tensor([encoded["input_ids"]]), use_cache=False)[0][0]
+            states_TD = encoder.model(
+                input_ids=torch.tensor([encoded["input_ids"]]), use_cache=False
+            )[0][0]
         for (start, end), vector in zip(words.offsets, words.vectors_WD, strict=True):
-            own = [i for i, (first, last) in enumerate(encoded["offset_mapping"]) if first < end and last > start]
+            own = [
+                i
+                for i, (first, last) in enumerate(encoded["offset_mapping"])
+                if first < end and last > start
+            ]
             own = {"mean": own, "first": own[:1], "last": own[-1:]}[merge]
             places = own if reading == "own" else [max(place - 1, 0) for place in own]
             torch.testing.assert_close(vector, states_TD[places].mean(0), atol=1e-4, rtol=1e-4)

@@ -4,24 +4,27 @@ Importing the package imports nothing heavy; names are resolved when they are fi
 """
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llm2vec.conversion import Conversion, convert
-    from llm2vec.encoder import LLM2Vec
+    from llm2vec.conversion.convert import Conversion, convert
+    from llm2vec.encoder.encoder import LLM2Vec
     from llm2vec.errors import LLM2VecError
-    from llm2vec.presets import preset
-    from llm2vec.recipe import Recipe
+    from llm2vec.recipe.knobs import Recipe
+    from llm2vec.recipe.presets import preset
+
+__path__.append(str(Path(__file__).parent / "legacy" / "import_paths"))
 
 __all__ = ["Conversion", "LLM2Vec", "LLM2VecError", "Recipe", "convert", "preset"]
 
 _HOMES = {
-    "Conversion": "llm2vec.conversion",
-    "LLM2Vec": "llm2vec.encoder",
+    "Conversion": "llm2vec.conversion.convert",
+    "LLM2Vec": "llm2vec.encoder.encoder",
     "LLM2VecError": "llm2vec.errors",
-    "Recipe": "llm2vec.recipe",
-    "convert": "llm2vec.conversion",
-    "preset": "llm2vec.presets",
+    "Recipe": "llm2vec.recipe.knobs",
+    "convert": "llm2vec.conversion.convert",
+    "preset": "llm2vec.recipe.presets",
 }
 
 

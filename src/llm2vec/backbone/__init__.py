@@ -1,0 +1,1 @@
+"""Any decoder, made bidirectional and proven."""

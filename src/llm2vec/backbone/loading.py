@@ -1,0 +1,240 @@
+"""A decoder from a folder or the hub, as it is: configuration, tokenizer, weights, and what is wrong with them.
+
+Nothing is switched here. Whatever a library raises while loading becomes one line that says what to do.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from packaging.version import parse
+from safetensors import SafetensorError
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging
+
+from llm2vec.backbone.source import check_place
+from llm2vec.errors import ModelError, UsageError, first_line
+from llm2vec.runtime.hardware import default_device
+
+OLDEST = "5.2.0"
+"""The first transformers that knows the switch to bidirectional attention; older ones ignore it silently."""
+
+_OTHER_SENSES = ("vision", "audio", "image", "speech", "vq")
+"""What the names of sub-configurations of multimodal models start with."""
+
+
+def load_tokenizer(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedTokenizerFast:
+    """The tokenizer of a model, padding on the right, with a padding token; its vocabulary is not changed.
+
+    Args:
+        source: A folder or a hub id.
+        revision: Branch, tag or commit on the hub.
+        token: Of the hub, for gated models.
+        cache_dir: Where downloads are kept.
+        trust_remote_code: Run code that comes with the model.
+
+    Raises:
+        ModelError: There is none, it is damaged, it gives no character offsets, or it has no token to pad with.
+    """
+    check_place(source)
+    hub = _hub(revision, token, cache_dir, trust_remote_code)
+    with _errors_of(source, "a tokenizer"), quiet():
+        tokenizer = AutoTokenizer.from_pretrained(str(source), padding_side="right", **hub)
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ModelError(
+            f"{source} has a slow tokenizer ({type(tokenizer).__name__}), which gives no character offsets; "
+            "save it as tokenizer.json first"
+        )
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token is None:
+        candidates = (tokenizer.eos_token, tokenizer.unk_token, *tokenizer.all_special_tokens)
+        tokenizer.pad_token = next((each for each in candidates if each is not None), None)
+    if tokenizer.pad_token is None:
+        raise ModelError(
+            f"the tokenizer of {source} has no special token at all to pad with; give it a pad_token"
+        )
+    return tokenizer
+
+
+def load_decoder(
+    source: str | Path,
+    *,
+    head: bool,
+    dtype: torch.dtype | str = "auto",
+    device: str | torch.device | None = None,
+    attention: str | None = None,
+    config_overrides: Mapping[str, object] | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Load a decoder as it is: nothing is switched yet.
+
+    Args:
+        source: A folder or a hub id.
+        head: With its LM head; else the body alone.
+        dtype: Of the weights; "auto": as saved, but float32 on a CPU, where half precision is slow.
+        device: Where to; None: a GPU if there is one.
+        attention: Implementation of attention; None: what the folder or the family says, mostly SDPA.
+        config_overrides: Values of the configuration to change before the layers are built.
+        revision: Branch, tag or commit on the hub.
+        token: Of the hub, for gated models.
+        cache_dir: Where downloads are kept.
+        trust_remote_code: Run code that comes with the model.
+
+    Raises:
+        ModelError: Nothing there, no weights, damaged weights, not a decoder, or a family that is not known.
+        UsageError: The configuration does not have what is to be changed.
+    """
+    hub = _hub(revision, token, cache_dir, trust_remote_code)
+    config = load_config(source, **hub)
+    for name, value in (config_overrides or {}).items():
+        if not hasattr(config, name):
+            raise UsageError(f"{source} ({config.model_type}) has no {name}")
+        setattr(config.get_text_config(decoder=True), name, value)
+    chosen = {} if attention is None else {"attn_implementation": attention}
+    auto = AutoModelForCausalLM if head else AutoModel
+    where = torch.device(device or default_device())
+    if dtype == "auto" and where.type == "cpu":
+        dtype = torch.float32
+    with _errors_of(source, "a model"), quiet():
+        model, info = auto.from_pretrained(  # type: ignore[misc]  # a pair, by output_loading_info
+            str(source), config=config, dtype=dtype, output_loading_info=True, **chosen, **hub
+        )
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(
+            f"{source} has no weights for {missing[0]} and {len(missing) - 1} others: it is incomplete"
+        )
+    loaded: PreTrainedModel = model.to(where)
+    return loaded
+
+
+def load_config(source: str | Path, **hub: Any) -> PreTrainedConfig:
+    """The configuration of a decoder.
+
+    Raises:
+        ModelError: There is none, or it is none of a decoder.
+    """
+    if parse(version("transformers")) < parse(OLDEST):
+        raise ModelError(
+            f"transformers {version('transformers')} ignores the switch: pip install 'transformers>={OLDEST}'"
+        )
+    check_place(source)
+    with _errors_of(source, "a model"), quiet():
+        config: PreTrainedConfig = AutoConfig.from_pretrained(str(source), **hub)
+    check_is_decoder(config, source)
+    return config
+
+
+def check_is_decoder(config: PreTrainedConfig, source: str | Path) -> None:
+    """Look at a configuration alone.
+
+    Raises:
+        ModelError: It is no decoder-only language model of text.
+    """
+    kind = config.model_type
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"{source} is an encoder-decoder ({kind}); give a decoder-only model")
+    decoder = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in getattr(
+        config, "auto_map", {}
+    )
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
+        raise ModelError(f"{source} is already an encoder ({kind}); there is nothing to convert")
+    others = [name for name in config.sub_configs if name.startswith(_OTHER_SENSES)]
+    if others or config.get_text_config(decoder=True) is not config:
+        raise ModelError(
+            f"{source} reads more than text ({kind}); save its language model by itself and give that"
+        )
+    if models := [
+        name for name in config.sub_configs if hasattr(getattr(config, name, None), "hidden_size")
+    ]:
+        raise ModelError(f"{source} is made of several models ({kind}: {', '.join(models)})")
+    if not decoder:
+        raise ModelError(f"{source} is no decoder-only language model ({kind})")
+
+
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Compare the tokenizer with the embeddings.
+
+    Raises:
+        ModelError: The tokenizer has ids that the model has no embedding for.
+    """
+    rows = embedding_rows(model)
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    if largest >= rows:
+        raise ModelError(
+            f"the tokenizer does not belong to the model: it has ids up to {largest}, the model has {rows} embeddings"
+        )
+
+
+def embedding_rows(model: PreTrainedModel) -> int:
+    """How many tokens the model has embeddings for; some have more than their tokenizer names."""
+    weight: torch.Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
+    return weight.shape[0]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars, load reports or warnings of transformers inside the block; all as before afterwards."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def _errors_of(source: str | Path, what: str) -> Iterator[None]:
+    """Turn what loading raises into one line that says what to do."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise ModelError(
+            f"the weights of {source} are damaged ({first_line(error)}); copy or download them again"
+        ) from error
+    except (
+        OSError,
+        ValueError,
+        ImportError,
+        KeyError,
+        RuntimeError,
+        TypeError,
+        AttributeError,
+    ) as error:
+        raise ModelError(f"cannot load {what} from {source}: {first_line(error)}") from error
+
+
+def _hub(
+    revision: str | None, token: str | None, cache_dir: str | Path | None, trust: bool
+) -> dict[str, Any]:
+    given = {"revision": revision, "token": token, "cache_dir": cache_dir}
+    return {
+        **{name: value for name, value in given.items() if value is not None},
+        "trust_remote_code": trust,
+    }

@@ -1,0 +1,109 @@
+"""Which positions each layer of a model reads: one position of its input is disturbed, and its output compared."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+NOISE = 8.0
+"""A disturbance must move a state by so many times what it moves undisturbed rows (nothing, but for experts)."""
+
+_UNDISTURBED = 2
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What the positions of one decoder layer can see.
+
+    Attributes:
+        sees_TT: Whether output position i (row) moves with input position j (column).
+        strength_TT: How much, relative to the states' standard deviation.
+    """
+
+    sees_TT: Tensor
+    strength_TT: Tensor
+
+
+def decoder_layers(body: "PreTrainedModel") -> nn.ModuleList | None:
+    """The model's layers: its first list of as many modules as the configuration names. None if there is none."""
+    config = body.config.get_text_config(decoder=True)
+    counts = [getattr(config, name, None) for name in ("num_hidden_layers", "num_layers")]
+    lists = [module for module in body.modules() if isinstance(module, nn.ModuleList)]
+    return next((each for count in counts for each in lists if len(each) == count), None)
+
+
+def layer_reach(
+    body: "PreTrainedModel", ids_T: Tensor, *, padded: int, strength: float, seed: int
+) -> list[Reach]:
+    """Disturb each position of each layer's input and see which outputs move. Costs about two forwards.
+
+    Args:
+        body: In evaluation mode.
+        ids_T: One text.
+        padded: How many of its last positions are masked as padding.
+        strength: Of the disturbance, in standard deviations of the layer's input.
+        seed: Of the disturbance.
+    """
+    tokens = len(ids_T)
+    mask_BT = torch.ones(tokens + _UNDISTURBED, tokens, dtype=torch.long, device=ids_T.device)
+    mask_BT[:, tokens - padded :] = 0
+    found: list[Reach] = []
+    random = torch.Generator().manual_seed(seed)
+
+    def again(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        before = args[0] if args else kwargs["hidden_states"]
+        disturbed = before.clone()
+        place_T = torch.arange(tokens, device=before.device)
+        target = _rows_first(disturbed, mask_BT.shape)
+        noise = torch.randn(target[place_T, place_T].shape, generator=random).to(before)
+        target[place_T, place_T] += noise * before.float().std().to(before) * strength
+        kwargs = dict(kwargs) if args else {**kwargs, "hidden_states": disturbed}
+        after = layer.forward(*((disturbed, *args[1:]) if args else ()), **kwargs)
+        found.append(
+            _moved(*(_rows_first(_tensor(each), mask_BT.shape) for each in (output, after)))
+        )
+
+    layers = decoder_layers(body)
+    hooks = [layer.register_forward_hook(again, with_kwargs=True) for layer in layers or ()]
+    try:
+        ids_BT = ids_T.expand(len(mask_BT), -1).contiguous()
+        body(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _tensor(output: Any) -> Tensor:
+    tensor: Tensor = output if isinstance(output, Tensor) else output[0]
+    return tensor
+
+
+def _rows_first(states: Tensor, shape: Sequence[int]) -> Tensor:
+    """A view with axes (text, token, ...): some families carry several streams between layers, on an axis before."""
+    for axis in range(states.ndim - 1):
+        if tuple(states.shape[axis : axis + 2]) == tuple(shape):
+            return states.movedim((axis, axis + 1), (0, 1))
+    raise ValueError(f"layers do not pass on states of texts and tokens, but {tuple(states.shape)}")
+
+
+def _moved(before: Tensor, after: Tensor) -> Reach:
+    """Reach from a layer's outputs before and after; row j of the batch was disturbed at position j."""
+    scale = before.float().std()
+    change_BT = (after.float() - before.float()).abs().flatten(2).amax(-1) / scale.clamp_min(1e-30)
+    tokens = before.shape[1]
+    noise = float(change_BT[tokens:].max())
+    strength_TT = change_BT[:tokens].T
+    return Reach(strength_TT > NOISE * noise, strength_TT)
+
+
+def either(first: Reach, second: Reach) -> Reach:
+    """What either of two draws found."""
+    return Reach(
+        first.sees_TT | second.sees_TT, torch.maximum(first.strength_TT, second.strength_TT)
+    )

@@ -1,0 +1,125 @@
+"""How the command line looks: progress with time left, one-line errors, JSON on standard output.
+
+People read standard error; standard output holds results alone. Only `cli` uses this.
+"""
+
+import json
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from llm2vec.errors import UsageError
+
+_LINE_EVERY_S = 15.0
+"""Without a terminal, a line of progress at most so often."""
+
+_AS_WIDE_AS_NEEDED = 1000
+"""Columns of a file or pipe, where nothing need be cut."""
+
+_ONE_LINE = 32
+"""Cells up to so many characters stay on one line; names, in the first column, are folded instead."""
+
+people = Console(stderr=True, highlight=False, soft_wrap=True)
+results = Console(highlight=False, soft_wrap=True)
+
+
+class Drawn:
+    """Draws long work: a bar on a terminal, now and then a line elsewhere."""
+
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._name, self._total, self._done, self._spoke = "", 0, 0, 0.0
+        self._numbers: dict[str, float] = {}
+
+    def start(self, task: str, *, total: int | None) -> None:
+        self.close()
+        self._name, self._total, self._done, self._numbers = task, total or 0, 0, {}
+        self._started = self._spoke = time.monotonic()
+        if people.is_terminal:
+            columns = (
+                TextColumn("{task.description:<14}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+            )
+            left = (TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[numbers]}"))
+            self._bar = Progress(*columns, *left, console=people, transient=True)
+            self._task = self._bar.add_task(task, total=total, numbers="")
+            self._bar.start()
+
+    def advance(self, done: int, **numbers: float) -> None:
+        self._done = done
+        self._numbers.update(numbers)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, numbers=_shown(self._numbers))
+        elif time.monotonic() - self._spoke > _LINE_EVERY_S:
+            self._spoke = time.monotonic()
+            people.print(f"{self._name}: {self._place()}  {_shown(self._numbers)}")
+
+    def finish(self, **numbers: float) -> None:
+        self._numbers.update(numbers)
+        self.close()
+        took = time.monotonic() - self._started
+        people.print(
+            f"{self._name}: {self._done:,} in {took:.0f} s  {_shown(self._numbers)}".rstrip()
+        )
+
+    def note(self, message: str) -> None:
+        people.print(message)
+
+    def close(self) -> None:
+        """Take the bar off the screen."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _place(self) -> str:
+        if not self._total or not self._done:
+            return f"{self._done:,}"
+        left = (time.monotonic() - self._started) * (self._total - self._done) / self._done
+        return f"{self._done:,} of {self._total:,}, {left:.0f} s left"
+
+
+def _shown(numbers: dict[str, float]) -> str:
+    return "  ".join(
+        f"{name} {value:,.{0 if value >= 100 else 3}f}" for name, value in numbers.items()
+    )
+
+
+def answer(value: Any) -> None:
+    """One JSON document on standard output."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """A small table on standard output; the first column is names, the others are numbers."""
+    drawn = Table(box=None, pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        short = index > 0 and all(len(row[index]) <= _ONE_LINE for row in rows if index < len(row))
+        drawn.add_column(
+            column, justify="right" if index else "left", overflow="fold", no_wrap=short
+        )
+    for row in rows:
+        drawn.add_row(*row)
+    place = results if results.is_terminal else Console(highlight=False, width=_AS_WIDE_AS_NEEDED)
+    if title:
+        place.print(title)
+    place.print(drawn, no_wrap=False)
+
+
+def one_of(option: str, value: str, known: tuple[str, ...]) -> None:
+    """Refuse a value of an option that is none of these."""
+    if value not in known:
+        raise UsageError(f"{option} {value}: there is {', '.join(known)}")

@@ -1,0 +1,81 @@
+"""Texts in and vectors out, for the command line: where they are read from and the files they are written to."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from llm2vec.corpus.texts import read_texts
+from llm2vec.errors import CorpusError, UsageError
+from llm2vec.recipe.knobs import CorpusRecipe
+from llm2vec.runtime.files import whole_file
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_FORMATS = (".npy", ".jsonl", ".parquet")
+
+
+def texts_for(
+    texts: Sequence[str] | None, *, file: Path | None, column: str | None, stdin: IO[str]
+) -> list[str]:
+    """Texts from arguments, a file, or standard input (a line each; empty lines stay, as empty texts).
+
+    Raises:
+        CorpusError, UsageError: There are none, or from two places at once.
+    """
+    if texts and file is not None:
+        raise UsageError("texts come from arguments or from --file, not from both")
+    if texts:
+        return list(texts)
+    if file is not None:
+        return list(read_texts(CorpusRecipe(source=str(file), column=column)))
+    if stdin.isatty():
+        raise UsageError("no texts: give them as arguments, with --file, or on standard input")
+    lines = [line.rstrip("\n") for line in stdin]
+    if not lines:
+        raise CorpusError("standard input is empty")
+    return lines
+
+
+def check_target(out: Path) -> None:
+    """Refuse a file ending that cannot be written, before any work is done."""
+    if out.suffix not in _FORMATS:
+        raise UsageError(
+            f"--out {out}: the ending says the format; there are {', '.join(_FORMATS)}"
+        )
+
+
+def write_vectors(
+    out: Path | None, texts: Sequence[str], vectors_BD: "np.ndarray", *, stdout: IO[str]
+) -> None:
+    """Write vectors as `.npy` (vectors alone), `.jsonl` or `.parquet` (`text`, `vector`); None: JSON lines."""
+    if out is None:
+        _write_lines(stdout, texts, vectors_BD)
+        return
+    with whole_file(out) as partial:
+        if out.suffix == ".npy":
+            import numpy as np
+
+            with partial.open("wb") as binary:
+                np.save(binary, vectors_BD)
+        elif out.suffix == ".jsonl":
+            with partial.open("w", encoding="utf8") as lines:
+                _write_lines(lines, texts, vectors_BD)
+        else:
+            import pyarrow
+            from pyarrow import parquet
+
+            flat = pyarrow.array(vectors_BD.reshape(-1))
+            column = pyarrow.FixedSizeListArray.from_arrays(flat, vectors_BD.shape[1])
+            parquet.write_table(pyarrow.table({"text": list(texts), "vector": column}), partial)
+
+
+def _write_lines(file: IO[str], texts: Sequence[str], vectors_BD: "np.ndarray") -> None:
+    for text, vector in zip(texts, vectors_BD, strict=True):
+        file.write(
+            json.dumps(
+                {"text": text, "vector": [round(float(x), 7) for x in vector]}, ensure_ascii=False
+            )
+            + "\n"
+        )

@@ -1,0 +1,1 @@
+"""The main job: a decoder in, an encoder folder out."""

@@ -1,0 +1,55 @@
+"""What is told before anything is trained: a decoder, adapters and triples that a recipe cannot do with.
+
+Reads configurations and rows, no weights.
+"""
+
+from llm2vec.backbone.adapters import check_adapter
+from llm2vec.backbone.loading import load_config
+from llm2vec.backbone.source import place
+from llm2vec.backbone.switch import is_bidirectional, position_limit
+from llm2vec.corpus.triples import check_triples
+from llm2vec.errors import ModelError, UsageError
+from llm2vec.recipe.knobs import Recipe
+from llm2vec.runtime.progress import Progress
+
+
+def check(recipe: Recipe, *, processes: int, progress: Progress) -> None:
+    """Look whether a recipe can be followed.
+
+    Args:
+        recipe: What is to be done.
+        processes: How many share a training step.
+        progress: Told of what is not used.
+
+    Raises:
+        ModelError: The decoder is none, or is bidirectional already and MNTP or writing texts is asked for; an adapter
+            is none.
+        UsageError: The decoder has too few positions.
+        CorpusError: A data set of triples is wrong, or too small for a step.
+    """
+    config = load_config(place(recipe.decoder), trust_remote_code=recipe.trust_remote_code)
+    if is_bidirectional(config) and (recipe.mntp.steps or recipe.trains_on_own_texts):
+        raise ModelError(
+            f"{recipe.decoder} is bidirectional already; give the decoder that it was made from"
+        )
+    for adapter in recipe.adapters:
+        check_adapter(adapter)
+    _check_lengths(recipe, position_limit(config))
+    if recipe.supervised.steps:
+        check_triples(recipe.supervised.corpus, step_rows=recipe.supervised.batch_size * processes)
+    elif recipe.supervised.corpus.source is not None:
+        progress.note("supervised.corpus is not used: supervised.steps is 0")
+
+
+def _check_lengths(recipe: Recipe, limit: int | None) -> None:
+    lengths = {
+        "mntp.max_length": recipe.mntp.max_length if recipe.mntp.steps else 0,
+        "simcse.max_length": recipe.simcse.max_length if recipe.simcse.steps else 0,
+        "supervised.max_length": recipe.supervised.max_length if recipe.supervised.steps else 0,
+        "encoder.max_length": recipe.encoder.max_length,
+    }
+    for name, length in lengths.items():
+        if limit is not None and length > limit:
+            raise UsageError(
+                f"{name} is {length}, but the decoder has {limit} positions: --set {name}={limit}"
+            )

@@ -1,0 +1,82 @@
+"""The last proof: a folder that was written gives the same vectors when others open it, with none of our code."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from llm2vec.backbone.loading import quiet
+from llm2vec.backbone.proofs import Proof
+from llm2vec.encoder.encoder import LLM2Vec
+from llm2vec.errors import ProofFailed
+
+_PROBE_TEXTS = (
+    "The old man the boats.",
+    "Encoders read a text in both directions, so every token may look at what follows it as well as at what precedes.",
+    "Yes",
+    "A short one, then.",
+)
+_READ_BACK_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+"""Largest difference allowed between vectors here and in sentence-transformers, relative to their length: rounding of
+another batch shape in that type."""
+
+
+def prove_read_back(encoder: LLM2Vec, folder: Path) -> Proof:
+    """Open a saved folder as other people would, with none of our code, and compare vectors.
+
+    A template is left out of the comparison: other libraries know none.
+
+    Raises:
+        ProofFailed: `SentenceTransformer` or `AutoModel` gives other vectors than `encode`.
+    """
+    from sentence_transformers import SentenceTransformer
+    from transformers import AutoModel
+
+    texts = list(_PROBE_TEXTS)
+    if encoder.settings.template is not None:
+        encoder = LLM2Vec(
+            encoder.model, encoder.tokenizer, settings=replace(encoder.settings, template=None)
+        )
+    with quiet():
+        opened = SentenceTransformer(str(folder), device=str(encoder.device))
+        plain = AutoModel.from_pretrained(folder).eval().to(encoder.device)
+    ours_BD = encoder.encode(texts, convert_to_numpy=True)
+    theirs_BD = opened.encode(texts, convert_to_numpy=True, show_progress_bar=False)
+    margin = _distance(ours_BD, theirs_BD)
+    # no settings of theirs amount to our weighted mean of a prompted text: their weights start at the prompt
+    prompts = {} if encoder.settings.pooling_mode == "weighted_mean" else encoder.settings.prompts
+    for (
+        name
+    ) in prompts:  # their mean with a prompt may have another length, never another direction
+        ours = encoder.encode(texts, prompt_name=name, normalize=True, convert_to_numpy=True)
+        theirs = opened.encode(
+            texts, prompt_name=name, normalize_embeddings=True, show_progress_bar=False
+        )
+        margin = max(margin, _distance(ours, theirs))
+    ids = torch.tensor([encoder.tokens(texts[:1])[0].ids], device=encoder.device)
+    with torch.inference_mode():
+        states = [
+            model(input_ids=ids, use_cache=False).last_hidden_state
+            for model in (plain, encoder.model)
+        ]
+    margin = max(
+        margin, _distance(states[0][0].float().cpu().numpy(), states[1][0].float().cpu().numpy())
+    )
+    allowed = _READ_BACK_TOLERANCE[encoder.model.dtype]
+    proof = Proof(
+        "the saved folder gives the same vectors",
+        margin <= allowed,
+        margin,
+        f"relative, allowed {allowed}",
+    )
+    if not proof.passed:
+        raise ProofFailed(
+            f"{folder}: opened by sentence-transformers it gives other vectors (off by {margin:.1e})"
+        )
+    return proof
+
+
+def _distance(ours: np.ndarray, theirs: np.ndarray) -> float:
+    lengths = np.linalg.norm(ours, axis=-1, keepdims=True).clip(min=1e-9)
+    return float((np.abs(ours - theirs) / lengths).max())

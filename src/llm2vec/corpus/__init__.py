@@ -1,0 +1,1 @@
+"""Texts, rows and labelled sentences, read from files."""

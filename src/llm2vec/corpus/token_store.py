@@ -1,0 +1,119 @@
+"""The token ids of a whole corpus on disk, memory-mapped, so that no corpus has to fit into memory."""
+
+import hashlib
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llm2vec.corpus.texts import chunks
+from llm2vec.encoder.tokenization import borders
+from llm2vec.errors import CorpusError
+from llm2vec.runtime.files import read_json, whole_folder, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_CHUNK = 1000
+
+
+class TokenStore:
+    """The token ids of a corpus on disk: text `i` is `store[i]`, a read-only uint32 array."""
+
+    def __init__(self, folder: Path) -> None:
+        facts = read_json(folder / "facts.json")
+        self.texts: int = facts["texts"]
+        self.tokens: int = facts["tokens"]
+        self.fingerprint: str = facts["fingerprint"]
+        self._ids = np.memmap(folder / "ids.bin", dtype=np.uint32, mode="r")
+        self._ends = np.fromfile(folder / "ends.bin", dtype=np.int64)
+
+    def facts(self) -> dict[str, Any]:
+        """For the provenance."""
+        return {"texts": self.texts, "tokens": self.tokens, "fingerprint": self.fingerprint}
+
+    def __len__(self) -> int:
+        return self.texts
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        start = 0 if index == 0 else self._ends[index - 1]
+        return self._ids[start : self._ends[index]]
+
+
+def store_tokens(
+    tokenizer: "PreTrainedTokenizerBase",
+    texts: Iterable[str],
+    folder: Path,
+    *,
+    max_length: int | None,
+    min_tokens: int = 1,
+    seen: Callable[[int], None] = lambda _: None,
+) -> TokenStore:
+    """Tokenise a corpus into a folder, special tokens included, and open it.
+
+    Args:
+        tokenizer: Of the decoder.
+        texts: The corpus; read once.
+        folder: Where to; written whole or not at all.
+        max_length: Cut texts to so many tokens; None keeps them whole.
+        min_tokens: Texts with fewer tokens of their own are left out.
+        seen: Called with the number of texts read so far.
+
+    Raises:
+        CorpusError: No text is left.
+    """
+    return write_tokens(
+        _own_rows(tokenizer, texts, max_length=max_length, min_tokens=min_tokens, seen=seen), folder
+    )
+
+
+def _own_rows(
+    tokenizer: "PreTrainedTokenizerBase",
+    texts: Iterable[str],
+    *,
+    max_length: int | None,
+    min_tokens: int,
+    seen: Callable[[int], None],
+) -> Iterator[list[int]]:
+    edges = borders(tokenizer)
+    least = min_tokens + edges.before + edges.after
+    count = kept = 0
+    for chunk in chunks(texts, _CHUNK):
+        rows = tokenizer(
+            chunk,
+            truncation=max_length is not None,
+            max_length=max_length,
+            return_attention_mask=False,
+            verbose=False,
+        )["input_ids"]
+        for row in rows:
+            if len(row) >= least:
+                kept += 1
+                yield row
+        count += len(chunk)
+        seen(count)
+    if not kept:
+        raise CorpusError(f"none of the {count} texts has {min_tokens} tokens or more")
+
+
+def write_tokens(rows: Iterable[Sequence[int]], folder: Path) -> TokenStore:
+    """Write token ids to a folder, row after row, whole or not at all, and open it."""
+    digest = hashlib.sha256()
+    ends = array("q")
+    total = 0
+    with whole_folder(folder) as partial:
+        with (partial / "ids.bin").open("wb") as file:
+            for row in rows:
+                total += len(row)
+                ends.append(total)
+                block = np.asarray(row, dtype=np.uint32).tobytes()
+                digest.update(block)
+                file.write(block)
+        np.asarray(ends, dtype=np.int64).tofile(partial / "ends.bin")
+        write_json(
+            partial / "facts.json",
+            {"texts": len(ends), "tokens": total, "fingerprint": digest.hexdigest()},
+        )
+    return TokenStore(folder)

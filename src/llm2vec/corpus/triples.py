@@ -1,0 +1,263 @@
+"""Triples: what belongs together and what does not, read from jsonl files into tokens on disk.
+
+A row is an anchor, its positive and as many negatives as its file's rows have; a file is a data set. A prompt is joined
+to its text, and left out of pooling, just as `LLM2Vec.encode(prompt=...)` does it. Knows nothing about training.
+"""
+
+import difflib
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llm2vec.corpus.texts import chunks, corpus_files, json_rows
+from llm2vec.corpus.token_store import TokenStore, write_tokens
+from llm2vec.encoder.tokenization import Tokens, borders, tokenize
+from llm2vec.errors import CorpusError, UsageError
+from llm2vec.recipe.knobs import PairsRecipe
+from llm2vec.runtime.files import read_json, whole_folder, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+KINDS = (".jsonl",)
+_ANCHORS = ("anchor", "query")
+_CHUNK = 500
+
+Row = list[tuple[str, str]]
+"""Anchor, positive, negatives: each a prompt (or nothing) and a text."""
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """One file's share of the stored texts.
+
+    Attributes:
+        name: The file's name without ending.
+        rows: Triples.
+        negatives: Of each.
+        skipped: Rows left out for a text without tokens.
+        start: Number of its first text in the store.
+    """
+
+    name: str
+    rows: int
+    negatives: int
+    skipped: int
+    start: int
+
+
+class Triples:
+    """Triples on disk: `triples(data_set, row)` is the anchor, the positive and the negatives of one."""
+
+    def __init__(self, folder: Path) -> None:
+        facts = read_json(folder / "triples.json")
+        self.data_sets = tuple(DataSet(**each) for each in facts["data_sets"])
+        self.store = TokenStore(folder / "tokens")
+        self._after: int = facts["after"]
+        self._firsts = np.fromfile(folder / "firsts.bin", dtype=np.int32)
+
+    def __call__(self, data_set: int, row: int) -> list[Tokens]:
+        each = self.data_sets[data_set]
+        width = 2 + each.negatives
+        start = each.start + row * width
+        return [self._text(number) for number in range(start, start + width)]
+
+    def _text(self, number: int) -> Tokens:
+        ids = self.store[number].tolist()
+        return Tokens(ids, int(self._firsts[number]), len(ids) - self._after)
+
+
+def check_triples(pairs: PairsRecipe, *, step_rows: int) -> None:
+    """Read a corpus of triples to its end, so that what is wrong in it is told before anything is trained.
+
+    Args:
+        pairs: The corpus.
+        step_rows: Rows of a training step, of all processes.
+
+    Raises:
+        CorpusError: A row lacks a text, or a file has too few rows.
+        UsageError: A prompt is given for a file that is not there.
+    """
+    for path in _files(pairs):
+        check_size(
+            _name(path),
+            sum(all(text for _, text in row) for row in _rows(path, pairs)),
+            step_rows=step_rows,
+        )
+
+
+def check_size(name: str, rows: int, *, step_rows: int) -> None:
+    """Refuse a data set that fills no training step.
+
+    Raises:
+        CorpusError: It does not.
+    """
+    if rows < step_rows:
+        raise CorpusError(
+            f"{name} has {rows} rows without empty texts, fewer than the {step_rows} of a step, which are all of one "
+            "file: lower supervised.batch_size, or leave the file out"
+        )
+
+
+def store_triples(
+    tokenizer: "PreTrainedTokenizerBase",
+    pairs: PairsRecipe,
+    folder: Path,
+    *,
+    max_length: int,
+    separator: str,
+    template: str | None = None,
+    seen: Callable[[int], None] = lambda _: None,
+) -> Triples:
+    """Tokenise a corpus of triples into a folder, special tokens and prompts included, and open it.
+
+    Args:
+        tokenizer: Of the decoder.
+        pairs: The corpus, read as a stream.
+        folder: Where to; written whole or not at all.
+        max_length: Cut texts to so many tokens, prompt included.
+        separator: Between a prompt and its text, as in the encoder's settings.
+        template: Around both, as in the encoder's settings; what closes it counts as the text's.
+        seen: Called with the number of rows read so far.
+
+    Raises:
+        CorpusError: A row lacks a text, or a file has no row with tokens in all its texts.
+        UsageError: A prompt leaves no room for its text.
+    """
+    before, _, after = (template or "{text}").partition("{text}")
+    data_sets: list[DataSet] = []
+    firsts = array("i")
+
+    def ids_of_all() -> Iterator[list[int]]:
+        count = 0
+        for path in _files(pairs):
+            start, width = len(firsts), len(next(_rows(path, pairs)))
+            kept = skipped = 0
+            for chunk in chunks(_rows(path, pairs), _CHUNK):
+                chunk = [_joined(row, separator, before) for row in chunk]
+                found = _tokens(tokenizer, chunk, max_length=max_length, suffix=after)
+                for row, tokens in zip(chunk, found, strict=True):
+                    if all(text for _, text in row) and all(
+                        each.first < each.end for each in tokens
+                    ):
+                        kept += 1
+                        firsts.extend(each.first for each in tokens)
+                        yield from (each.ids for each in tokens)
+                    else:
+                        skipped += 1
+                count += len(chunk)
+                seen(count)
+            if not kept:
+                raise CorpusError(f"{path}: every row has an empty text")
+            data_sets.append(DataSet(_name(path), kept, width - 2, skipped, start))
+
+    with whole_folder(folder) as partial:
+        write_tokens(ids_of_all(), partial / "tokens")
+        np.asarray(firsts, dtype=np.int32).tofile(partial / "firsts.bin")
+        facts = {
+            "after": borders(tokenizer).after,
+            "data_sets": [asdict(each) for each in data_sets],
+        }
+        write_json(partial / "triples.json", facts)
+    return Triples(folder)
+
+
+def _files(pairs: PairsRecipe) -> list[Path]:
+    paths = corpus_files(str(pairs.source), kinds=KINDS)
+    names = [_name(path) for path in paths]
+    for name in (*pairs.instructions, *pairs.both_sides):
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names)}"
+            raise UsageError(
+                f"supervised.corpus: a prompt is given for {name!r}, but there is no such file; {hint}"
+            )
+    if silent := [name for name in pairs.both_sides if not pairs.instructions.get(name)]:
+        raise UsageError(
+            f"supervised.corpus.both_sides: {silent[0]!r} has no prompt among `instructions`"
+        )
+    return paths
+
+
+def _name(path: Path) -> str:
+    return path.name.partition(".jsonl")[0]
+
+
+def _rows(path: Path, pairs: PairsRecipe) -> Iterator[Row]:
+    """The rows of a file; they all have negatives, or none has, as the first one says."""
+    prompts = pairs.instructions.get(_name(path)) or ("",)
+    symmetric = _name(path) in pairs.both_sides
+    width = 0
+    for index, (number, row) in enumerate(json_rows(path)):
+        where = f"{path}, line {number}"
+        texts = [
+            _text(row, _ANCHORS, where),
+            _text(row, ("positive",), where),
+            *_negatives(row, pairs.negatives, where),
+        ]
+        if width not in (0, len(texts)):
+            raise CorpusError(
+                f"{where}: {len(texts) - 2} negatives, where the rows before it have {width - 2}"
+            )
+        width = len(texts)
+        prompt = prompts[index % len(prompts)]
+        yield [
+            (prompt if place == 0 or symmetric else "", text) for place, text in enumerate(texts)
+        ]
+    if not width:
+        raise CorpusError(f"{path} holds no rows")
+
+
+def _text(row: dict[str, Any], names: Sequence[str], where: str) -> str:
+    name = next((name for name in names if name in row), None)
+    if name is None:
+        there = ", ".join(map(str, row)) or "no fields"
+        raise CorpusError(
+            f"{where}: there is no field {' or '.join(map(repr, names))}; there are: {there}"
+        )
+    return _stripped(row[name], name, where)
+
+
+def _negatives(row: dict[str, Any], count: int, where: str) -> list[str]:
+    value = row.get("negative")
+    if value is None or not count:
+        return []
+    texts = value if isinstance(value, list) else [value]
+    if len(texts) < count:
+        raise CorpusError(
+            f"{where}: {len(texts)} negatives, fewer than supervised.corpus.negatives, {count}"
+        )
+    return [_stripped(text, "negative", where) for text in texts[:count]]
+
+
+def _stripped(value: Any, name: str, where: str) -> str:
+    if not isinstance(value, str):
+        raise CorpusError(f"{where}: field {name!r} holds {type(value).__name__}, not text")
+    return value.strip()
+
+
+def _joined(row: Row, separator: str, before: str) -> Row:
+    """Prompts as they stand before their texts, in the template."""
+    return [
+        (before + (prompt.strip() + separator if prompt.strip() else ""), text)
+        for prompt, text in row
+    ]
+
+
+def _tokens(
+    tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row], *, max_length: int, suffix: str
+) -> Iterator[list[Tokens]]:
+    """Rows tokenised, texts with and without a prompt apart: only the former's borders are looked for by offsets."""
+    prompted = [pair for row in rows for pair in row if pair[0]]
+    bare = [text for row in rows for prompt, text in row if not prompt]
+    texts, prompts = [text for _, text in prompted], [prompt for prompt, _ in prompted]
+    with_prompt = iter(
+        tokenize(tokenizer, texts, max_length=max_length, prompts=prompts, suffix=suffix)
+    )
+    without = iter(tokenize(tokenizer, bare, max_length=max_length, suffix=suffix))
+    for row in rows:
+        yield [next(with_prompt if prompt else without) for prompt, _ in row]

@@ -1,0 +1,1 @@
+"""Texts to tokens, batches, states and vectors: the one straight line."""

@@ -1,0 +1,61 @@
+"""Tokenised texts as padded tensors, the form in which other code hands them around, and back.
+
+`embed_mask` marks the tokens that are pooled. Rows may be padded on either side.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from transformers import BatchEncoding
+
+from llm2vec.encoder.pooling import pool
+from llm2vec.encoder.tokenization import Tokens
+from llm2vec.errors import UsageError
+from llm2vec.recipe.knobs import Pooling
+
+
+def to_features(tokens: Sequence[Tokens], *, pad_id: int) -> BatchEncoding:
+    """`input_ids`, `attention_mask` and `embed_mask`, each ids_BT, padded on the right."""
+    longest = max((len(each.ids) for each in tokens), default=0)
+    ids_BT = torch.full((len(tokens), longest), pad_id, dtype=torch.long)
+    mask_BT, embed_BT = torch.zeros_like(ids_BT), torch.zeros_like(ids_BT)
+    for row, each in enumerate(tokens):
+        ids_BT[row, : len(each.ids)] = torch.as_tensor(each.ids, dtype=torch.long)
+        mask_BT[row, : len(each.ids)] = 1
+        embed_BT[row, each.first : each.end] = 1
+    return BatchEncoding({"input_ids": ids_BT, "attention_mask": mask_BT, "embed_mask": embed_BT})
+
+
+def from_features(features: Mapping[str, Tensor], *, whole: bool = False) -> list[Tokens]:
+    """Token ids of each row without its padding, and what of it is pooled.
+
+    Args:
+        features: `input_ids`; `attention_mask` (none: no padding); `embed_mask` (none: every token is pooled).
+        whole: Every token is pooled, whatever `embed_mask` says.
+
+    Raises:
+        UsageError: There are no `input_ids`, or the pooled tokens do not follow each other.
+    """
+    if "input_ids" not in features:
+        raise UsageError(f"features need input_ids; there are {', '.join(features) or 'none'}")
+    ids_BT = features["input_ids"].cpu()
+    mask_BT = features.get("attention_mask", torch.ones_like(ids_BT)).cpu().bool()
+    embed_BT = mask_BT if whole else features.get("embed_mask", mask_BT).cpu().bool() & mask_BT
+    found = []
+    for ids_T, mask_T, embed_T in zip(ids_BT, mask_BT, embed_BT, strict=True):
+        pooled_P = embed_T[mask_T].nonzero().flatten()
+        first, end = (int(pooled_P[0]), int(pooled_P[-1]) + 1) if len(pooled_P) else (0, 0)
+        if end - first != len(pooled_P):
+            raise UsageError("embed_mask: the tokens that are pooled must follow each other")
+        found.append(Tokens(ids_T[mask_T].tolist(), first, end))
+    return found
+
+
+def pool_tokens(states_ND: Tensor, tokens: Sequence[Tokens], *, pooling: Pooling) -> Tensor:
+    """Vectors of a batch from its flat states: embedding_BD in float32."""
+    bounds_B3 = torch.tensor(
+        [(len(each.ids), each.first, each.end) for each in tokens], device=states_ND.device
+    )
+    lengths_B, first_B, end_B = bounds_B3.unbind(1)
+    return pool(states_ND, lengths_B=lengths_B, first_B=first_B, end_B=end_B, pooling=pooling)

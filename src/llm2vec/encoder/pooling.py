@@ -1,0 +1,52 @@
+"""Token states to one vector a text (paper, section 3.2: mean for bidirectional models, weighted mean for causal).
+
+Works on flat states: the tokens of all texts one after another, without padding. Knows nothing about prompts: it is
+told which tokens count.
+"""
+
+import torch
+from torch import Tensor
+
+from llm2vec.recipe.knobs import Pooling
+
+
+def pool(
+    states_ND: Tensor, *, lengths_B: Tensor, first_B: Tensor, end_B: Tensor, pooling: Pooling
+) -> Tensor:
+    """One float32 vector for each text.
+
+    Args:
+        states_ND: States of all tokens of all texts, text after text.
+        lengths_B: Tokens of each text; they sum to N.
+        first_B: First token that counts, within each text.
+        end_B: One past the last that counts.
+        pooling: `mean`; `weighted_mean` (weights 1..n over the tokens that count); `last` and `first`: the state at
+            the end or at the start of the whole sequence, start token, prompt and all.
+
+    Returns:
+        embedding_BD in float32. A text of which no token counts gets the zero vector.
+    """
+    starts_B = lengths_B.cumsum(0) - lengths_B
+    if pooling in ("last", "first"):
+        place_B = starts_B if pooling == "first" else (starts_B + lengths_B - 1).clamp(min=0)
+        empty_B = (end_B <= first_B) | (lengths_B == 0)
+        picked_BD = (
+            states_ND[place_B.clamp(max=max(len(states_ND) - 1, 0))] if len(states_ND) else None
+        )
+        embedding_BD = (
+            states_ND.new_zeros(len(lengths_B), states_ND.shape[1])
+            if picked_BD is None
+            else picked_BD
+        )
+        return embedding_BD.float().masked_fill(empty_B[:, None], 0.0)
+    text_N = torch.repeat_interleave(
+        torch.arange(len(lengths_B), device=states_ND.device), lengths_B
+    )
+    place_N = torch.arange(len(states_ND), device=states_ND.device) - starts_B[text_N]
+    rank_N = place_N - first_B[text_N]
+    counts_N = (rank_N >= 0) & (place_N < end_B[text_N])
+    weight_N = counts_N.float() * ((rank_N + 1).float() if pooling == "weighted_mean" else 1.0)
+    total_B = torch.zeros(len(lengths_B), device=states_ND.device).index_add_(0, text_N, weight_N)
+    weight_N = weight_N / total_B.clamp(min=1e-9)[text_N]
+    embedding_BD = torch.zeros(len(lengths_B), states_ND.shape[1], device=states_ND.device)
+    return embedding_BD.index_add(0, text_N, states_ND.float() * weight_N[:, None])

@@ -1,1 +1,0 @@
-"""What a conversion gained, measured; each module is one kind of measurement."""

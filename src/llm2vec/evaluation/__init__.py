@@ -1,0 +1,1 @@
+"""What an encoder is worth; each module is one kind of measurement."""

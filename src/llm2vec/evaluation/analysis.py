@@ -1,0 +1,225 @@
+"""The paper's analyses: future tokens and causal against bidirectional states (section 4); vectors and neighbours."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from llm2vec.backbone.loading import load_decoder, load_tokenizer
+from llm2vec.backbone.source import place
+from llm2vec.backbone.switch import is_bidirectional, make_bidirectional, position_limit
+from llm2vec.encoder.batching import layer_states
+from llm2vec.encoder.encoder import LLM2Vec
+from llm2vec.encoder.tokenization import Tokens, borders, tokenize
+from llm2vec.errors import ModelError
+
+BUNDLED_SETS = Path(__file__).parents[1] / "assets" / "evaluation"
+
+
+@dataclass(frozen=True)
+class Triple:
+    """One beginning with three endings: a text, the same in other words, and another sense of the beginning."""
+
+    start: str
+    text: str
+    paraphrase: str
+    different: str
+
+
+@dataclass(frozen=True)
+class FutureTokens:
+    """How much the states of a beginning tell of its ending; a causal model's tell nothing.
+
+    Attributes:
+        paraphrase: For each triple, cosine of the beginning before the text and before its paraphrase.
+        different: The same for the text and the other sense.
+    """
+
+    paraphrase: tuple[float, ...]
+    different: tuple[float, ...]
+
+    @property
+    def gap(self) -> float:
+        """Mean of paraphrase minus different; 0 for a causal model."""
+        return float(np.mean(np.subtract(self.paraphrase, self.different)))
+
+    @property
+    def right(self) -> float:
+        """Share of the triples in which the paraphrase's beginning is the nearer one (a tie counts half)."""
+        difference = np.subtract(self.paraphrase, self.different)
+        return float(np.mean(np.where(np.abs(difference) < 1e-6, 0.5, difference > 0)))
+
+
+def bundled_triples() -> list[Triple]:
+    """The project's own triples."""
+    lines = (BUNDLED_SETS / "future.jsonl").read_text(encoding="utf8").splitlines()
+    rows = map(json.loads, lines)
+    return [Triple(row["start"], row["text"], row["paraphrase"], row["different"]) for row in rows]
+
+
+def bundled_sentences() -> list[str]:
+    """The project's own sentences for looking at neighbours: 12 themes, 5 sentences each."""
+    return (BUNDLED_SETS / "neighbours.txt").read_text(encoding="utf8").splitlines()
+
+
+def future_tokens(encoder: LLM2Vec, triples: Sequence[Triple]) -> FutureTokens:
+    """Compare a beginning's pooled states under different endings (paper, section 4.1).
+
+    Args:
+        encoder: Its pooling is used, over the beginning's own tokens.
+        triples: Beginnings with endings.
+    """
+    base = _beginnings(encoder, [(each.start, each.text) for each in triples])
+    paraphrase = _beginnings(encoder, [(each.start, each.paraphrase) for each in triples])
+    different = _beginnings(encoder, [(each.start, each.different) for each in triples])
+    return FutureTokens(
+        tuple((base * paraphrase).sum(1).tolist()), tuple((base * different).sum(1).tolist())
+    )
+
+
+def _beginnings(encoder: LLM2Vec, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+    starts, endings = zip(*pairs, strict=True)
+    spaced = [" " + ending for ending in endings]
+    before = borders(encoder.tokenizer).before
+    whole = tokenize(
+        encoder.tokenizer, spaced, max_length=encoder.settings.max_length, prompts=starts
+    )
+    vectors_BD = encoder.encode_tokens([Tokens(each.ids, before, each.first) for each in whole])
+    return nn.functional.normalize(vectors_BD.double(), dim=-1).numpy()
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """How near a decoder's causal states are to those without the causal mask, nothing trained.
+
+    Near everywhere: the model is at home with both, as Mistral-7B is in the paper, and may need little MNTP. Far:
+    without MNTP its bidirectional states are of little use.
+
+    Attributes:
+        cosine_LT: For the embedding and each layer, the cosine at each token.
+    """
+
+    cosine_LT: tuple[tuple[float, ...], ...]
+
+    @property
+    def by_layer(self) -> tuple[float, ...]:
+        """Mean over tokens; the embedding, which no mask touches, is 1."""
+        return tuple(float(np.mean(row)) for row in self.cosine_LT)
+
+
+def bundled_paragraph() -> str:
+    """The project's own paragraph for looking at states, about 170 words."""
+    return (BUNDLED_SETS / "paragraph.txt").read_text(encoding="utf8").strip()
+
+
+@torch.inference_mode()
+def layer_similarity(source: str | Path, text: str | None = None, **hub: Any) -> Similarity:
+    """Compare a decoder's states of one text under both masks, layer by layer (paper, section 4.2).
+
+    Args:
+        source: A decoder: folder, hub id or `bundled`.
+        text: None: the bundled paragraph; cut to the model's positions.
+        **hub: As of `LLM2Vec.from_pretrained`.
+
+    Raises:
+        ModelError: It cannot be loaded or made bidirectional.
+    """
+    source = place(source)
+    tokenizer = load_tokenizer(source, **hub)
+    model = load_decoder(source, head=False, dtype=torch.float32, **hub).eval()
+    ids = tokenizer(text or bundled_paragraph())["input_ids"][: position_limit(model.config)]
+    if is_bidirectional(model.config):
+        raise ModelError(f"{source} is bidirectional already; this compares a decoder with itself")
+    pad_id = int(tokenizer.pad_token_id)
+    causal = layer_states(model, [ids], pad_id=pad_id)
+    make_bidirectional(model)
+    both = layer_states(model, [ids], pad_id=pad_id)
+    cosines = [
+        nn.functional.cosine_similarity(one.double(), other.double(), dim=-1)
+        for one, other in zip(causal, both, strict=True)
+    ]
+    return Similarity(tuple(tuple(row.tolist()) for row in cosines))
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How an encoder's vectors lie on the sphere; SimCSE is meant to spread them (Wang and Isola 2020).
+
+    Attributes:
+        anisotropy: Mean cosine of different texts: 1 if all point one way, 0 if they are spread out.
+        uniformity: Log of the mean of exp(-2 d^2) over pairs of texts; lower is more evenly spread.
+        alignment: Mean d^2 of texts that mean the same; lower is nearer.
+    """
+
+    anisotropy: float
+    uniformity: float
+    alignment: float
+
+
+def geometry(encoder: LLM2Vec, alike: Sequence[tuple[str, str]], others: Sequence[str]) -> Geometry:
+    """Spread of an encoder's vectors.
+
+    Args:
+        encoder: What embeds them.
+        alike: Pairs of texts that mean the same.
+        others: Texts that do not.
+    """
+    first_PD, second_PD = (
+        encoder.encode(list(side), normalize=True) for side in zip(*alike, strict=True)
+    )
+    vectors_BD = encoder.encode(list(others), normalize=True)
+    cosine_BB = vectors_BD @ vectors_BD.T
+    apart = cosine_BB[~torch.eye(len(others), dtype=torch.bool)].double()
+    return Geometry(
+        anisotropy=float(apart.mean()),
+        uniformity=float((-2 * (2 - 2 * apart)).exp().mean().log()),
+        alignment=float((first_PD - second_PD).double().square().sum(1).mean()),
+    )
+
+
+def bundled_pairs() -> list[tuple[float, str, str]]:
+    """The project's own graded pairs: similarity from 0 to 5, and two texts."""
+    lines = (BUNDLED_SETS / "pairs.jsonl").read_text(encoding="utf8").splitlines()
+    return [(row["score"], row["text1"], row["text2"]) for row in map(json.loads, lines)]
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A text near another.
+
+    Attributes:
+        text: The near one.
+        cosine: Of the two vectors.
+    """
+
+    text: str
+    cosine: float
+
+
+def neighbours(
+    encoder: LLM2Vec, texts: Sequence[str], *, of: Sequence[int], count: int = 3
+) -> list[list[Neighbour]]:
+    """The nearest of `texts` to some of them.
+
+    Args:
+        encoder: What embeds them.
+        texts: All texts.
+        of: Numbers of the texts whose neighbours are wanted.
+        count: Neighbours of each.
+
+    Returns:
+        For each wanted text, its neighbours, nearest first, without itself.
+    """
+    vectors_BD = encoder.encode(list(texts), normalize=True, convert_to_numpy=True)
+    cosine_QB = vectors_BD[list(of)] @ vectors_BD.T
+    cosine_QB[np.arange(len(of)), list(of)] = -np.inf
+    nearest = np.argsort(-cosine_QB, axis=1)[:, :count]
+    return [
+        [Neighbour(texts[place], float(row[place])) for place in places]
+        for row, places in zip(cosine_QB, nearest, strict=True)
+    ]

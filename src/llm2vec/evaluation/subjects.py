@@ -1,0 +1,112 @@
+"""What is compared: an encoder folder, a decoder read causally, other encoders, and floors that know nothing.
+
+A model is named by a folder or hub id; `uni:DECODER` reads a decoder causally, `auto:ENCODER` any encoder that
+`AutoModel` opens (BERT, DeBERTa ...), `random:DECODER` gives the same architecture random weights, `tfidf` counts
+words.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from transformers import AutoModel
+
+from llm2vec.backbone.loading import load_config, load_tokenizer
+from llm2vec.backbone.source import place
+from llm2vec.encoder.encoder import LLM2Vec
+from llm2vec.encoder.folder import Settings, pooling_named
+from llm2vec.errors import ModelError, first_line
+from llm2vec.runtime.hardware import default_device
+
+UNI, AUTO, RANDOM, TFIDF = "uni:", "auto:", "random:", "tfidf"
+
+_LONGEST = 512
+
+
+class Embedder(Protocol):
+    """Something that turns texts into vectors."""
+
+    def __call__(self, texts: Sequence[str], *, prompt: str | None = None) -> np.ndarray:
+        """Vectors of texts: embedding_BD."""
+
+
+def open_encoder(name: str, *, pooling: str | None = None, adapters: Sequence[str] = ()) -> LLM2Vec:
+    """An encoder by its name.
+
+    Args:
+        name: As above.
+        pooling: Instead of its own.
+        adapters: Merged into a decoder or `uni:DECODER`, in the order they were trained in.
+
+    Raises:
+        ModelError: There is no such model.
+    """
+    if name == TFIDF:
+        raise ModelError(f"{TFIDF} counts words and has no states to read; name an encoder")
+    if name.startswith(UNI):
+        return LLM2Vec.from_pretrained(
+            name.removeprefix(UNI), adapters, enable_bidirectional=False, pooling_mode=pooling
+        )
+    if name.startswith(AUTO):
+        return _open_any(name.removeprefix(AUTO), pooling=pooling)
+    if not name.startswith(RANDOM):
+        return LLM2Vec.from_pretrained(name, adapters, pooling_mode=pooling)
+    encoder = LLM2Vec.from_pretrained(name.removeprefix(RANDOM), pooling_mode=pooling)
+    config = load_config(place(name.removeprefix(RANDOM)))
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        for weight in encoder.model.parameters():
+            if weight.ndim > 1:
+                weight.normal_(0.0, float(getattr(config, "initializer_range", 0.02)))
+    return encoder
+
+
+def _open_any(name: str, *, pooling: str | None) -> LLM2Vec:
+    """An encoder of any kind, as it is: nothing is switched and nothing proven."""
+    source = place(name)
+    tokenizer = load_tokenizer(source)
+    try:
+        model = AutoModel.from_pretrained(source, dtype=torch.float32).to(default_device()).eval()
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot load {name} as an encoder: {first_line(error)}") from error
+    positions = int(getattr(model.config, "max_position_embeddings", None) or _LONGEST)
+    longest = min(
+        _LONGEST, positions, int(tokenizer.model_max_length)
+    )  # some models have positions they cannot use
+    settings = Settings(max_length=longest, bidirectional=False)
+    return LLM2Vec(
+        model, tokenizer, settings=settings.changed(pooling_mode=pooling and pooling_named(pooling))
+    )
+
+
+def open_embedder(name: str, *, pooling: str | None = None) -> Embedder:
+    """A model as a function from texts to vectors."""
+    if name == TFIDF:
+        return _Tfidf()
+    encoder = open_encoder(name, pooling=pooling)
+
+    def embed(texts: Sequence[str], *, prompt: str | None = None) -> np.ndarray:
+        return encoder.encode(list(texts), prompt=prompt, convert_to_numpy=True)
+
+    return embed
+
+
+class _Tfidf:
+    """Weighted word counts, the vocabulary and weights of the first texts it is given."""
+
+    def __init__(self) -> None:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        self._count = TfidfVectorizer(
+            max_features=20_000,
+            sublinear_tf=True,
+            token_pattern=r"(?u)\b\w+\b",  # noqa: S106
+        )
+        self._fitted = False
+
+    def __call__(self, texts: Sequence[str], *, prompt: str | None = None) -> np.ndarray:
+        found = self._count.transform(texts) if self._fitted else self._count.fit_transform(texts)
+        self._fitted = True
+        vectors_BD: np.ndarray = found.toarray().astype(np.float32)
+        return vectors_BD

@@ -1,0 +1,165 @@
+"""A trained probe as a tool: kept in a folder with the name of its encoder, it labels raw texts with spans and offsets.
+
+The folder holds `probe.json` and `probe.safetensors`; the encoder itself stays where it is.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from llm2vec.corpus.tagged import entities, has_scheme
+from llm2vec.encoder.encoder import LLM2Vec
+from llm2vec.encoder.words import Merge, Reading
+from llm2vec.errors import ModelError
+from llm2vec.evaluation.probe import Classifier, Probed
+from llm2vec.evaluation.state_cache import sampled_fingerprint
+from llm2vec.evaluation.subjects import open_encoder
+from llm2vec.runtime.files import read_json, whole_folder, write_json
+
+_FACTS, _WEIGHTS = "probe.json", "probe.safetensors"
+
+
+@dataclass(frozen=True)
+class Span:
+    """A labelled piece of a text.
+
+    Attributes:
+        start, end: First character and one past the last.
+        text: What stands there.
+        label: A word's label, or an entity's type.
+    """
+
+    start: int
+    end: int
+    text: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a saved probe says of itself, beside its weights.
+
+    Attributes:
+        encoder: Its encoder, as it was named: folder, hub id, `uni:DECODER` ...
+        labels: In the classifier's order.
+        reading, merge: Where a word is read.
+        metric, value: What it reached on its test set.
+        layer: Whose states are read; probes of earlier versions, which do not say, read the last.
+        weights: A fingerprint of the encoder's weights, so that another in its place is noticed; empty: not known.
+    """
+
+    encoder: str
+    labels: tuple[str, ...]
+    reading: Reading
+    merge: Merge
+    metric: str
+    value: float
+    layer: int = -1
+    weights: str = ""
+
+
+class Tagger:
+    """An encoder with a classifier over its words.
+
+    Example:
+        >>> Tagger.open("probe").tag(["Anna lives in Berlin."])  # doctest: +SKIP
+        [[Span(start=0, end=4, text='Anna', label='PER'), Span(start=14, end=20, text='Berlin', label='LOC')]]
+    """
+
+    def __init__(self, encoder: LLM2Vec, classifier: Classifier, facts: Facts) -> None:
+        self.encoder, self.classifier, self.facts = encoder, classifier, facts
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Tagger":
+        """A saved probe with its encoder.
+
+        Raises:
+            ModelError: The folder holds no probe, or its encoder is gone or is another one now.
+        """
+        folder = Path(folder)
+        if not (folder / _FACTS).is_file() or not (folder / _WEIGHTS).is_file():
+            raise ModelError(
+                f"{folder} holds no probe; `llm2vec probe ... --save {folder}` makes one"
+            )
+        values: dict[str, Any] = read_json(folder / _FACTS)
+        facts = Facts(**{**values, "labels": tuple(values["labels"])})
+        weights = load_file(folder / _WEIGHTS)
+        encoder = open_encoder(facts.encoder)
+        width = weights["weight"].shape[1]
+        if encoder.dimension != width:
+            raise ModelError(
+                f"{folder} was trained on vectors of {width} numbers; {facts.encoder} has others now"
+            )
+        if facts.weights and facts.weights != sampled_fingerprint(encoder.model):
+            raise ModelError(
+                f"{facts.encoder} is not the encoder that {folder} was trained on; probe it again (--save)"
+            )
+        return cls(encoder, Classifier(weights["weight"], weights["bias"]), facts)
+
+    def tag(self, texts: Sequence[str]) -> list[list[Span]]:
+        """Spans of each text: whole entities where labels follow a scheme such as BIO, else every word.
+
+        A word beyond the longest sequence, or without any token, gets none.
+        """
+        whole = has_scheme(self.facts.labels)
+        found = []
+        facts = self.facts
+        words_of_texts = self.encoder.words(
+            texts, reading=facts.reading, merge=facts.merge, layer=facts.layer
+        )
+        for text, words in zip(texts, words_of_texts, strict=True):
+            numbers = self.classifier(words.vectors_WD).tolist() if words.words else []
+            read = words.vectors_WD.any(1).tolist()
+            tags = [
+                facts.labels[number] if known else "O"
+                for number, known in zip(numbers, read, strict=True)
+            ]
+            singles = [(place, place + 1, tag) for place, tag in enumerate(tags) if read[place]]
+            pieces = sorted(entities(tags)) if whole else singles
+            bounds = [
+                (words.offsets[first][0], words.offsets[last - 1][1], label)
+                for first, last, label in pieces
+            ]
+            found.append([Span(start, end, text[start:end], label) for start, end, label in bounds])
+        return found
+
+
+def save_probe(
+    probed: Probed,
+    folder: Path,
+    *,
+    encoder: str,
+    merge: Merge = "mean",
+    model: LLM2Vec | None = None,
+) -> None:
+    """Keep the first seed's classifier; whole or not at all.
+
+    Args:
+        probed: As from `probe`.
+        folder: To make.
+        encoder: The encoder's name; a folder is kept by its full path.
+        merge: As the probe was trained with.
+        model: The encoder itself; its fingerprint is kept, so that `Tagger.open` notices another in its place.
+    """
+    name = str(Path(encoder).resolve()) if Path(encoder).is_dir() else encoder
+    weights = "" if model is None else sampled_fingerprint(model.model)
+    facts = Facts(
+        name,
+        probed.labels,
+        probed.reading,
+        merge,
+        probed.metric,
+        probed.value,
+        probed.layer,
+        weights,
+    )
+    with whole_folder(folder) as partial:
+        write_json(partial / _FACTS, json.loads(json.dumps(asdict(facts))))
+        save_file(
+            {"weight": probed.classifier.weight_CD, "bias": probed.classifier.bias_C},
+            partial / _WEIGHTS,
+        )

@@ -1,0 +1,40 @@
+"""A chain of the first implementation as one encoder folder: merged, proven, read back as others will read it."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from llm2vec.backbone.adapters import Chain, told
+from llm2vec.conversion.read_back import prove_read_back
+from llm2vec.encoder.encoder import LLM2Vec
+from llm2vec.encoder.folder import PROVENANCE_FILE, about_template
+from llm2vec.runtime.files import whole_folder, write_json
+
+
+def import_encoder(chain: Chain, out: Path, *, pooling: str | None = None) -> dict[str, Any]:
+    """Merge a chain and write the encoder, whole or not at all.
+
+    Args:
+        chain: As from `find_chain`.
+        out: The folder to make; it must not be there.
+        pooling: Instead of what the adapters' settings say.
+
+    Returns:
+        What `provenance.json` in the folder says: the chain in the order it was merged, and the proofs.
+
+    Raises:
+        ModelError: Something cannot be loaded, does not fit, or cannot be made bidirectional.
+        ProofFailed: sentence-transformers reads other vectors from the folder.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # doubts were told before
+        encoder = LLM2Vec.from_pretrained(chain.base, list(chain.folders), pooling_mode=pooling)
+    with whole_folder(out) as partial:
+        encoder.write(partial)
+        proof = prove_read_back(encoder, partial)
+        facts = told(chain)
+        facts["notes"] += filter(None, [about_template(encoder.settings)])
+        facts["switch"] = encoder.switch.to_dict() if encoder.switch else None
+        facts["read_back"] = proof.to_dict()
+        write_json(partial / PROVENANCE_FILE, facts)
+    return facts

@@ -1,0 +1,5 @@
+"""The data sets, by the module path they had in version 0.2.3."""
+
+from llm2vec.legacy.data_sets import E5Data, Wiki1M
+
+__all__ = ["E5Data", "Wiki1M"]

@@ -1,0 +1,5 @@
+"""The rows of a data set, by the module path they had in version 0.2.3."""
+
+from llm2vec.legacy.data_sets import DataSample, Dataset, TrainSample
+
+__all__ = ["DataSample", "Dataset", "TrainSample"]

@@ -1,0 +1,5 @@
+"""`load_dataset`, by the module path it had in version 0.2.3."""
+
+from llm2vec.legacy.data_sets import load_dataset
+
+__all__ = ["load_dataset"]

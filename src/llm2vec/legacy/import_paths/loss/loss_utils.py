@@ -1,0 +1,5 @@
+"""`cos_sim`, by the module path it had in version 0.2.3."""
+
+from llm2vec.legacy.losses import cos_sim
+
+__all__ = ["cos_sim"]

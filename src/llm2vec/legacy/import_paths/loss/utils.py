@@ -1,0 +1,5 @@
+"""`load_loss`, by the module path it had in version 0.2.3."""
+
+from llm2vec.legacy.losses import load_loss
+
+__all__ = ["load_loss"]

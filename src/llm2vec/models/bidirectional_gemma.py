@@ -1,5 +1,0 @@
-"""Gemma's bidirectional classes, by the module path they had in the first implementation."""
-
-from llm2vec.models import GemmaBiForMNTP, GemmaBiModel
-
-__all__ = ["GemmaBiForMNTP", "GemmaBiModel"]

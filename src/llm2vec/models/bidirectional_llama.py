@@ -1,5 +1,0 @@
-"""Llama's bidirectional classes, by the module path they had in the first implementation."""
-
-from llm2vec.models import LlamaBiForMNTP, LlamaBiModel
-
-__all__ = ["LlamaBiForMNTP", "LlamaBiModel"]

@@ -1,0 +1,1 @@
+"""What to do: a recipe's knobs, and presets to start from."""

@@ -1,0 +1,352 @@
+"""What a conversion gained, measured in one go: the facts behind `llm2vec report`, as plain data.
+
+The decoder read causally (Uni), each stage of the run, and other encoders go through the same small sets, which are the
+project's own unless the user names others. `page` turns the facts into something to look at.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from llm2vec.backbone.source import place
+from llm2vec.corpus.tagged import Tagged, read_tagged
+from llm2vec.encoder.encoder import LLM2Vec
+from llm2vec.encoder.folder import CHECKPOINTS, PROVENANCE_FILE
+from llm2vec.errors import ModelError, RunError
+from llm2vec.evaluation import analysis
+from llm2vec.evaluation.analysis import BUNDLED_SETS
+from llm2vec.evaluation.bootstrap import difference
+from llm2vec.evaluation.probe import Probed, Split, probe_splits, read_split, with_development
+from llm2vec.evaluation.sentence_tasks import Score, sts
+from llm2vec.evaluation.subjects import (
+    AUTO,
+    RANDOM,
+    TFIDF,
+    UNI,
+    Embedder,
+    open_embedder,
+    open_encoder,
+)
+from llm2vec.evaluation.word_metrics import Metric, floors
+from llm2vec.runtime.files import read_json
+from llm2vec.runtime.progress import Progress, Silent
+
+STAGES = {
+    "0-bi": "Bi",
+    "1-mntp": "Bi+MNTP",
+    "2-simcse": "Bi+MNTP+SimCSE",
+    "3-supervised": "supervised",
+}
+"""Stage folders and what the paper calls them."""
+
+_ALIKE = 4.0
+"""Pairs graded so or higher (of 5) mean the same."""
+
+_WEIGHTED = "Uni, weighted mean"
+"""The causal decoder's better pooling."""
+
+_SHOWN = (
+    "My sister sings in a choir.",
+    "The coach shouted at the referee.",
+    "I have had a sore throat for a week.",
+)
+"""Sentences whose neighbours are shown."""
+
+
+@dataclass(frozen=True)
+class WordTask:
+    """A word-level measurement.
+
+    Attributes:
+        name: What is labelled.
+        train, test: Sentences with labels.
+        metric: Accuracy, or F1 of entities.
+        data: What the sentences are, for the reader.
+    """
+
+    name: str
+    train: Sequence[Tagged]
+    test: Sequence[Tagged]
+    metric: Metric
+    data: str
+
+
+@dataclass(frozen=True)
+class SentenceTask:
+    """Graded pairs: a name, the file, and what it is."""
+
+    name: str
+    path: Path
+    data: str
+
+
+def bundled_words() -> list[WordTask]:
+    """Part-of-speech, chunks and entities of the project's own sentences."""
+    kinds: dict[str, tuple[str, Metric]] = {
+        "part-of-speech": ("pos", "accuracy"),
+        "chunks": ("chunks", "accuracy"),
+        "entities": ("entities", "entity-f1"),
+    }
+    tasks = []
+    for name, (column, metric) in kinds.items():
+        train, test = (
+            read_tagged(BUNDLED_SETS / f"words.{part}.jsonl", column=column)
+            for part in ("train", "test")
+        )
+        about = f"bundled, small: {len(train)} sentences to train on, {len(test)} to test on"
+        tasks.append(WordTask(name, train, test, metric, about))
+    return tasks
+
+
+def bundled_sentences() -> list[SentenceTask]:
+    """The project's own graded pairs."""
+    path = BUNDLED_SETS / "pairs.jsonl"
+    return [
+        SentenceTask("similarity", path, f"bundled, small: {len(analysis.bundled_pairs())} pairs")
+    ]
+
+
+def measure(
+    run: Path,
+    *,
+    baselines: Sequence[str] = (),
+    words: Sequence[WordTask] | None = None,
+    sentences: Sequence[SentenceTask] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Measure everything the report shows.
+
+    Args:
+        run: An encoder folder that `convert` made; its stages are measured where they were kept.
+        baselines: Other encoders by name (`auto:NAME`, or a folder), shown as dashed lines.
+        words: Word-level tasks; None: the bundled ones.
+        sentences: Graded pairs; None: the bundled ones.
+        progress: Told of each model.
+
+    Returns:
+        Plain data for JSON; `docs/evaluate.md` says what is in it.
+
+    Raises:
+        RunError: The folder is no finished run.
+        ModelError: The decoder it was made from is gone.
+    """
+    progress = progress or Silent()
+    provenance = _provenance(run)
+    decoder = provenance["recipe"]["decoder"]
+    words = bundled_words() if words is None else words
+    sentences = bundled_sentences() if sentences is None else sentences
+    names = _models(run, decoder)
+    progress.start("measuring", total=len(names) + len(baselines))
+    report: dict[str, Any] = {
+        "words": list(map(_head, words)),
+        "sentences": list(map(_sentence_head, sentences)),
+    }
+    report |= {"future": [], "geometry": [], "neighbours": []}
+    entries = [*report["words"], *report["sentences"]]
+    measured: list[dict[str, Probed | Score]] = [{} for _ in entries]
+    _measure_floors(report["sentences"], measured[len(words) :], sentences, decoder)
+    for done, (name, source) in enumerate(
+        [*names.items(), *((_short(each), each) for each in baselines)], start=1
+    ):
+        encoder = open_encoder(source)
+        values: list[Probed | Score] = [
+            *_probed(words, encoder),
+            *(sts(_embedder(encoder), task.path) for task in sentences),
+        ]
+        for entry, known, value in zip(entries, measured, values, strict=True):
+            known[name] = value
+            entry["rows"].append({**_row(name, value), "baseline": source in baselines})
+        if source not in baselines:
+            _analyse(report, encoder, name, near=name in (next(iter(names)), list(names)[-1]))
+        progress.advance(done)
+    progress.finish()
+    for entry, known in zip(entries, measured, strict=True):
+        entry["changes"] = list(_changes(known, list(names)))
+    report["efficiency"] = list(_efficiency(run, words[:1], sentences[:1]))
+    similarity = analysis.layer_similarity(decoder)
+    return {
+        "encoder": run.name,
+        "decoder": str(decoder),
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        **report,
+        "layers": {"cosine_LT": similarity.cosine_LT, "by_layer": similarity.by_layer},
+        "training": {
+            stage["stage"]: stage["metrics"] for stage in provenance["stages"] if stage["metrics"]
+        },
+        "proofs": list(_proofs(provenance)),
+        "run": {key: provenance[key] for key in ("recipe", "versions", "machine", "corpora")},
+    }
+
+
+def _efficiency(
+    run: Path, words: Sequence[WordTask], sentences: Sequence[SentenceTask]
+) -> Iterator[dict[str, Any]]:
+    """Scores of the encoders kept along the way, by stage and step (paper, section 5); the first task of each kind."""
+    folders = run.with_name(run.name + ".stages") / CHECKPOINTS
+    kept = [(each.name.rpartition("-"), each) for each in folders.glob("[0-9]-*-*")]
+    for (stage, _, step), folder in sorted(kept, key=lambda each: (each[0][0], int(each[0][2]))):
+        encoder = open_encoder(str(folder))
+        found: dict[str, float] = {}
+        for task in words:
+            train, dev = with_development(task.train, ())
+            splits = [
+                read_split(encoder, part, readings=("own",)) for part in (train, dev, task.test)
+            ]
+            found[task.name] = probe_splits(*splits, metric=task.metric).value
+        found |= {task.name: sts(_embedder(encoder), task.path).value for task in sentences}
+        yield {"stage": stage, "step": int(step), "scores": found}
+
+
+def _provenance(run: Path) -> Mapping[str, Any]:
+    if not (run / PROVENANCE_FILE).is_file():
+        raise RunError(
+            f"{run} is no finished conversion: there is no {PROVENANCE_FILE} in it; run `llm2vec convert`"
+        )
+    provenance: Mapping[str, Any] = read_json(run / PROVENANCE_FILE)
+    if "recipe" not in provenance:
+        raise RunError(f"{run} was made by `llm2vec import` or `save`; a report is of a conversion")
+    return provenance
+
+
+def _models(run: Path, decoder: str) -> dict[str, str]:
+    """Uni, Bi, each stage that is there, and the encoder itself, by the paper's names."""
+    try:
+        place(decoder)
+    except ModelError as error:
+        raise ModelError(
+            f"{error}; {run} was made from it, and the report compares with it"
+        ) from error
+    stages = {
+        folder.name: folder
+        for folder in run.with_name(run.name + ".stages").glob("[0-9]-*")
+        if folder.is_dir()
+    }
+    made = [stage["stage"] for stage in _provenance(run)["stages"]]
+    names = {"Uni": f"{UNI}{decoder}", "Bi": str(stages.get("0-bi", decoder))}
+    names |= {
+        title: str(stages[name])
+        for name, title in STAGES.items()
+        if name in stages and name != "0-bi"
+    }
+    last = next(title for name, title in STAGES.items() if name.endswith(made[-1]))
+    return {**names, last: str(run)}
+
+
+def _short(baseline: str) -> str:
+    return Path(baseline.removeprefix(AUTO)).name
+
+
+def _head(task: WordTask) -> dict[str, Any]:
+    least = floors(task.train, task.test, task.metric)
+    return {
+        "task": task.name,
+        "metric": task.metric,
+        "data": task.data,
+        "floors": least,
+        "rows": [],
+    }
+
+
+def _sentence_head(task: SentenceTask) -> dict[str, Any]:
+    return {"task": task.name, "metric": "spearman", "data": task.data, "rows": []}
+
+
+def _probed(tasks: Sequence[WordTask], encoder: LLM2Vec) -> list[Probed]:
+    """Probe an encoder on each task; tasks over the same sentences share the states, and the reading of the first."""
+    read: dict[int, Split] = {}
+    found = []
+    for task in tasks:
+        splits = []
+        train, dev = with_development(task.train, ())
+        for part in (train, dev, task.test):
+            key = hash(tuple(sentence.words for sentence in part))
+            read[key] = replace(
+                read[key] if key in read else read_split(encoder, part), sentences=part
+            )
+            splits.append(read[key])
+        found.append(probe_splits(*splits, metric=task.metric))
+        read = {key: _only(split, found[-1].reading) for key, split in read.items()}
+    return found
+
+
+def _only(split: Split, reading: Any) -> Split:
+    return replace(split, vectors={reading: split.vectors[reading]})
+
+
+def _measure_floors(
+    entries: Sequence[dict[str, Any]],
+    measured: Sequence[dict[str, Probed | Score]],
+    tasks: Sequence[SentenceTask],
+    decoder: str,
+) -> None:
+    """Each sentence task with what knows nothing, and the causal decoder's better pooling."""
+    known: dict[str, tuple[str, str | None]] = {
+        "tf-idf": (TFIDF, None),
+        "random weights": (f"{RANDOM}{decoder}", None),
+        _WEIGHTED: (f"{UNI}{decoder}", "weighted_mean"),
+    }
+    for entry, values, task in zip(entries, measured, tasks, strict=True):
+        for name, (source, pooling) in known.items():
+            values[name] = sts(open_embedder(source, pooling=pooling), task.path)
+            entry["rows"].append({**_row(name, values[name]), "baseline": True})
+
+
+def _changes(
+    measured: Mapping[str, Probed | Score], names: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    """Each stage against Uni and against the stage before it, on the same draws of the test items.
+
+    The last is also compared with the causal decoder's better pooling, where that was measured.
+    """
+    uni, *stages = names
+    steps = [(uni, stage) for stage in stages] + list(pairwise(stages))
+    if _WEIGHTED in measured:
+        steps.append((_WEIGHTED, stages[-1]))
+    for before, after in steps:
+        found = difference(measured[after], measured[before])
+        if found is not None:
+            yield {"before": before, "after": after, **found.to_dict()}
+
+
+def _row(name: str, found: Probed | Score) -> dict[str, Any]:
+    reading = {"reading": found.reading, "seeds": found.seeds} if isinstance(found, Probed) else {}
+    return {"model": name, "value": found.value, "low": found.low, "high": found.high, **reading}
+
+
+def _embedder(encoder: LLM2Vec) -> Embedder:
+    return lambda texts, prompt=None: encoder.encode(
+        list(texts), prompt=prompt, convert_to_numpy=True
+    )
+
+
+def _analyse(report: dict[str, Any], encoder: LLM2Vec, name: str, *, near: bool) -> None:
+    """Future tokens, geometry and, for the first and the last model, neighbours."""
+    future = analysis.future_tokens(encoder, analysis.bundled_triples())
+    report["future"].append(
+        {"model": name, **asdict(future), "gap": future.gap, "right": future.right}
+    )
+    pairs = analysis.bundled_pairs()
+    alike = [(first, second) for score, first, second in pairs if score >= _ALIKE]
+    spread = analysis.geometry(encoder, alike, sorted({first for _, first, _ in pairs}))
+    report["geometry"].append({"model": name, **asdict(spread)})
+    if near:
+        texts = analysis.bundled_sentences()
+        found = analysis.neighbours(encoder, texts, of=[texts.index(text) for text in _SHOWN])
+        rows = [
+            {"text": text, "near": [asdict(each) for each in nearest]}
+            for text, nearest in zip(_SHOWN, found, strict=True)
+        ]
+        report["neighbours"].append({"model": name, "rows": rows})
+
+
+def _proofs(provenance: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The last stage's proofs of each kind, and the read-back."""
+    found = {}
+    for stage in provenance["stages"]:
+        for proof in stage["switch"]["proofs"]:
+            found[proof["name"]] = {"stage": stage["stage"], **proof}
+    yield from found.values()
+    yield {"stage": "encoder", **provenance["read_back"]}

@@ -1,0 +1,317 @@
+"""The report's parts in order: the facts of a run as sentences, figures and tables. `page` sets them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from llm2vec.report.figures import Bar, bars, cells, curves, histograms
+
+Facts = Mapping[str, Any]
+
+_COLORS = ("var(--c0)", "var(--c1)", "var(--c2)", "var(--c3)", "var(--c4)")
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the report: what it is about, figures, tables with a heading row, points."""
+
+    title: str
+    text: str
+    figures: Sequence[str] = ()
+    tables: Sequence[Sequence[Sequence[str]]] = field(default_factory=tuple)
+    points: Sequence[str] = ()
+
+
+def sections(report: Facts) -> list[Section]:
+    """The report's parts in order."""
+    found = [_summary(report), _words(report), _sentences(report), _training(report)]
+    if report["efficiency"]:
+        found.append(_efficiency(report))
+    return [
+        *found,
+        _future(report),
+        _layers(report),
+        _neighbours(report),
+        _proofs(report),
+        _made_with(report),
+    ]
+
+
+def _summary(report: Facts) -> Section:
+    points = []
+    for entry in report["words"]:
+        points += [
+            _change(entry, "Uni", after)
+            for after in dict.fromkeys(("Bi", "Bi+MNTP", _last_stage(entry)))
+        ]
+    for entry in report["sentences"]:
+        points += [
+            _change(entry, "Uni", after) for after in dict.fromkeys(("Bi", _last_stage(entry)))
+        ]
+        points.append(_change(entry, "Uni, weighted mean", _last_stage(entry)))
+    text = (
+        f"The decoder {report['decoder']}, read causally (Uni) and after each step of the method: every token attends "
+        "to every other (Bi), masked next-token prediction (MNTP), contrastive learning (SimCSE).\nIntervals are 95%, "
+        "over the test data. For a paired difference the same test items are drawn for both models; where its interval "
+        "leaves out 0 the change is called clear, even if the two models' own intervals overlap. The bundled sets are "
+        "small: use your own to decide anything."
+    )
+    return Section("In short", text, points=[point for point in points if point])
+
+
+def _last_stage(entry: Facts) -> str:
+    """The last stage of the method that is measured."""
+    return [str(row["model"]) for row in entry["rows"] if not row["baseline"]][-1]
+
+
+def _change(entry: Facts, before: str, after: str) -> str:
+    """A change in a sentence; empty where it was not measured."""
+    found = [
+        each for each in entry["changes"] if (each["before"], each["after"]) == (before, after)
+    ]
+    if not found:
+        return ""
+    rows = {row["model"]: row for row in entry["rows"]}
+    one, other, change = rows[before], rows[after], found[0]
+    apart = other["low"] > one["high"] or other["high"] < one["low"]
+    verdict = f"{'a clear' if change['clear'] else 'no clear'} {_verdict(change)}"
+    return (
+        f"{entry['task'].capitalize()} ({entry['metric']}), {before} to {after}: {_hundred(one['value'])} to "
+        f"{_hundred(other['value'])} ({_signed(change)}, 95% of the paired difference {_range(change)}): {verdict}; "
+        f"their intervals {'do not overlap' if apart else 'overlap'}."
+    )
+
+
+def _verdict(change: Facts) -> str:
+    """Whether the paired difference leaves 0 out, and on which side."""
+    if not change["clear"]:
+        return "change"
+    return "gain" if change["value"] > 0 else "loss"
+
+
+def _changes(entry: Facts) -> list[list[str]]:
+    """The table of changes; the values themselves stand in the table before it."""
+    rows = [
+        [
+            f"{each['before']} to {each['after']}",
+            _signed(each),
+            _range(each),
+            _verdict(each) if each["clear"] else "no",
+        ]
+        for each in entry["changes"]
+    ]
+    return [[f"{entry['task']}, changes", "change", "95%, paired", "clear"], *rows]
+
+
+def _words(report: Facts) -> Section:
+    figures, tables = [], []
+    for entry in report["words"]:
+        own = [row for row in entry["rows"] if not row["baseline"]]
+        levels = {row["model"]: row["value"] for row in entry["rows"] if row["baseline"]}
+        shown = [
+            Bar(row["model"], row["value"], row["low"], row["high"], _COLORS[index % len(_COLORS)])
+            for index, row in enumerate(own)
+        ]
+        figures.append(bars(f"{entry['task']}, {entry['metric']} x 100", shown, lines=levels))
+        head = [entry["task"], f"{entry['metric']} x 100", "95%", "read from"]
+        rows = [
+            [row["model"], _hundred(row["value"]), _range(row), row["reading"]]
+            for row in entry["rows"]
+        ]
+        floors = [[name, _hundred(value), "", ""] for name, value in entry["floors"].items()]
+        tables += [[head, *rows, *floors], _changes(entry)]
+    about = "; ".join(sorted({entry["data"] for entry in report["words"]}))
+    text = (
+        f"A linear classifier on frozen word vectors, three seeds (paper, section 3.1). Data: {about}. Dashed lines "
+        "are other encoders. A word is read from its own tokens (own) or from the states one token earlier (before), "
+        "whichever did better on sentences kept out of training. The axes do not begin at 0."
+    )
+    return Section("Words", text, figures, tables)
+
+
+def _sentences(report: Facts) -> Section:
+    tables = []
+    for entry in report["sentences"]:
+        rows = ([row["model"], _hundred(row["value"]), _range(row)] for row in entry["rows"])
+        tables += [[[entry["task"], f"{entry['metric']} x 100", "95%"], *rows], _changes(entry)]
+    spread = [["vectors", "anisotropy", "uniformity", "alignment"]]
+    for row in report["geometry"]:
+        spread.append(
+            [
+                row["model"],
+                *(f"{row[key]:.3f}" for key in ("anisotropy", "uniformity", "alignment")),
+            ]
+        )
+    about = "; ".join(sorted({entry["data"] for entry in report["sentences"]}))
+    text = (
+        f"Spearman correlation of cosines with graded similarity. Data: {about}. tf-idf counts words; random weights "
+        "are the same architecture, untrained.\nAnisotropy: mean cosine of different texts, 0 if they are spread out. "
+        "Uniformity: lower is more evenly spread. Alignment: squared distance of texts that mean the same, lower is "
+        "nearer."
+    )
+    return Section("Sentences", text, (), [*tables, spread])
+
+
+def _training(report: Facts) -> Section:
+    figures, rows = [], []
+    for stage, metrics in report["training"].items():
+        losses = [(line["step"], line["loss"]) for line in metrics if "loss" in line]
+        held = [(line["step"], line["eval_loss"]) for line in metrics if "eval_loss" in line]
+        right = [
+            (line["step"], line["eval_accuracy"]) for line in metrics if "eval_accuracy" in line
+        ]
+        name = _stage(stage)
+        series = {"training": (losses, "var(--c1)")} | (
+            {"held out": (held, "var(--c2)")} if held else {}
+        )
+        figures.append(curves(f"{name}, loss", series))
+        if right:
+            figures.append(
+                curves(
+                    f"{name}, masked tokens right, %",
+                    {"held out": (right, "var(--c2)")},
+                    percent=True,
+                )
+            )
+            rows.append(
+                [f"{name}, masked accuracy held out", f"{right[0][1]:.1%}", f"{right[-1][1]:.1%}"]
+            )
+        first_last = held or losses
+        if first_last:
+            kind = "held-out loss" if held else "training loss"
+            rows.append([f"{name}, {kind}", f"{first_last[0][1]:.3f}", f"{first_last[-1][1]:.3f}"])
+    return Section(
+        "Training", "", [each for each in figures if each], [[["", "first", "last"], *rows]]
+    )
+
+
+def _stage(name: str) -> str:
+    plain = name.rpartition("-")[2]
+    return {"mntp": "MNTP", "simcse": "SimCSE"}.get(plain, plain)
+
+
+def _efficiency(report: Facts) -> Section:
+    rows = report["efficiency"]
+    figures = []
+    for stage in dict.fromkeys(row["stage"] for row in rows):
+        for index, task in enumerate(rows[0]["scores"]):
+            points = [(row["step"], row["scores"][task]) for row in rows if row["stage"] == stage]
+            figures.append(
+                curves(
+                    f"{_stage(stage)}, {task} x 100",
+                    {task: (points, _COLORS[index + 1])},
+                    percent=True,
+                )
+            )
+    table = [["stage", "step", *rows[0]["scores"]]]
+    table += [
+        [_stage(row["stage"]), str(row["step"]), *map(_hundred, row["scores"].values())]
+        for row in rows
+    ]
+    text = "Scores of the encoders kept along the way (keep_every), read from own tokens (paper, section 5)."
+    return Section("Sample efficiency", text, figures, [table])
+
+
+def _future(report: Facts) -> Section:
+    values = [
+        value
+        for row in report["future"]
+        for kind in ("paraphrase", "different")
+        for value in row[kind]
+    ]
+    names, bounds = ("paraphrased ending", "other sense"), (min(values), max(values))
+    figures = [
+        histograms(row["model"], row["paraphrase"], row["different"], names=names, bounds=bounds)
+        for row in report["future"]
+    ]
+    head = ["future tokens", "paraphrased ending", "other sense", "gap", "paraphrase is nearer"]
+    rows = [
+        [
+            row["model"],
+            _mean(row["paraphrase"]),
+            _mean(row["different"]),
+            f"{row['gap']:.3f}",
+            f"{row['right']:.0%}",
+        ]
+        for row in report["future"]
+    ]
+    text = (
+        "Do the states of a beginning tell of its ending? Cosine of a shared beginning, pooled alone, before two "
+        "endings: one that says the same in other words, and one of another sense (paper, section 4.1; 15 bins). A "
+        "causal "
+        "model cannot tell: its cosines are all 1."
+    )
+    return Section("Future tokens", text, figures, [[head, *rows]])
+
+
+def _layers(report: Facts) -> Section:
+    rows = report["layers"]["cosine_LT"]
+    names = ["emb", *(str(index) for index in range(1, len(rows)))]
+    figure = cells("cosine of causal and bidirectional states", rows, names=names)
+    means = report["layers"]["by_layer"]
+    step = max(1, (len(means) - 1) // 8)
+    picked = sorted({*range(0, len(means), step), len(means) - 1})
+    table = [
+        ["layer", *(names[index] for index in picked)],
+        ["mean cosine", *(f"{means[index]:.2f}" for index in picked)],
+    ]
+    text = (
+        "The decoder's own states with and without its causal mask, nothing trained, layer by layer and token by "
+        "token; the stronger the colour, the nearer. Where they stay near, as in Mistral-7B in the paper (section "
+        "4.2), a model needs less MNTP."
+    )
+    return Section("Causal against bidirectional states", text, [figure], [table])
+
+
+def _neighbours(report: Facts) -> Section:
+    rows = [["sentence", "model", "nearest"]]
+    for number in range(len(report["neighbours"][0]["rows"]) if report["neighbours"] else 0):
+        for index, entry in enumerate(report["neighbours"]):
+            line = entry["rows"][number]
+            said = "; ".join(f"{each['text']} ({each['cosine']:.2f})" for each in line["near"])
+            rows.append([line["text"] if index == 0 else "", entry["model"], said])
+    return Section(
+        "Nearest neighbours", "Among 60 bundled sentences of 12 themes, by cosine.", (), [rows]
+    )
+
+
+def _proofs(report: Facts) -> Section:
+    rows = [["proof", "at the end of", "margin", "what is measured"]]
+    rows += [
+        [each["name"], each["stage"], f"{each['margin']:.1e}", each["detail"]]
+        for each in report["proofs"]
+    ]
+    text = "By behaviour, on this model, at the moment each property was made. A proof that fails stops the conversion."
+    return Section("Proofs", text, (), [rows])
+
+
+def _made_with(report: Facts) -> Section:
+    run = report["run"]
+    facts = {"report made": report["made"], **run["machine"], **run["versions"]}
+    rows = [["", ""], *([key, str(value)] for key, value in facts.items())]
+    recipe = [["recipe", ""], *(list(pair) for pair in _flat(run["recipe"]))]
+    return Section("What it was run with", "", (), [rows, recipe])
+
+
+def _flat(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
+    for key, inner in value.items():
+        if isinstance(inner, Mapping) and inner:
+            yield from _flat(inner, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", str(inner)
+
+
+def _hundred(value: float) -> str:
+    return f"{100 * value:z.1f}"
+
+
+def _signed(change: Facts) -> str:
+    return f"{100 * change['value']:+z.1f}"
+
+
+def _range(row: Facts) -> str:
+    return f"{_hundred(row['low'])} to {_hundred(row['high'])}"
+
+
+def _mean(values: Sequence[float]) -> str:
+    return f"{sum(values) / len(values):.3f}"

@@ -1,0 +1,54 @@
+"""What this runs on: which device and libraries, and what the allocator should do. It knows nothing of models."""
+
+import ctypes
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # glibc's malloc.h: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+_NEVER = 2**31 - 1
+_MOST = 32 * 2**20
+"""The largest threshold that older versions take."""
+
+
+def default_device() -> torch.device:
+    """A GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies in bfloat16 by itself, and so faster: newer GPUs, CPUs with instructions for it."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    able: dict[str, object] = getattr(
+        torch.cpu, "get_capabilities", dict
+    )()  # not in older versions of torch
+    return device.type == "cpu" and any(able.get(name) for name in ("avx512_bf16", "amx_bf16"))
+
+
+def versions() -> dict[str, str]:
+    """Of what a result depends on."""
+    names = ("llm2vec", "torch", "transformers", "peft", "sentence-transformers", "tokenizers")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "source"
+    return found
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what a training step frees for the next step, where it is glibc's.
+
+    It gives large blocks back at once otherwise, and clearing them anew, page by page, costs a quarter to a third of a
+    step on a CPU (docs/results.md). Memory at the peak stays the same; less of it is given back in between.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            if not mallopt(_MMAP_THRESHOLD, _NEVER):
+                mallopt(_MMAP_THRESHOLD, _MOST)
+            mallopt(_TRIM_THRESHOLD, _NEVER)
