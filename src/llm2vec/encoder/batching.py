@@ -87,7 +87,7 @@ def plan_batches(
     A single text longer than the budget makes a batch of its own. Texts without tokens are in no batch.
 
     Example:
-        >>> plan([3, 9, 0, 4], max_tokens=10, padded=False)
+        >>> plan_batches([3, 9, 0, 4], max_tokens=10, padded=False)
         [[1], [3, 0]]
     """
     order = sorted(
