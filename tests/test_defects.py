@@ -34,8 +34,9 @@ from llm2vec.legacy.import_chain import import_encoder
 from llm2vec.recipe.knobs import MntpRecipe, PairsRecipe, SimcseRecipe
 from llm2vec.runtime.progress import Silent
 from llm2vec.training.contrastive import ContrastiveLoss, contrastive_batch, contrastive_loss
-from llm2vec.training.mntp import Masking, collate, mntp_loss, train_mntp
-from llm2vec.training.simcse import train_simcse
+from llm2vec.training.mntp import Masking, collate, mntp_loss, mntp_task
+from llm2vec.training.simcse import simcse_task
+from llm2vec.training.stage import train_and_merge
 
 FAMILIES = ("qwen3", "gpt2", "gemma3")
 POOLINGS = ("mean", "weighted_mean", "last", "first")
@@ -170,10 +171,11 @@ def test_simcse_pools_a_texts_own_tokens_whatever_they_are_padded_to(pooling, tm
     store = store_tokens(tokenizer, TEXTS, tmp_path / "tokens", max_length=32)
     changes = {"log_every": 1, "lora": {"dropout": 0.0}, "precision": "float32"}
     recipe = SimcseRecipe(steps=1, batch_size=len(TEXTS), max_length=32, **changes)
-    arguments = {"pooling": pooling, "folder": tmp_path / "run", "seed": 0, "progress": Silent()}
-    _, log = train_simcse(
-        model, tokenizer, store, recipe, **arguments
-    )  # no dropout at all: both views are the same
+    task = simcse_task(model, tokenizer, store, recipe, pooling=pooling, seed=0)
+    # no dropout at all: both views are the same
+    _, log = train_and_merge(
+        model, task, recipe, folder=tmp_path / "run", seed=0, progress=Silent()
+    )
     assert log[0]["loss"] == pytest.approx(expected, rel=ROUNDING_LOSS)
 
 
@@ -354,8 +356,9 @@ def test_the_lm_head_is_frozen_or_trained_and_kept(train_head, tokenizer, corpus
         "learning_rate": 1e-2,
     }
     recipe = MntpRecipe(**changes, train_head=train_head)
-    after, _ = train_mntp(
-        model, tokenizer, store, recipe, folder=tmp_path / "run", seed=0, progress=Silent()
+    task = mntp_task(model, tokenizer, store, recipe, seed=0)
+    after, _ = train_and_merge(
+        model, task, recipe, folder=tmp_path / "run", seed=0, progress=Silent()
     )
     assert not torch.equal(after.model.layers[0].self_attn.q_proj.weight, query)
     assert torch.equal(after.lm_head.weight, head) != train_head
@@ -377,7 +380,8 @@ def test_what_trains_beside_a_frozen_head_is_adapters_alone(tokenizer, corpus, t
         tokenizer, corpus.read_text().splitlines(), tmp_path / "tokens", max_length=None
     )
     recipe = MntpRecipe(steps=1, batch_size=2, max_length=32, eval_blocks=2)
-    train_mntp(model, tokenizer, store, recipe, folder=tmp_path / "run", seed=0, progress=Silent())
+    task = mntp_task(model, tokenizer, store, recipe, seed=0)
+    train_and_merge(model, task, recipe, folder=tmp_path / "run", seed=0, progress=Silent())
     assert trained
     assert all("lora" in name for name in trained)
 
@@ -763,8 +767,9 @@ def test_mntp_leaves_no_mask_token_behind(choice, tokenizer, corpus, tmp_path):
         tokenizer, corpus.read_text().splitlines(), tmp_path / "tokens", max_length=None
     )
     recipe = MntpRecipe(steps=1, batch_size=2, max_length=32, eval_blocks=2, mask_token=choice)
-    after, _ = train_mntp(
-        model, tokenizer, store, recipe, folder=tmp_path / "run", seed=0, progress=Silent()
+    task = mntp_task(model, tokenizer, store, recipe, seed=0)
+    after, _ = train_and_merge(
+        model, task, recipe, folder=tmp_path / "run", seed=0, progress=Silent()
     )
     assert torch.equal(after.get_input_embeddings().weight, embeddings)
     added = rows_seen[0][len(embeddings) :]

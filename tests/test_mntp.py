@@ -23,9 +23,10 @@ from llm2vec.training.mntp import (
     collate,
     mask_id,
     mntp_loss,
+    mntp_task,
     split,
-    train_mntp,
 )
+from llm2vec.training.stage import train_and_merge
 
 MASK, SPECIAL = 99, (0, 1)
 SEGMENTS = st.lists(st.lists(st.integers(0, 60), min_size=1, max_size=30), min_size=1, max_size=4)
@@ -168,8 +169,9 @@ def test_mask_tokens_leave_tokenizer_and_embeddings_as_they_were(
     model, words = loaded(), len(tokenizer)
     rows = embedding_rows(model)
     recipe = MntpRecipe(steps=1, batch_size=2, max_length=32, mask_token=choice, eval_blocks=2)
-    trained, _ = train_mntp(
-        model, tokenizer, store, recipe, folder=tmp_path / "run", seed=0, progress=Silent()
+    task = mntp_task(model, tokenizer, store, recipe, seed=0)
+    trained, _ = train_and_merge(
+        model, task, recipe, folder=tmp_path / "run", seed=0, progress=Silent()
     )
     assert embedding_rows(trained) == rows
     assert (len(tokenizer), tokenizer.mask_token) == (words, None)
@@ -193,9 +195,9 @@ def trained(tokenizer, store, folder, **changes):
         | {"precision": "float32"}
         | changes
     )
-    model, log = train_mntp(
-        loaded(), tokenizer, store, recipe, folder=folder, seed=7, progress=Silent()
-    )
+    started = loaded()
+    task = mntp_task(started, tokenizer, store, recipe, seed=7)
+    model, log = train_and_merge(started, task, recipe, folder=folder, seed=7, progress=Silent())
     return (
         model,
         [line["loss"] for line in log if "loss" in line],

@@ -15,7 +15,8 @@ from llm2vec.errors import ProofFailed, UsageError
 from llm2vec.recipe.knobs import CorpusRecipe, SimcseRecipe
 from llm2vec.runtime.progress import Silent
 from llm2vec.training.contrastive import contrastive_loss
-from llm2vec.training.simcse import attention_dropouts, train_simcse
+from llm2vec.training.simcse import attention_dropouts, simcse_task
+from llm2vec.training.stage import train_and_merge
 
 
 def test_the_loss_is_cross_entropy_over_scaled_cosines():
@@ -73,9 +74,8 @@ def trained(store, folder, **changes):
         DECODERS / "qwen3", head=False, dtype=torch.float32, config_overrides=noisy
     )
     make_bidirectional(model)
-    model, log = train_simcse(
-        model, tokenizer, store, recipe, pooling="mean", folder=folder, seed=3, progress=Silent()
-    )
+    task = simcse_task(model, tokenizer, store, recipe, pooling="mean", seed=3)
+    model, log = train_and_merge(model, task, recipe, folder=folder, seed=3, progress=Silent())
     return model, [line["loss"] for line in log if "loss" in line]
 
 

@@ -23,7 +23,8 @@ from llm2vec.errors import CorpusError, RunError, UsageError
 from llm2vec.recipe.knobs import PairsRecipe, SupervisedRecipe, merged
 from llm2vec.runtime.progress import Recorder, Silent
 from llm2vec.training.contrastive import ContrastiveLoss, contrastive_batch, contrastive_loss
-from llm2vec.training.supervised import BlockDraw, train_supervised
+from llm2vec.training.stage import train_and_merge
+from llm2vec.training.supervised import BlockSampler, supervised_task
 
 SAME_VECTOR = 1e-5
 """Of float32 vectors of length about 1, computed in batches of different shapes."""
@@ -191,7 +192,7 @@ def test_both_sides_of_a_symmetric_task_get_the_prompt(tokenizer, tmp_path):
 
 def test_a_batch_holds_one_data_set_and_an_epoch_each_row_once():
     sizes = (37, 8, 21)
-    draw = BlockDraw(sizes, size=8, seed=5)
+    draw = BlockSampler(sizes, size=8, seed=5)
     assert draw.samples == 32 + 8 + 16
     epochs = [
         [draw(epoch * draw.samples + sample) for sample in range(draw.samples)]
@@ -207,7 +208,7 @@ def test_a_batch_holds_one_data_set_and_an_epoch_each_row_once():
 
 
 def test_the_order_is_a_function_of_seed_and_sample_so_that_a_resumed_run_sees_the_same():
-    make = partial(BlockDraw, (30, 20), size=10)
+    make = partial(BlockSampler, (30, 20), size=10)
     whole = [make(seed=1)(sample) for sample in range(130)]
     resumed = make(seed=1)
     assert [resumed(sample) for sample in range(70, 130)] == whole[70:]
@@ -350,14 +351,10 @@ def trained(tokenizer, source, folder):
     model = load_decoder(DECODERS / "qwen3", head=False, dtype=torch.float32)
     make_bidirectional(model)
     shares = [share_of_right_ones(LLM2Vec(model, tokenizer), held_out)]
-    options = {
-        "pooling": "mean",
-        "folder": folder / "run",
-        "seed": 3,
-        "processes": 1,
-        "progress": Silent(),
-    }
-    model, log = train_supervised(model, tokenizer, triples, recipe, **options)
+    task = supervised_task(model, tokenizer, triples, recipe, pooling="mean", seed=3)
+    model, log = train_and_merge(
+        model, task, recipe, folder=folder / "run", seed=3, progress=Silent()
+    )
     shares.append(share_of_right_ones(LLM2Vec(model, tokenizer), held_out))
     return [line["loss"] for line in log if "loss" in line], shares
 

@@ -11,6 +11,7 @@ from llm2vec.corpus.triples import check_triples
 from llm2vec.errors import ModelError, UsageError
 from llm2vec.recipe.knobs import Recipe
 from llm2vec.runtime.progress import Progress
+from llm2vec.training.stages import STAGES
 
 
 def check(recipe: Recipe, *, processes: int, progress: Progress) -> None:
@@ -42,12 +43,11 @@ def check(recipe: Recipe, *, processes: int, progress: Progress) -> None:
 
 
 def _check_lengths(recipe: Recipe, limit: int | None) -> None:
-    lengths = {
-        "mntp.max_length": recipe.mntp.max_length if recipe.mntp.steps else 0,
-        "simcse.max_length": recipe.simcse.max_length if recipe.simcse.steps else 0,
-        "supervised.max_length": recipe.supervised.max_length if recipe.supervised.steps else 0,
-        "encoder.max_length": recipe.encoder.max_length,
-    }
+    lengths = {"encoder.max_length": recipe.encoder.max_length}
+    for stage in STAGES:
+        knobs = stage.knobs(recipe)
+        if knobs.steps:
+            lengths[f"{stage.name}.max_length"] = knobs.max_length
     for name, length in lengths.items():
         if limit is not None and length > limit:
             raise UsageError(

@@ -5,7 +5,6 @@ Masked places are chosen anew each time a block is drawn. Only the states that a
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,13 +14,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llm2vec.backbone.lm_head import masked_rows
 from llm2vec.backbone.loading import embedding_rows
-from llm2vec.backbone.lora import add_adapters, merge, weights_dtype
 from llm2vec.corpus.token_store import TokenStore
 from llm2vec.encoder.batching import is_packed, model_inputs
 from llm2vec.errors import CorpusError, UsageError
 from llm2vec.recipe.knobs import MntpRecipe
-from llm2vec.runtime.progress import Progress
-from llm2vec.training.trainer import Batch, Draw, Task, train, unwrapped
+from llm2vec.training.rows import corpus_texts, open_store
+from llm2vec.training.stage import Stage, StageRun
+from llm2vec.training.trainer import Batch, EpochSampler, Task, unwrapped
 
 Segments = list[np.ndarray]
 """One row of training: texts, or pieces of texts, that do not see each other."""
@@ -253,8 +252,8 @@ def evaluator(
 def mask_id(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, choice: str) -> int:
     """The id that stands in masked places. The tokenizer is not touched.
 
-    `mask` of a tokenizer without a mask token is a row added to the embeddings, the mean of all others; `train_mntp`
-    removes it again.
+    `mask` of a tokenizer without a mask token is a row added to the embeddings, the mean of all
+    others; `train_and_merge` removes it again.
 
     Raises:
         UsageError: The vocabulary has no such token.
@@ -291,62 +290,81 @@ def _add_mask_row(model: PreTrainedModel) -> int:
     return rows
 
 
-def train_mntp(
+def mntp_task(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     store: TokenStore,
-    recipe: MntpRecipe,
+    knobs: MntpRecipe,
     *,
-    folder: Path,
     seed: int,
-    progress: Progress,
-) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
-    """Train a bidirectional language model by MNTP and return it merged, with the log.
+) -> Task:
+    """What MNTP trains, for a language model that is bidirectional already.
 
     Args:
-        model: With its LM head, already bidirectional.
-        tokenizer: Of the model; left as it is.
+        model: The model with its LM head. A mask token that the tokenizer lacks becomes a row of its
+            embeddings until the stage is over.
+        tokenizer: The model's tokenizer, which is left as it is.
         store: The corpus's tokens.
-        recipe: The stage's knobs.
-        folder: For checkpoints; a killed run resumes from them.
-        seed: Of masks, order, adapters and dropout.
-        progress: Told of every step.
+        knobs: The stage's knobs.
+        seed: The seed of masks and order.
 
     Raises:
-        UsageError, CorpusError, RunError: As `mask_id`, `split` and `train` say.
+        UsageError, CorpusError: As `mask_id` and `split` say.
     """
-    vocabulary = len(tokenizer)
     rows_before = embedding_rows(model)
     masking = Masking(
-        probability=recipe.mask_probability,
-        whole=recipe.masking == "all",
-        mask_id=mask_id(model, tokenizer, recipe.mask_token),
-        vocabulary=vocabulary,
+        probability=knobs.mask_probability,
+        whole=knobs.masking == "all",
+        mask_id=mask_id(model, tokenizer, knobs.mask_token),
+        vocabulary=len(tokenizer),
         special=tuple(tokenizer.all_special_ids),
     )
-    isolated = recipe.layout == "packed"
-    rows: Rows = (
-        Lines(store)
-        if recipe.layout == "lines"
-        else Blocks(store, length=recipe.max_length, isolated=isolated)
-    )
-    training, held_out = split(rows, recipe.held_out)
-    draw = Draw(len(training), seed=seed)
+    training, held_out = split(_rows(store, knobs), knobs.held_out)
+    row_of = EpochSampler(len(training), seed=seed)
     packed, pad_id = is_packed(model), int(tokenizer.pad_token_id)
 
-    def batch_of(numbers: Sequence[int]) -> Batch:
-        drawn = [training[draw(number)] for number in numbers]
-        return collate(
-            drawn, [(seed, 1, number) for number in numbers], masking, packed=packed, pad_id=pad_id
-        )
+    def batch_of(samples: Sequence[int]) -> Batch:
+        rows = [training[row_of(sample)] for sample in samples]
+        seeds = [(seed, 1, sample) for sample in samples]
+        return collate(rows, seeds, masking, packed=packed, pad_id=pad_id)
 
-    torch.manual_seed(seed)
-    dtype = weights_dtype(recipe, model.device)
-    trained = add_adapters(model.to(dtype), recipe, train_head=recipe.train_head)  # type: ignore[arg-type]
-    evaluate = evaluator(held_out, masking, recipe, packed=packed, pad_id=pad_id)
-    task = Task("MNTP", len(training), batch_of, mntp_loss, True, evaluate, recipe.eval_every)
-    log = train(trained, task, recipe, folder=folder, seed=seed, progress=progress)
-    merged = merge(trained, dtype=dtype)
-    if embedding_rows(merged) != rows_before:
-        merged.resize_token_embeddings(rows_before)
-    return merged.eval(), log
+    return Task(
+        name="MNTP",
+        samples=len(training),
+        collate=batch_of,
+        loss=mntp_loss,
+        counts_items=True,
+        evaluate=evaluator(held_out, masking, knobs, packed=packed, pad_id=pad_id),
+        evaluate_every=knobs.eval_every,
+        trains_head=knobs.train_head,
+        embedding_rows=rows_before,
+    )
+
+
+def _rows(store: TokenStore, knobs: MntpRecipe) -> Rows:
+    if knobs.layout == "lines":
+        return Lines(store)
+    return Blocks(store, length=knobs.max_length, isolated=knobs.layout == "packed")
+
+
+def _open_rows(run: StageRun, tokenizer: PreTrainedTokenizerBase) -> TokenStore:
+    knobs = run.recipe.mntp
+    length = knobs.max_length if knobs.layout == "lines" else None
+    texts = corpus_texts(run, run.recipe.corpus)
+    return open_store(run, tokenizer, texts, max_length=length, min_tokens=2)
+
+
+def _task(
+    run: StageRun, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, store: TokenStore
+) -> Task:
+    return mntp_task(model, tokenizer, store, run.recipe.mntp, seed=run.recipe.seed)
+
+
+MNTP = Stage(
+    name="mntp",
+    title="MNTP",
+    has_head=True,
+    open_rows=_open_rows,
+    task=_task,
+    row_facts=TokenStore.facts,
+)

@@ -5,20 +5,20 @@ Both views of a text are in one batch; the noise between them is attention dropo
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from llm2vec.backbone.lora import add_adapters, merge, weights_dtype
+from llm2vec.backbone.proofs import prove_dropout
+from llm2vec.corpus.texts import sentences
 from llm2vec.corpus.token_store import TokenStore
 from llm2vec.encoder.batching import is_packed
 from llm2vec.encoder.tokenization import Tokens, borders
 from llm2vec.errors import UsageError
 from llm2vec.recipe.knobs import Pooling, SimcseRecipe
-from llm2vec.runtime.progress import Progress
 from llm2vec.training.contrastive import ContrastiveLoss, contrastive_batch
-from llm2vec.training.trainer import Batch, Draw, Task, train
+from llm2vec.training.rows import corpus_texts, open_store
+from llm2vec.training.stage import Stage, StageRun
+from llm2vec.training.trainer import Batch, EpochSampler, Task
 
 
 def attention_dropouts(source: str | Path) -> dict[str, float]:
@@ -38,43 +38,78 @@ def attention_dropouts(source: str | Path) -> dict[str, float]:
     return found
 
 
-def train_simcse(
+def simcse_task(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     store: TokenStore,
-    recipe: SimcseRecipe,
+    knobs: SimcseRecipe,
     *,
     pooling: Pooling,
-    folder: Path,
     seed: int,
-    progress: Progress,
-) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
-    """Train a bidirectional body by SimCSE and return it merged, with the log.
+) -> Task:
+    """What SimCSE trains, for a bidirectional body whose dropout is proven live.
 
     Args:
-        model: Without LM head, bidirectional, its dropout proven live.
-        tokenizer: Of the model.
-        store: The texts' tokens, cut to `recipe.max_length`.
-        recipe: The stage's knobs.
-        pooling: States to vectors, as the encoder will.
-        folder: For checkpoints; a killed run resumes from them.
-        seed: Of order, adapters and dropout.
-        progress: Told of every step.
+        model: The body, without LM head.
+        tokenizer: The model's tokenizer.
+        store: The texts' tokens, cut to `knobs.max_length`.
+        knobs: The stage's knobs.
+        pooling: States to vectors, as the encoder will do it.
+        seed: The seed of the order.
     """
     edges = borders(tokenizer)
-    draw = Draw(len(store), seed=seed)
+    row_of = EpochSampler(len(store), seed=seed)
     packed, pad_id = is_packed(model), int(tokenizer.pad_token_id)
 
-    def batch_of(numbers: Sequence[int]) -> Batch:
-        documents = (store[draw(number)].tolist() for number in numbers)
+    def batch_of(samples: Sequence[int]) -> Batch:
+        documents = (store[row_of(sample)].tolist() for sample in samples)
         texts = [Tokens(ids, edges.before, len(ids) - edges.after) for ids in documents]
         return contrastive_batch([(text, text) for text in texts], packed=packed, pad_id=pad_id)
 
-    dtype = weights_dtype(recipe, model.device)
-    torch.manual_seed(seed)
-    trained = add_adapters(model.to(dtype), recipe)  # type: ignore[arg-type]  # transformers narrows `to`
-    task = Task(
-        "SimCSE", len(store), batch_of, ContrastiveLoss(recipe.scale, pooling), counts_items=False
+    return Task(
+        name="SimCSE",
+        samples=len(store),
+        collate=batch_of,
+        loss=ContrastiveLoss(knobs.scale, pooling),
+        counts_items=False,
     )
-    log = train(trained, task, recipe, folder=folder, seed=seed, progress=progress)
-    return merge(trained, dtype=dtype).eval(), log
+
+
+def _open_rows(run: StageRun, tokenizer: PreTrainedTokenizerBase) -> TokenStore:
+    knobs = run.recipe.simcse
+    texts = corpus_texts(run, knobs.corpus or run.recipe.corpus)
+    if knobs.sentences:
+        texts = (sentence for text in texts for sentence in sentences(text))
+    store = open_store(
+        run, tokenizer, texts, max_length=knobs.max_length, min_tokens=knobs.min_tokens
+    )
+    if len(store) < knobs.batch_size:
+        raise UsageError(
+            f"simcse.batch_size {knobs.batch_size} is more than the corpus's {len(store)} texts"
+        )
+    return store
+
+
+def _task(
+    run: StageRun, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, store: TokenStore
+) -> Task:
+    return simcse_task(
+        model,
+        tokenizer,
+        store,
+        run.recipe.simcse,
+        pooling=run.settings.pooling_mode,
+        seed=run.recipe.seed,
+    )
+
+
+SIMCSE = Stage(
+    name="simcse",
+    title="SimCSE",
+    has_head=False,
+    open_rows=_open_rows,
+    task=_task,
+    row_facts=TokenStore.facts,
+    overrides=lambda run: dict.fromkeys(attention_dropouts(run.source), run.recipe.simcse.dropout),
+    prove=prove_dropout,
+)

@@ -3,24 +3,22 @@
 A batch holds rows of one data set only, so that telling topics apart is never enough.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llm2vec.backbone.lora import add_adapters, merge, weights_dtype
-from llm2vec.corpus.triples import Triples, check_size
+from llm2vec.corpus.triples import Triples, check_size, store_triples
 from llm2vec.encoder.batching import is_packed
 from llm2vec.recipe.knobs import Pooling, SupervisedRecipe
-from llm2vec.runtime.progress import Progress
 from llm2vec.training.contrastive import ContrastiveLoss, contrastive_batch
-from llm2vec.training.trainer import Batch, Task, train
+from llm2vec.training.stage import Stage, StageRun
+from llm2vec.training.trainer import Batch, Task
 
 
-class BlockDraw:
+class BlockSampler:
     """Which row of which data set sample `k` is: blocks of one data set each, shuffled anew for every epoch.
 
     Rows that fill no block are left out of an epoch; which ones differs between epochs.
@@ -39,10 +37,10 @@ class BlockDraw:
         self.samples = sum(count // size for count in rows) * size
 
     def __call__(self, sample: int) -> tuple[int, int]:
-        epoch, place = divmod(sample, self.samples)
+        epoch, position = divmod(sample, self.samples)
         if epoch != self._epoch:
             self._shuffle(epoch)
-        block, inside = divmod(place, self._size)
+        block, inside = divmod(position, self._size)
         return int(self._which_N[block]), int(self._rows_NS[block, inside])
 
     def _shuffle(self, epoch: int) -> None:
@@ -58,54 +56,94 @@ class BlockDraw:
         self._epoch = epoch
 
 
-def train_supervised(
+def supervised_task(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     triples: Triples,
-    recipe: SupervisedRecipe,
+    knobs: SupervisedRecipe,
     *,
     pooling: Pooling,
-    folder: Path,
     seed: int,
-    processes: int,
-    progress: Progress,
-) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
-    """Train a bidirectional body on triples and return it merged, with the log.
+    processes: int = 1,
+) -> Task:
+    """What the supervised stage trains, for a bidirectional body.
 
     Args:
-        model: Without LM head, bidirectional.
-        tokenizer: Of the model.
-        triples: The rows' tokens, cut to `recipe.max_length`.
-        recipe: The stage's knobs.
-        pooling: States to vectors, as the encoder will.
-        folder: For checkpoints; a killed run resumes from them.
-        seed: Of order and adapters.
-        processes: How many share each step.
-        progress: Told of every step.
+        model: The body, without LM head.
+        tokenizer: The model's tokenizer.
+        triples: The rows' tokens, cut to `knobs.max_length`.
+        knobs: The stage's knobs.
+        pooling: States to vectors, as the encoder will do it.
+        seed: The seed of the order.
+        processes: Number of processes that share each step.
 
     Raises:
         CorpusError: A data set has fewer rows than a step.
     """
-    step_rows = recipe.batch_size * processes
+    step_rows = knobs.batch_size * processes
     for each in triples.data_sets:
         check_size(each.name, each.rows, step_rows=step_rows)
-    draw = BlockDraw([each.rows for each in triples.data_sets], size=step_rows, seed=seed)
+    row_of = BlockSampler([each.rows for each in triples.data_sets], size=step_rows, seed=seed)
     packed, pad_id = is_packed(model), int(tokenizer.pad_token_id)
 
-    def batch_of(numbers: Sequence[int]) -> Batch:
-        return contrastive_batch(
-            [triples(*draw(number)) for number in numbers], packed=packed, pad_id=pad_id
-        )
+    def batch_of(samples: Sequence[int]) -> Batch:
+        rows = [triples(*row_of(sample)) for sample in samples]
+        return contrastive_batch(rows, packed=packed, pad_id=pad_id)
 
-    dtype = weights_dtype(recipe, model.device)
-    torch.manual_seed(seed)
-    trained = add_adapters(model.to(dtype), recipe)  # type: ignore[arg-type]  # transformers narrows `to`
-    task = Task(
-        "supervised",
-        draw.samples,
-        batch_of,
-        ContrastiveLoss(recipe.scale, pooling),
+    return Task(
+        name="supervised",
+        samples=row_of.samples,
+        collate=batch_of,
+        loss=ContrastiveLoss(knobs.scale, pooling),
         counts_items=False,
     )
-    log = train(trained, task, recipe, folder=folder, seed=seed, progress=progress)
-    return merge(trained, dtype=dtype).eval(), log
+
+
+def _open_rows(run: StageRun, tokenizer: PreTrainedTokenizerBase) -> Triples:
+    knobs, folder = run.recipe.supervised, run.scratch / "triples"
+    if folder.is_dir():
+        return Triples(folder)
+    run.progress.start("reading triples", total=None)
+    triples = store_triples(
+        tokenizer,
+        knobs.corpus,
+        folder,
+        max_length=knobs.max_length,
+        separator=run.settings.separator,
+        template=run.settings.template,
+        seen=run.progress.advance,
+    )
+    run.progress.finish()
+    for each in triples.data_sets:
+        if each.skipped:
+            rows = each.skipped + each.rows
+            run.progress.note(f"{each.name}: {each.skipped} of {rows} rows have an empty text")
+    return triples
+
+
+def _task(
+    run: StageRun, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, triples: Triples
+) -> Task:
+    return supervised_task(
+        model,
+        tokenizer,
+        triples,
+        run.recipe.supervised,
+        pooling=run.settings.pooling_mode,
+        seed=run.recipe.seed,
+        processes=run.processes.num_processes,
+    )
+
+
+def _row_facts(triples: Triples) -> Mapping[str, Any]:
+    return {**triples.store.facts(), "data_sets": [asdict(each) for each in triples.data_sets]}
+
+
+SUPERVISED = Stage(
+    name="supervised",
+    title="supervised",
+    has_head=False,
+    open_rows=_open_rows,
+    task=_task,
+    row_facts=_row_facts,
+)

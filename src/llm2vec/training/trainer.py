@@ -61,6 +61,8 @@ class Task:
         counts_items: The loss is a sum divided by the items of the whole step (`labels` of the batches).
         evaluate: Held-out metrics of the model, or None.
         evaluate_every: Steps between evaluations.
+        trains_head: Whether the LM head is trained too.
+        embedding_rows: Rows of the embeddings when the stage is over; None leaves them as they are.
     """
 
     name: str
@@ -70,6 +72,8 @@ class Task:
     counts_items: bool
     evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None
     evaluate_every: int = 0
+    trains_head: bool = False
+    embedding_rows: int | None = None
 
 
 def unwrapped(model: nn.Module) -> Any:
@@ -77,8 +81,8 @@ def unwrapped(model: nn.Module) -> Any:
     return extract_model_from_parallel(model)
 
 
-class Draw:
-    """Which row sample `k` is: one seeded permutation after another."""
+class EpochSampler:
+    """Which row sample `k` is: one seeded permutation of all rows after another."""
 
     def __init__(self, rows: int, *, seed: int) -> None:
         self.rows = rows
@@ -87,11 +91,11 @@ class Draw:
         self._order = np.zeros(0, dtype=np.int64)
 
     def __call__(self, sample: int) -> int:
-        epoch, place = divmod(sample, self.rows)
+        epoch, position = divmod(sample, self.rows)
         if epoch != self._epoch:
             self._order = np.random.default_rng([self._seed, epoch]).permutation(self.rows)
             self._epoch = epoch
-        return int(self._order[place])
+        return int(self._order[position])
 
 
 class _Numbers(Dataset[int]):

@@ -1,0 +1,114 @@
+"""Stage 0 of a conversion: the decoder, bidirectional and proven, with nothing trained yet."""
+
+from itertools import chain
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from llm2vec.backbone.adapters import adapter_folder, merge_chain
+from llm2vec.backbone.loading import check_vocabulary, load_decoder, load_tokenizer
+from llm2vec.backbone.lora import weights_dtype
+from llm2vec.backbone.source import place
+from llm2vec.backbone.switch import Switch, body, make_bidirectional
+from llm2vec.conversion.stage_folder import STAGE_FILE
+from llm2vec.corpus.texts import self_texts
+from llm2vec.encoder.encoder import LLM2Vec
+from llm2vec.encoder.folder import Settings
+from llm2vec.encoder.reference import read_template
+from llm2vec.encoder.tokenization import separator_for
+from llm2vec.recipe.knobs import Recipe, StageRecipe
+from llm2vec.runtime.files import whole_file, whole_folder, write_json
+from llm2vec.runtime.hardware import default_device
+from llm2vec.runtime.progress import Progress
+from llm2vec.training.stages import STAGES
+
+
+def make_bidirectional_folder(
+    recipe: Recipe, folder: Path, *, own_texts: Path, progress: Progress
+) -> None:
+    """Write the first stage's folder.
+
+    Args:
+        recipe: What to do.
+        folder: The folder to make, whole or not at all.
+        own_texts: The file for the texts that the decoder writes, where the recipe wants some.
+        progress: Hears of what a person should know.
+
+    Raises:
+        ModelError: The decoder cannot be loaded or cannot be made bidirectional.
+    """
+    source = place(recipe.decoder)
+    tokenizer = load_tokenizer(source, trust_remote_code=recipe.trust_remote_code)
+    if recipe.trains_on_own_texts and not own_texts.is_file():
+        _write_own_texts(recipe, tokenizer, own_texts, progress)
+    model = load_decoder(
+        source,
+        head=recipe.mntp.steps > 0,
+        dtype=weights_dtype(_first_knobs(recipe), default_device()),
+        trust_remote_code=recipe.trust_remote_code,
+    )
+    check_vocabulary(model, tokenizer)
+    merge_chain(body(model), [adapter_folder(place(each)) for each in recipe.adapters])
+    switch = make_bidirectional(model)
+    _note_switch(switch, progress)
+    with whole_folder(folder) as partial:
+        LLM2Vec(model, tokenizer, settings=settings_of(recipe, tokenizer)).write(partial)
+        facts = {"stage": "bi", "switch": switch.to_dict(), "metrics": []}
+        write_json(partial / STAGE_FILE, facts)
+
+
+def settings_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Settings:
+    """The settings of the encoder that a recipe makes."""
+    encoder = recipe.encoder
+    template = None if encoder.template is None else read_template(encoder.template, tokenizer)
+    return Settings(
+        pooling_mode=encoder.pooling,
+        max_length=encoder.max_length,
+        normalize=encoder.normalize,
+        prompts=dict(encoder.prompts),
+        separator=_separator(recipe, tokenizer),
+        template=template,
+    )
+
+
+def _first_knobs(recipe: Recipe) -> StageRecipe:
+    """The knobs of the stage that trains first; its precision is what the decoder is kept in until then."""
+    all_knobs = [stage.knobs(recipe) for stage in STAGES]
+    return next((knobs for knobs in all_knobs if knobs.steps), all_knobs[0])
+
+
+def _separator(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> str:
+    """What stands between prompt and text, the same in training with prompts as in encoding."""
+    encoder, supervised = recipe.encoder, recipe.supervised
+    if encoder.separator is not None:
+        return encoder.separator
+    trained = supervised.corpus.instructions.values() if supervised.steps else ()
+    prompts = [*encoder.prompts.values(), *chain.from_iterable(trained)]
+    return separator_for(tokenizer, (prompt for prompt in prompts if prompt.strip()))
+
+
+def _write_own_texts(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, own_texts: Path, progress: Progress
+) -> None:
+    writer = load_decoder(
+        place(recipe.decoder),
+        head=True,
+        dtype=torch.float32,
+        trust_remote_code=recipe.trust_remote_code,
+    )
+    texts = self_texts(writer.eval(), tokenizer, recipe.corpus, seed=recipe.seed, progress=progress)
+    with whole_file(own_texts) as partial:
+        partial.write_text("".join(text + "\n" for text in texts), encoding="utf8")
+
+
+def _note_switch(switch: Switch, progress: Progress) -> None:
+    for note in switch.notes:
+        progress.note(note)
+    windows = [window for window in switch.windows if window is not None]
+    if windows:
+        lengths = ", ".join(map(str, sorted(set(windows))))
+        progress.note(
+            f"{len(windows)} of {len(switch.windows)} layers keep their windows, now to either "
+            f"side: {lengths} tokens"
+        )

@@ -1,0 +1,39 @@
+"""What a stage leaves on disk: its encoder folder, and those of the models kept along the way."""
+
+from pathlib import Path
+
+from llm2vec.backbone.loading import load_decoder
+from llm2vec.encoder.encoder import LLM2Vec
+from llm2vec.encoder.folder import CHECKPOINTS, Settings
+from llm2vec.runtime.files import whole_folder, write_json
+from llm2vec.training.stage import Trained
+from llm2vec.training.trainer import KEPT
+
+STAGE_FILE = "stage.json"
+
+
+def write_stage(folder: Path, trained: Trained, settings: Settings, scratch: Path) -> None:
+    """Write a stage's encoder folder, and those of the models kept along the way beside it.
+
+    Args:
+        folder: The stage's folder, made whole or not at all.
+        trained: What the stage left.
+        settings: The encoder's settings.
+        scratch: Where the trainer kept models along the way.
+    """
+    for kept in sorted(scratch.glob(f"{KEPT}[0-9]*[0-9]")):
+        _write_kept(kept, folder, trained, settings)
+    with whole_folder(folder) as partial:
+        LLM2Vec(trained.model, trained.tokenizer, settings=settings).write(partial)
+        write_json(partial / STAGE_FILE, trained.facts)
+
+
+def _write_kept(kept: Path, folder: Path, trained: Trained, settings: Settings) -> None:
+    step = int(kept.name.removeprefix(KEPT))
+    place = folder.parent / CHECKPOINTS / f"{folder.name}-{step}"
+    place.parent.mkdir(exist_ok=True)
+    body = load_decoder(
+        kept, head=False, dtype=trained.model.dtype, config_overrides=trained.configuration
+    )
+    with whole_folder(place) as partial:
+        LLM2Vec(body, trained.tokenizer, settings=settings).write(partial)

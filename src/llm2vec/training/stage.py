@@ -1,0 +1,175 @@
+"""What a training stage is, and the one skeleton that runs any of them.
+
+A stage is a value: its rows, its task, and what it changes while it trains. The skeleton alone loads,
+proves, trains and merges. It knows a stage's folder only as a place for tokens and checkpoints;
+writing encoders is the work of `conversion`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from accelerate import PartialState
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from llm2vec.backbone.loading import (
+    check_vocabulary,
+    embedding_rows,
+    load_config,
+    load_decoder,
+    load_tokenizer,
+)
+from llm2vec.backbone.lora import add_adapters, merge, weights_dtype
+from llm2vec.backbone.proofs import Proof
+from llm2vec.backbone.switch import make_bidirectional
+from llm2vec.encoder.folder import Settings
+from llm2vec.recipe.knobs import Recipe, StageRecipe
+from llm2vec.runtime.hardware import default_device
+from llm2vec.runtime.progress import Progress
+from llm2vec.training.trainer import Task, train
+
+Rows = TypeVar("Rows")
+"""What a stage's task draws from: a token store, or triples."""
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """What a stage is run with.
+
+    Attributes:
+        recipe: The whole recipe.
+        source: The folder of the stage before.
+        settings: How the encoder turns texts into vectors.
+        scratch: A folder for tokens and checkpoints, which a killed run finds again.
+        own_texts: The file of texts that the decoder wrote, for corpora that are `self`.
+        processes: The processes that share each step.
+        progress: Hears of every step.
+    """
+
+    recipe: Recipe
+    source: Path
+    settings: Settings
+    scratch: Path
+    own_texts: Path
+    processes: PartialState
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Stage(Generic[Rows]):
+    """One training stage.
+
+    Attributes:
+        name: Its name in recipes, folders and provenance.
+        title: Its name in progress and messages.
+        has_head: Whether it trains a language model; else the body alone.
+        open_rows: Reads the stage's rows, tokenised, or opens what an earlier try read.
+        task: What is trained: batches, loss and evaluation.
+        row_facts: What the provenance says of the rows.
+        overrides: Values of the model's configuration that hold while the stage trains.
+        prove: A proof that only this stage needs.
+    """
+
+    name: str
+    title: str
+    has_head: bool
+    open_rows: Callable[[StageRun, PreTrainedTokenizerBase], Rows]
+    task: Callable[[StageRun, PreTrainedModel, PreTrainedTokenizerBase, Rows], Task]
+    row_facts: Callable[[Rows], Mapping[str, Any]]
+    overrides: Callable[[StageRun], Mapping[str, float]] | None = None
+    prove: Callable[[PreTrainedModel], Proof] | None = None
+
+    def knobs(self, recipe: Recipe) -> StageRecipe:
+        """The stage's part of a recipe."""
+        knobs: StageRecipe = getattr(recipe, self.name)
+        return knobs
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a stage leaves.
+
+    Attributes:
+        model: The model, merged, in evaluation mode.
+        tokenizer: Its tokenizer.
+        facts: What `stage.json` says of the stage.
+        configuration: The configuration's values that held before the stage changed them.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    facts: Mapping[str, Any]
+    configuration: Mapping[str, Any]
+
+
+def run_stage(stage: Stage[Any], run: StageRun) -> Trained:
+    """Load the model of the stage before, prove it, train it and merge it.
+
+    Raises:
+        LLM2VecError: Whatever is wrong with the rows, the model or the training.
+    """
+    knobs = stage.knobs(run.recipe)
+    tokenizer = load_tokenizer(run.source)
+    with run.processes.main_process_first():
+        rows = stage.open_rows(run, tokenizer)
+    overrides = {} if stage.overrides is None else stage.overrides(run)
+    before = load_config(run.source).to_dict()
+    configuration = {name: before[name] for name in overrides}
+    model = load_decoder(
+        run.source,
+        head=stage.has_head,
+        dtype=weights_dtype(knobs, default_device()),
+        config_overrides=overrides,
+        trust_remote_code=run.recipe.trust_remote_code,
+    )
+    check_vocabulary(model, tokenizer)
+    switch = make_bidirectional(model).to_dict()
+    if stage.prove is not None:
+        switch["proofs"].append(stage.prove(model).to_dict())
+    task = stage.task(run, model, tokenizer, rows)
+    model, log = train_and_merge(
+        model, task, knobs, folder=run.scratch, seed=run.recipe.seed, progress=run.progress
+    )
+    for name, value in configuration.items():
+        setattr(model.config, name, value)
+    corpus = stage.row_facts(rows)
+    facts = {"stage": stage.name, "switch": switch, "corpus": corpus, "metrics": log}
+    return Trained(model, tokenizer, facts, configuration)
+
+
+def train_and_merge(
+    model: PreTrainedModel,
+    task: Task,
+    knobs: StageRecipe,
+    *,
+    folder: Path,
+    seed: int,
+    progress: Progress,
+) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
+    """Train adapters or all weights, and give the model back as plain weights.
+
+    Args:
+        model: The model, bidirectional and proven.
+        task: What is trained.
+        knobs: The stage's knobs.
+        folder: A folder for checkpoints; a killed run resumes from them.
+        seed: The seed of order, adapters and dropout.
+        progress: Hears of every step.
+
+    Returns:
+        The merged model in evaluation mode, and the log: a mapping for each log line and evaluation.
+
+    Raises:
+        RunError, UsageError: As `train` and `add_adapters` say.
+    """
+    dtype = weights_dtype(knobs, model.device)
+    torch.manual_seed(seed)
+    model = model.to(dtype)  # type: ignore[arg-type]  # transformers narrows `to`
+    trained = add_adapters(model, knobs, train_head=task.trains_head)
+    log = train(trained, task, knobs, folder=folder, seed=seed, progress=progress)
+    merged = merge(trained, dtype=dtype)
+    if task.embedding_rows is not None and embedding_rows(merged) != task.embedding_rows:
+        merged.resize_token_embeddings(task.embedding_rows)
+    return merged.eval(), log

@@ -1,0 +1,10 @@
+"""The training stages in the order in which they run. A new stage is a new value here."""
+
+from typing import Any
+
+from llm2vec.training.mntp import MNTP
+from llm2vec.training.simcse import SIMCSE
+from llm2vec.training.stage import Stage
+from llm2vec.training.supervised import SUPERVISED
+
+STAGES: tuple[Stage[Any], ...] = (MNTP, SIMCSE, SUPERVISED)
