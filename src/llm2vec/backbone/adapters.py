@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from llm2vec.backbone.hub import find_file
 from llm2vec.backbone.source import place
 from llm2vec.errors import ModelError, first_line
-from llm2vec.runtime.files import fingerprint_folder, read_json
+from llm2vec.runtime.files import fingerprint, read_json
 
 _CONFIG, _WEIGHTS, _SETTINGS = (
     "adapter_config.json",
@@ -64,7 +64,7 @@ def told(chain: Chain) -> dict[str, Any]:
         "imported": [
             {
                 "source": str(source),
-                "fingerprint": fingerprint_folder(folder) if folder.is_dir() else "",
+                "fingerprint": fingerprint(folder) if folder.exists() else "",
             }
             for source, folder in sources
         ],

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from llm2vec.backbone.source import is_gguf
 from llm2vec.errors import ModelError, first_line
 
 _MAIN = ("config.json", "adapter_config.json")
@@ -13,7 +14,7 @@ def find_file(source: str | Path, name: str, **hub: Any) -> Path | None:
     """Where a file of a model lies.
 
     Args:
-        source: A folder or a hub id.
+        source: A folder or a hub id; a GGUF file is one file and has no others.
         name: Of the file.
         **hub: `revision`, `token`, `cache_dir`.
 
@@ -22,6 +23,8 @@ def find_file(source: str | Path, name: str, **hub: Any) -> Path | None:
     """
     if Path(source).is_dir():
         return Path(source) / name if (Path(source) / name).is_file() else None
+    if is_gguf(source):
+        return None
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import (
         EntryNotFoundError,

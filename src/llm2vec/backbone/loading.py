@@ -26,6 +26,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from llm2vec.backbone import gguf
 from llm2vec.backbone.source import check_place
 from llm2vec.errors import ModelError, UsageError, first_line
 from llm2vec.runtime.hardware import default_device
@@ -48,7 +49,7 @@ def load_tokenizer(
     """The tokenizer of a model, padding on the right, with a padding token; its vocabulary is not changed.
 
     Args:
-        source: A folder or a hub id.
+        source: A folder, a hub id, or a GGUF file.
         revision: Branch, tag or commit on the hub.
         token: Of the hub, for gated models.
         cache_dir: Where downloads are kept.
@@ -59,8 +60,9 @@ def load_tokenizer(
     """
     check_place(source)
     hub = _hub(revision, token, cache_dir, trust_remote_code)
-    with _errors_of(source, "a tokenizer"), quiet():
-        tokenizer = AutoTokenizer.from_pretrained(str(source), padding_side="right", **hub)
+    name, file = gguf.asked(source)
+    with _errors_of(source, "a tokenizer", **hub), quiet():
+        tokenizer = AutoTokenizer.from_pretrained(name, padding_side="right", **file, **hub)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ModelError(
             f"{source} has a slow tokenizer ({type(tokenizer).__name__}), which gives no character offsets; "
@@ -93,7 +95,7 @@ def load_decoder(
     """Load a decoder as it is: nothing is switched yet.
 
     Args:
-        source: A folder or a hub id.
+        source: A folder, a hub id, or a GGUF file.
         head: With its LM head; else the body alone.
         dtype: Of the weights; "auto": as saved, but float32 on a CPU, where half precision is slow.
         device: Where to; None: a GPU if there is one.
@@ -119,14 +121,18 @@ def load_decoder(
     where = torch.device(device or default_device())
     if dtype == "auto" and where.type == "cpu":
         dtype = torch.float32
-    with _errors_of(source, "a model"), quiet():
+    name, file = gguf.asked(source)
+    how = {**chosen, **file, **gguf.unpacking(source), **hub}
+    with _errors_of(source, "a model", **hub), quiet():
         model, info = auto.from_pretrained(  # type: ignore[misc]  # a pair, by output_loading_info
-            str(source), config=config, dtype=dtype, output_loading_info=True, **chosen, **hub
+            name, config=config, dtype=dtype, output_loading_info=True, **how
         )
     if missing := sorted(info["missing_keys"]):
         raise ModelError(
             f"{source} has no weights for {missing[0]} and {len(missing) - 1} others: it is incomplete"
         )
+    if file:
+        gguf.forget_blocks(model)
     loaded: PreTrainedModel = model.to(where)
     return loaded
 
@@ -142,8 +148,9 @@ def load_config(source: str | Path, **hub: Any) -> PreTrainedConfig:
             f"transformers {version('transformers')} ignores the switch: pip install 'transformers>={OLDEST}'"
         )
     check_place(source)
-    with _errors_of(source, "a model"), quiet():
-        config: PreTrainedConfig = AutoConfig.from_pretrained(str(source), **hub)
+    name, file = gguf.asked(source)
+    with _errors_of(source, "a model", **hub), quiet():
+        config: PreTrainedConfig = AutoConfig.from_pretrained(name, **file, **hub)
     check_is_decoder(config, source)
     return config
 
@@ -210,10 +217,11 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _errors_of(source: str | Path, what: str) -> Iterator[None]:
+def _errors_of(source: str | Path, what: str, **hub: Any) -> Iterator[None]:
     """Turn what loading raises into one line that says what to do."""
     try:
-        yield
+        with gguf.errors_of(source, what, **hub):
+            yield
     except SafetensorError as error:
         raise ModelError(
             f"the weights of {source} are damaged ({first_line(error)}); copy or download them again"

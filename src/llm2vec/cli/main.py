@@ -104,7 +104,9 @@ def _quiet_libraries() -> None:
     "`llm2vec convert ./decoder --corpus 'data/*.jsonl' --column body --out encoder --keep-stages`"
 )
 def convert(
-    decoder: Annotated[str, typer.Argument(help="A folder, a hub id, or `bundled`.")] = "bundled",
+    decoder: Annotated[
+        str, typer.Argument(help="A folder, a GGUF file, a hub id, or `bundled`.")
+    ] = "bundled",
     out: Annotated[Path, typer.Option(help="The encoder folder to make.")] = Path("encoder"),
     corpus: Annotated[
         str | None, typer.Option(help="Files, folder, glob, `hub:NAME`, or `self`.")
@@ -165,7 +167,9 @@ def _is_small(decoder: str) -> bool:
     "`llm2vec info ./decoder --preset small --set mntp.steps=200 --json`"
 )
 def info(
-    model: Annotated[str, typer.Argument(help="A folder, a hub id, or `bundled`.")] = "bundled",
+    model: Annotated[
+        str, typer.Argument(help="A folder, a GGUF file, a hub id, or `bundled`.")
+    ] = "bundled",
     preset_name: PresetName = None,
     recipe_file: RecipeFile = None,
     sets: Sets = None,
@@ -281,7 +285,7 @@ def recipe(
     "`cat texts.txt | llm2vec encode encoder --out vectors.parquet --normalize`"
 )
 def encode(
-    model: Annotated[str, typer.Argument(help="An encoder folder or hub id.")],
+    model: Annotated[str, typer.Argument(help="An encoder folder, hub id, or GGUF file.")],
     texts: Annotated[
         list[str] | None, typer.Argument(help="Texts; none: standard input, a text a line.")
     ] = None,

@@ -66,7 +66,7 @@ class Info:
     """What is known of a model before it is converted.
 
     Attributes:
-        source: Folder or hub id.
+        source: Folder, GGUF file or hub id.
         model_type: As transformers names it.
         convertible: Whether a small copy passes every proof.
         reason: Why not; empty if it is.

@@ -16,7 +16,7 @@ from llm2vec.corpus.triples import KINDS
 from llm2vec.encoder.folder import PROVENANCE_FILE
 from llm2vec.errors import RunError, UsageError
 from llm2vec.recipe.knobs import Recipe, differences
-from llm2vec.runtime.files import PARTIAL, fingerprint_folder, read_json, write_json
+from llm2vec.runtime.files import PARTIAL, fingerprint, read_json, write_json
 from llm2vec.runtime.progress import Progress
 
 _RUN_FILE = "run.json"
@@ -143,8 +143,8 @@ def _completed(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _fingerprint(model: str | Path) -> str:
-    """Of a folder, by content; a hub id stands for itself."""
-    return fingerprint_folder(model) if isinstance(model, Path) else model
+    """Of a folder or file, by content; a hub id stands for itself."""
+    return fingerprint(model) if isinstance(model, Path) else model
 
 
 def _place_of_scratch(folder: Path) -> Path:

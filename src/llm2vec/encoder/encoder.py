@@ -135,8 +135,8 @@ class LLM2Vec(FirstInterface):
         """Load an encoder folder, any decoder, or a chain of adapters, and prove that it is bidirectional.
 
         Args:
-            base_model_name_or_path: A folder, a hub id, or `bundled`: the project's own small decoder. One that holds
-                an adapter names its own base.
+            base_model_name_or_path: A folder, a GGUF file, a hub id, or `bundled`: the project's own small
+                decoder. One that holds an adapter names its own base.
             peft_model_name_or_path: An adapter, or several; merged in the order they were trained in, in float32. The
                 last settings found are taken.
             merge_peft: Adapters are merged whatever it says; the vectors are the same.

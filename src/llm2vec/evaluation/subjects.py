@@ -1,7 +1,7 @@
 """What is compared: an encoder folder, a decoder read causally, other encoders, and floors that know nothing.
 
-A model is named by a folder or hub id; `uni:DECODER` reads a decoder causally, `auto:ENCODER` any encoder that
-`AutoModel` opens (BERT, DeBERTa ...), `random:DECODER` gives the same architecture random weights, `tfidf` counts
+A model is named by a folder, GGUF file or hub id; `uni:DECODER` reads a decoder causally, `auto:ENCODER` any encoder
+that `AutoModel` opens (BERT, DeBERTa ...), `random:DECODER` gives the same architecture random weights, `tfidf` counts
 words.
 """
 

@@ -260,7 +260,7 @@ class EncoderRecipe(Part):
 class Recipe(Part):
     """A whole conversion."""
 
-    decoder: str = knob("bundled", "a folder, a hub id, or `bundled`")
+    decoder: str = knob("bundled", "a folder, a GGUF file, a hub id, or `bundled`")
     adapters: tuple[str, ...] = knob(
         (),
         "folders or hub ids of adapters, merged into the decoder first, in the order they were trained in",

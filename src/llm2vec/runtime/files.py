@@ -113,6 +113,11 @@ def read_json(path: Path) -> Any:
         raise RunError(f"{path} is not readable JSON ({error}); remove it or restore it") from error
 
 
+def fingerprint(path: Path) -> str:
+    """SHA-256 of a folder or a large file, over sampled contents."""
+    return fingerprint_folder(path) if path.is_dir() else fingerprint_file(path, whole=False)
+
+
 def fingerprint_file(path: Path, *, whole: bool) -> str:
     """SHA-256 of a file: of all of it, or of its size and first and last MiB (for weights of many gigabytes)."""
     digest = hashlib.sha256(str(path.stat().st_size).encode())
