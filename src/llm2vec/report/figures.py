@@ -1,60 +1,99 @@
-"""Figures as SVG text: bars with intervals, lines, histograms, a map of cells. No scripts, no fonts, no network.
+"""Figures as SVG text, drawn by matplotlib: bars with intervals, curves, histograms, a map of cells.
 
-Colours are names (`var(--c1)` ...) that the page defines for light and dark. Every figure has a title that screen
-readers speak; its numbers stand in a table beside it.
+A figure needs no scripts, no fonts and no network. Its colours become names (`var(--c1)` ...) that
+the page defines for light and dark. Every figure has a title that screen readers speak; its numbers
+stand in a table beside it.
 """
 
+import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
-from math import ceil, floor, log10
+from typing import TYPE_CHECKING, Any
 
-_WIDTH, _HEIGHT = 360, 230
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 10, 12, 30
+from llm2vec.runtime.optional import optional
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PALETTE = ("#6b7280", "#b45309", "#1d5fa8", "#0f766e", "#7c3aed")
+"""The colours of series and models; the page's style sheet holds their counterparts in the dark."""
+
+_TEXT, _RULE, _SOFT = "#1d2026", "#d9dce1", "#b9bec6"
+_NAMES = {color: f"var(--c{number})" for number, color in enumerate(PALETTE)}
+_NAMES |= {_TEXT: "var(--text)", _RULE: "var(--rule)", _SOFT: "var(--faint)"}
+
+_WIDTH_IN, _HEIGHT_IN = 4.6, 2.9
+_BINS = 15
+_COLUMNS = 48
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar: its name, height, interval and colour."""
+    """A value with its interval.
+
+    Attributes:
+        name: The name below or beside the bar.
+        value: The height or length of the bar.
+        low: The lower end of the interval.
+        high: The upper end of the interval.
+        color: A colour of `PALETTE`; None draws what is only compared with, in grey.
+    """
 
     name: str
     value: float
     low: float
     high: float
-    color: str
+    color: str | None = None
 
 
-def bars(
-    title: str, values: Sequence[Bar], *, lines: Mapping[str, float], percent: bool = True
-) -> str:
-    """Bars with intervals, and a dashed line for each named level; the axis begins where the values do, and says so."""
-    shown = [each.low for each in values] + [each.high for each in values] + list(lines.values())
-    bottom, top = _bounds(shown)
-    axis = _Axis(bottom, top)
-    step = (_WIDTH - _LEFT - _RIGHT) / max(len(values), 1)
-    parts = [axis.grid(percent=percent)]
+def bars(title: str, values: Sequence[Bar], *, lines: Mapping[str, float]) -> str:
+    """Upright bars with intervals, in hundredths, and a dashed line for each named level.
+
+    The axis begins near the smallest value.
+    """
+    figure, axes = _axes()
+    heights = [100 * each.value for each in values]
+    axes.bar(
+        range(len(values)),
+        heights,
+        width=0.6,
+        color=[each.color or _SOFT for each in values],
+        yerr=_errors(values),
+        error_kw={"ecolor": _TEXT, "elinewidth": 1.2},
+    )
     for index, each in enumerate(values):
-        middle, half = _LEFT + step * (index + 0.5), step * 0.3
-        parts += [
-            f'<rect x="{middle - half:.1f}" y="{axis.y(each.value):.1f}" width="{2 * half:.1f}" '
-            f'height="{max(axis.y(bottom) - axis.y(each.value), 0):.1f}" fill="{each.color}"/>',
-            *(
-                f'<path d="M{middle:.1f} {axis.y(each.low):.1f}V{axis.y(each.high):.1f}" class="{kind}"/>'
-                for kind in ("under", "whisker")
-            ),
-            _text(middle, axis.y(each.high) - 4, _number(each.value, percent=percent), "middle"),
-        ]
-        parts += [
-            _text(middle, _HEIGHT - _BOTTOM + 12 + 11 * row, line, "middle")
-            for row, line in enumerate(_wrapped(each.name))
-        ]
+        _label(axes, index, 100 * each.high, f"{100 * each.value:.1f}", above=True)
     for name, value in lines.items():
-        place = axis.y(value)
-        line = f"M{_LEFT} {place:.1f}H{_WIDTH - _RIGHT}"
-        parts += [f'<path d="{line}" class="{kind}"/>' for kind in ("under", "level")]
-        parts.append(_text(_WIDTH - _RIGHT, place - 4, name, "end"))
-    return _figure(title, parts)
+        axes.axhline(100 * value, color=_TEXT, linewidth=1, linestyle=(0, (5, 4)))
+        _label(axes, len(values) - 0.5, 100 * value, name, above=True, anchor="right")
+    axes.set_xticks(range(len(values)), [_wrapped(each.name) for each in values])
+    axes.set_xlim(-0.5, len(values) - 0.5)
+    axes.set_ylim(*_bounds([*_ends(values), *(100 * value for value in lines.values())]))
+    return _svg(figure, title)
+
+
+def ranking(title: str, values: Sequence[Bar]) -> str:
+    """Lying bars with intervals, in hundredths from 0, one below the other in the order given."""
+    figure, axes = _axes(height_in=0.5 + 0.27 * len(values), grid="x")
+    positions = range(len(values), 0, -1)
+    axes.barh(
+        positions,
+        [100 * each.value for each in values],
+        height=0.62,
+        color=[each.color or _SOFT for each in values],
+        xerr=_errors(values),
+        error_kw={"ecolor": _TEXT, "elinewidth": 1.2},
+    )
+    for position, each in zip(positions, values, strict=True):
+        text = f" {100 * each.value:.1f}"
+        axes.text(100 * max(each.high, 0.0), position, text, va="center", color=_TEXT)
+    axes.set_yticks(positions, [each.name for each in values])
+    axes.set_xlim(min(0.0, *_ends(values)), 1.12 * max(1.0, *_ends(values)))
+    return _svg(figure, title)
 
 
 def curves(
@@ -64,36 +103,30 @@ def curves(
     percent: bool = False,
     along: str = "step",
 ) -> str:
-    """Lines over steps, or what else goes `along`; each series is its points and its colour."""
-    points = [point for values, _ in series.values() for point in values]
-    if not points:
+    """Lines over steps.
+
+    Args:
+        title: The title.
+        series: By name, the points of a line and its colour of `PALETTE`.
+        percent: Whether values are shown in hundredths.
+        along: What the lower axis counts.
+
+    Returns:
+        The figure; an empty string where there are no points.
+    """
+    drawn = {name: line for name, line in series.items() if line[0]}
+    if not drawn:
         return ""
-    bottom, top = _bounds([value for _, value in points])
-    last = max(max(step for step, _ in points), 1)
-    axis = _Axis(bottom, top)
-    parts = [
-        axis.grid(percent=percent),
-        _text(_WIDTH - _RIGHT, _HEIGHT - 6, f"{along} {last:,.0f}", "end"),
-    ]
-    parts.append(_text(_LEFT, _HEIGHT - 6, "0", "middle"))
-    ends_high = (
-        sum(values[-1][1] for values, _ in series.values() if values) / len(series)
-        > (bottom + top) / 2
-    )
-    key = _HEIGHT - _BOTTOM + 6 - 14 * len(series) if ends_high else _TOP + 12
-    for index, (name, (values, color)) in enumerate(series.items()):
-        places = [
-            (_LEFT + step / last * (_WIDTH - _LEFT - _RIGHT), axis.y(value))
-            for step, value in values
-        ]
-        parts.append(
-            f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in places)}" class="line" stroke="{color}"/>'
-        )
-        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2" fill="{color}"/>' for x, y in places]
-        parts.append(
-            f'<g fill="{color}">{_text(_WIDTH - _RIGHT, key + 14 * index, name, "end", "key")}</g>'
-        )
-    return _figure(title, parts)
+    figure, axes = _axes()
+    unit = 100 if percent else 1
+    for name, (points, color) in drawn.items():
+        steps, values = zip(*points, strict=True)
+        scaled = [unit * value for value in values]
+        axes.plot(steps, scaled, color=color, marker="o", markersize=2.5, label=name)
+    axes.set_xlabel(along, color=_TEXT)
+    axes.set_xlim(left=0)
+    axes.legend(frameon=False, labelcolor=_TEXT, loc="best")
+    return _svg(figure, title)
 
 
 def histograms(
@@ -104,128 +137,134 @@ def histograms(
     names: tuple[str, str],
     bounds: tuple[float, float] | None = None,
 ) -> str:
-    """Two sets of cosines in 15 bins, one drawn upwards and one downwards, so that neither hides the other.
+    """Two sets of cosines in 15 bins, one upwards and one downwards, so that neither hides the other.
 
-    `bounds` are those of the axis, the same for figures that are compared; None: those of the values.
+    Args:
+        title: The title.
+        first: The cosines drawn upwards.
+        second: The cosines drawn downwards.
+        names: The names of the two sets.
+        bounds: Ends of the axis, the same for figures that are compared; None takes the values' own.
     """
     low, high = bounds or (min(*first, *second), max(*first, *second))
-    low, high = (low - 0.01, high + 0.01) if high - low < 0.02 else (low, high)
-    bins, middle = 15, (_TOP + _HEIGHT - _BOTTOM) / 2
-    counts = [[0] * bins for _ in range(2)]
-    for side, values in enumerate((first, second)):
-        for value in values:
-            counts[side][min(int((value - low) / (high - low) * bins), bins - 1)] += 1
-    most = max(max(each) for each in counts)
-    width, reach = (_WIDTH - _LEFT - _RIGHT) / bins, (middle - _TOP - 4) / most
-    parts = []
-    for side, color in enumerate(("var(--c2)", "var(--c1)")):
-        for index, count in enumerate(counts[side]):
-            height = count * reach
-            y = middle - height if side == 0 else middle
-            parts.append(
-                f'<rect x="{_LEFT + index * width + 0.5:.1f}" y="{y:.1f}" width="{width - 1:.1f}" '
-                f'height="{height:.1f}" fill="{color}"/>'
-            )
-        place = _TOP + 12 if side == 0 else _HEIGHT - _BOTTOM - 6
-        parts.append(f'<g fill="{color}">{_text(_LEFT, place, names[side], "start", "key")}</g>')
-    parts.append(f'<path d="M{_LEFT} {middle:.1f}H{_WIDTH - _RIGHT}" class="grid"/>')
-    parts += [
-        _text(_LEFT, _HEIGHT - 10, f"{low:.2f}", "start"),
-        _text(_WIDTH - _RIGHT, _HEIGHT - 10, f"{high:.2f}", "end"),
-    ]
-    return _figure(title, parts)
+    if high - low < 0.02:
+        low, high = low - 0.01, high + 0.01
+    figure, axes = _axes(grid="none")
+    edges = [low + (high - low) * index / _BINS for index in range(_BINS + 1)]
+    inside = [min(max(value, low), high) for value in second]
+    axes.hist(first, edges, color=PALETTE[2], rwidth=0.9, label=names[0])
+    axes.hist(
+        inside, edges, color=PALETTE[1], rwidth=0.9, label=names[1], weights=[-1] * len(inside)
+    )
+    axes.axhline(0, color=_RULE, linewidth=1)
+    axes.set_yticks([])
+    axes.set_xticks([low, high], [f"{low:.2f}", f"{high:.2f}"])
+    axes.legend(frameon=False, labelcolor=_TEXT, loc="best")
+    return _svg(figure, title)
 
 
-def cells(
-    title: str, rows: Sequence[Sequence[float]], *, names: Sequence[str], columns: int = 48
-) -> str:
-    """A map of values between 0 and 1: a row a layer, columns binned; the stronger the colour, the nearer to 1."""
-    height = max(8, min(22, 176 // len(rows)))
-    wide = (_WIDTH - _LEFT - _RIGHT) / min(columns, len(rows[0]))
-    parts = []
+def cells(title: str, rows: Sequence[Sequence[float]], *, names: Sequence[str]) -> str:
+    """A map of values between 0 and 1, a row for each layer; the stronger the colour, the nearer to 1.
+
+    Args:
+        title: The title.
+        rows: The values of each layer, one for each token; long rows are averaged in 48 columns.
+        names: The names of the layers.
+    """
+    figure, axes = _axes(height_in=0.6 + 0.17 * len(rows), grid="none")
+    red, green, blue = (int(PALETTE[2][start : start + 2], 16) / 255 for start in (1, 3, 5))
     for index, row in enumerate(rows):
-        y = _TOP + index * height
-        for place, value in enumerate(_binned(row, columns)):
-            strength = max(0.0, min(1.0, value))
-            parts.append(
-                f'<rect x="{_LEFT + place * wide:.1f}" y="{y}" width="{wide + 0.2:.1f}" height="{height - 1}" '
-                f'fill="var(--c2)" fill-opacity="{strength**3:.2f}"/>'
-            )
-        if height >= 11 or index % 4 == 0:
-            parts.append(_text(_LEFT - 4, y + height / 2 + 4, names[index], "end"))
-    below = _TOP + len(rows) * height + 12
-    parts += [
-        _text(_LEFT, below, "first token", "start"),
-        _text(_WIDTH - _RIGHT, below, "last token", "end"),
-    ]
-    return _figure(title, parts, height=below + 8)
+        averaged = _averaged(row)
+        strengths = [max(0.0, min(1.0, value)) ** 3 for value in averaged]
+        colors = [(red, green, blue, strength) for strength in strengths]
+        axes.barh(index, 1.0, left=range(len(averaged)), height=0.9, color=colors)
+    every = 1 if len(rows) <= 16 else 4
+    axes.set_yticks(range(0, len(rows), every), names[::every])
+    axes.invert_yaxis()
+    columns = min(_COLUMNS, len(rows[0]))
+    axes.set_xlim(0, columns)
+    axes.set_xticks([0, columns], ["first token", "last token"])
+    axes.get_xticklabels()[0].set_horizontalalignment("left")
+    axes.get_xticklabels()[1].set_horizontalalignment("right")
+    return _svg(figure, title)
 
 
-def _binned(row: Sequence[float], columns: int) -> list[float]:
-    count = min(columns, len(row))
+def _averaged(row: Sequence[float]) -> list[float]:
+    count = min(_COLUMNS, len(row))
     edges = [round(index * len(row) / count) for index in range(count + 1)]
     return [sum(row[start:end]) / (end - start) for start, end in pairwise(edges)]
 
 
-@dataclass(frozen=True)
-class _Axis:
-    """A vertical axis between two values."""
-
-    bottom: float
-    top: float
-
-    def y(self, value: float) -> float:
-        """Where a value is, in units of the figure."""
-        share = (value - self.bottom) / (self.top - self.bottom)
-        return _HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM)
-
-    def grid(self, *, percent: bool) -> str:
-        """Lines at round values, three to six of them."""
-        unit = 100 if percent else 1
-        step = _round_step((self.top - self.bottom) * unit / 3)
-        digits = max(0, -floor(log10(step) + 1e-9)) + (
-            round(step / 10 ** floor(log10(step) + 1e-9), 1) == 2.5
-        )
-        values = [
-            index * step
-            for index in range(ceil(self.bottom * unit / step), floor(self.top * unit / step) + 1)
-        ]
-        return "".join(
-            f'<path d="M{_LEFT} {self.y(value / unit):.1f}H{_WIDTH - _RIGHT}" class="grid"/>'
-            + _text(_LEFT - 4, self.y(value / unit) + 4, f"{value:.{digits}f}", "end")
-            for value in values
-        )
+def _axes(*, height_in: float = _HEIGHT_IN, grid: str = "y") -> "tuple[Figure, Axes]":
+    matplotlib: Any = optional("matplotlib.figure", extra="report")
+    figure = matplotlib.Figure(figsize=(_WIDTH_IN, height_in), layout="constrained")
+    axes = figure.subplots()
+    axes.patch.set_visible(False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, labelcolor=_TEXT, labelsize=8.5)
+    if grid != "none":
+        axes.grid(axis=grid, color=_RULE, linewidth=0.8)
+    axes.set_axisbelow(True)
+    return figure, axes
 
 
-def _round_step(most: float) -> float:
-    """The largest of 1, 2, 2.5 and 5 times a power of ten that is no larger."""
-    power = 10.0 ** floor(log10(most))
-    return max(each * power for each in (1, 2, 2.5, 5) if each * power <= most * (1 + 1e-9))
+def _errors(values: Sequence[Bar]) -> list[list[float]]:
+    """How far each interval reaches below and above its value, in hundredths."""
+    below = [100 * max(each.value - each.low, 0.0) for each in values]
+    above = [100 * max(each.high - each.value, 0.0) for each in values]
+    return [below, above]
+
+
+def _ends(values: Sequence[Bar]) -> list[float]:
+    lows = [100 * each.low for each in values]
+    highs = [100 * each.high for each in values]
+    return [*lows, *highs]
 
 
 def _bounds(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
-    spare = max((high - low) * 0.15, 1e-3)
-    return low - spare if low - spare > 0 or low < 0 else 0.0, high + spare
+    spare = max((high - low) * 0.15, 0.1)
+    bottom = low - spare
+    if low >= 0:
+        bottom = max(bottom, 0.0)
+    return bottom, high + spare
 
 
-def _number(value: float, *, percent: bool) -> str:
-    return f"{100 * value:.1f}" if percent else f"{value:.2f}"
+def _label(
+    axes: "Axes", x: float, y: float, text: str, *, above: bool, anchor: str = "center"
+) -> None:
+    axes.annotate(
+        text,
+        (x, y),
+        xytext=(0, 2 if above else -2),
+        textcoords="offset points",
+        ha=anchor,
+        va="bottom" if above else "top",
+        color=_TEXT,
+        fontsize=8.5,
+    )
 
 
-def _wrapped(name: str) -> list[str]:
+def _wrapped(name: str) -> str:
     """A model's name on one line or two."""
     head, plus, tail = name.rpartition("+")
-    return [head + plus, tail] if len(name) > 9 and head else [name]
+    return f"{head}{plus}\n{tail}" if len(name) > 9 and head else name
 
 
-def _text(x: float, y: float, text: str, anchor: str, kind: str = "") -> str:
-    known = f' class="{kind}"' if kind else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{known}>{escape(text)}</text>'
-
-
-def _figure(title: str, parts: Sequence[str], *, height: float = _HEIGHT) -> str:
-    return (
-        f'<figure><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {_WIDTH} {height:.0f}" role="img" '
-        f'aria-label="{escape(title, quote=True)}">{"".join(parts)}</svg></figure>'
-    )
+def _svg(figure: "Figure", title: str) -> str:
+    """The figure with its title, its colours by name, and marks named so that figures do not mix."""
+    matplotlib: Any = optional("matplotlib", extra="report")
+    settings = {"svg.fonttype": "none", "svg.hashsalt": title}
+    text = io.StringIO()
+    with matplotlib.rc_context(settings):
+        unsigned = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(text, format="svg", transparent=True, metadata=unsigned)
+    drawn = text.getvalue()
+    drawn = drawn[drawn.index("<svg") :]
+    drawn = re.sub(r"<style.*?</style>|<metadata>.*?</metadata>", "", drawn, flags=re.DOTALL)
+    drawn = re.sub(r' (?:width|height)="[\d.]+pt"', "", drawn, count=2)
+    for color, name in _NAMES.items():
+        drawn = drawn.replace(color, name)
+    spoken = escape(title, quote=True)
+    drawn = drawn.replace("<svg", f'<svg role="img" aria-label="{spoken}"', 1)
+    return f"<figure><figcaption>{escape(title)}</figcaption>{drawn}</figure>"

@@ -4,11 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from llm2vec.report.figures import Bar, bars, cells, curves, histograms
+from llm2vec.report.figures import PALETTE, Bar, bars, cells, curves, histograms, ranking
 
 Facts = Mapping[str, Any]
-
-_COLORS = ("var(--c0)", "var(--c1)", "var(--c2)", "var(--c3)", "var(--c4)")
 
 
 @dataclass(frozen=True)
@@ -21,10 +19,16 @@ class Section:
     tables: Sequence[Sequence[Sequence[str]]] = field(default_factory=tuple)
     points: Sequence[str] = ()
 
+    @property
+    def paragraphs(self) -> list[str]:
+        """The text's paragraphs."""
+        return [each for each in self.text.split("\n") if each]
+
 
 def sections(report: Facts) -> list[Section]:
     """The report's parts in order."""
-    found = [_summary(report), _words(report), _sentences(report), _training(report)]
+    found = [_verdict_section(report), _summary(report), _words(report)]
+    found += [_sentences(report), _training(report)]
     if report["efficiency"]:
         found.append(_efficiency(report))
     return [
@@ -35,6 +39,66 @@ def sections(report: Facts) -> list[Section]:
         _proofs(report),
         _made_with(report),
     ]
+
+
+def _verdict_section(report: Facts) -> Section:
+    """The verdict in three sentences, and everything that was measured in one picture a task."""
+    entries = [*report["words"], *report["sentences"]]
+    points = [
+        _gains("Words", report["words"]),
+        _gains("Sentences", report["sentences"]),
+        _not_reached(entries),
+    ]
+    figures = [
+        ranking(f"{entry['task']}, {entry['metric']} x 100", _ranked(entry)) for entry in entries
+    ]
+    return Section("In short", "", figures, points=[each for each in points if each])
+
+
+def _gains(kind: str, entries: Sequence[Facts]) -> str:
+    """What the last stage gained over the causal decoder, task by task; empty without tasks."""
+    parts = [_gain(entry) for entry in entries]
+    if not parts:
+        return ""
+    return f"{kind}, {_last_stage(entries[0])} against the causal decoder: {'; '.join(parts)}."
+
+
+def _gain(entry: Facts) -> str:
+    rows = {row["model"]: row for row in entry["rows"]}
+    last = _last_stage(entry)
+    change = next(
+        each for each in entry["changes"] if (each["before"], each["after"]) == ("Uni", last)
+    )
+    kind = f"a clear {_verdict(change)}" if change["clear"] else "no clear change"
+    values = f"{_hundred(rows['Uni']['value'])} to {_hundred(rows[last]['value'])}"
+    return f"{entry['task']} {values}, {kind} ({_signed(change)}, 95% {_range(change)})"
+
+
+def _not_reached(entries: Sequence[Facts]) -> str:
+    """Which of the encoders and floors that it was compared with the last stage does not reach."""
+    better = []
+    for entry in entries:
+        rows = {row["model"]: row for row in entry["rows"]}
+        value = rows[_last_stage(entry)]["value"]
+        for row in entry["rows"]:
+            if row["baseline"] and row["value"] > value:
+                better.append(f"{row['model']} in {entry['task']} ({_hundred(row['value'])})")
+    if not better:
+        return "Nothing that it was compared with does better."
+    return f"It does not reach {', '.join(better)}."
+
+
+def _ranked(entry: Facts) -> list[Bar]:
+    """The decoder and the stages in order and in colour, then in grey what they are compared with."""
+    own = [row for row in entry["rows"] if not row["baseline"]]
+    others = [row for row in entry["rows"] if row["baseline"]]
+    found = [
+        Bar(row["model"], row["value"], row["low"], row["high"], PALETTE[index % len(PALETTE)])
+        for index, row in enumerate(own)
+    ]
+    found += [Bar(row["model"], row["value"], row["low"], row["high"]) for row in others]
+    floors = entry.get("floors", {})
+    return found + [Bar(name, value, value, value) for name, value in floors.items()]
 
 
 def _summary(report: Facts) -> Section:
@@ -56,7 +120,7 @@ def _summary(report: Facts) -> Section:
         "leaves out 0 the change is called clear, even if the two models' own intervals overlap. The bundled sets are "
         "small: use your own to decide anything."
     )
-    return Section("In short", text, points=[point for point in points if point])
+    return Section("Changes", text, points=[point for point in points if point])
 
 
 def _last_stage(entry: Facts) -> str:
@@ -109,7 +173,7 @@ def _words(report: Facts) -> Section:
         own = [row for row in entry["rows"] if not row["baseline"]]
         levels = {row["model"]: row["value"] for row in entry["rows"] if row["baseline"]}
         shown = [
-            Bar(row["model"], row["value"], row["low"], row["high"], _COLORS[index % len(_COLORS)])
+            Bar(row["model"], row["value"], row["low"], row["high"], PALETTE[index % len(PALETTE)])
             for index, row in enumerate(own)
         ]
         figures.append(bars(f"{entry['task']}, {entry['metric']} x 100", shown, lines=levels))
@@ -161,15 +225,15 @@ def _training(report: Facts) -> Section:
             (line["step"], line["eval_accuracy"]) for line in metrics if "eval_accuracy" in line
         ]
         name = _stage(stage)
-        series = {"training": (losses, "var(--c1)")} | (
-            {"held out": (held, "var(--c2)")} if held else {}
+        series = {"training": (losses, PALETTE[1])} | (
+            {"held out": (held, PALETTE[2])} if held else {}
         )
         figures.append(curves(f"{name}, loss", series))
         if right:
             figures.append(
                 curves(
                     f"{name}, masked tokens right, %",
-                    {"held out": (right, "var(--c2)")},
+                    {"held out": (right, PALETTE[2])},
                     percent=True,
                 )
             )
@@ -199,7 +263,7 @@ def _efficiency(report: Facts) -> Section:
             figures.append(
                 curves(
                     f"{_stage(stage)}, {task} x 100",
-                    {task: (points, _COLORS[index + 1])},
+                    {task: (points, PALETTE[index + 1])},
                     percent=True,
                 )
             )
