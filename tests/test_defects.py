@@ -183,7 +183,7 @@ def test_simcse_pools_a_texts_own_tokens_whatever_they_are_padded_to(pooling, tm
 def test_tokenize_and_forward_need_no_separator_to_tell_texts_from_padding(pooling, opened):
     """D2: the same for any code that called `tokenize` and `forward`."""
     for encoder in opened.values():
-        encoder = changed(encoder, pooling_mode=pooling)
+        encoder = changed(encoder, pooling=pooling)
         with torch.inference_mode():
             together = encoder(encoder.tokenize(TEXTS))
         assert (
@@ -405,7 +405,7 @@ def test_one_string_is_one_text_and_no_texts_are_no_vectors(encoder):
 def test_an_empty_text_has_the_same_vector_alone_and_beside_any_other(pooling, opened):
     """D8: it was pooled over its padded row, and moved with its batch."""
     for encoder in opened.values():
-        encoder = changed(encoder, pooling_mode=pooling)
+        encoder = changed(encoder, pooling=pooling)
         for empty, others in (("", TEXTS), (["", ""], [["", text] for text in TEXTS])):
             assert float(encoder.encode([empty, *others])[0].norm()) == 0
         assert float(encoder.encode("").norm()) == 0
@@ -633,7 +633,7 @@ def test_settings_weights_and_tokenizer_are_those_of_the_named_revision_in_the_n
 def test_an_adapters_settings_are_read_from_the_hub_too(hub):
     """D13, for adapters: the last settings of a chain hold."""
     found = LLM2Vec.from_pretrained(DECODERS / "qwen3", "tiny/adapter", cache_dir=str(hub))
-    assert (found.settings.pooling_mode, found.settings.max_length) == ("weighted_mean", 32)
+    assert (found.settings.pooling, found.settings.max_length) == ("weighted_mean", 32)
 
 
 def test_a_revision_of_the_base_is_not_looked_for_in_its_adapters(hub):

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from llm2vec import LLM2Vec
 from llm2vec.backbone import loading
 from llm2vec.backbone.source import BUNDLED_FOLDER
-from llm2vec.encoder.reference import loading_arguments
 from llm2vec.errors import ModelError, UsageError
+from llm2vec.legacy.arguments import loading_arguments
 
 TEXTS = [
     "The mill by the river has stood empty for years.",
@@ -324,7 +324,7 @@ def test_arguments_of_the_first_implementation_are_understood(tmp_path):
         token=None,
     )
     assert loaded.model.dtype == torch.bfloat16
-    assert (loaded.settings.pooling_mode, loaded.settings.doc_max_length) == ("weighted_mean", 16)
+    assert (loaded.settings.pooling, loaded.settings.doc_max_length) == ("weighted_mean", 16)
     one = loaded.encode(["Find it:", "a cat", 0], 32, True, True, False, "cpu")
     assert (type(one), one.dtype, one.shape) == (np.ndarray, np.float32, (1, loaded.dimension))
     with pytest.raises(UsageError, match="no argument 'quantise'"):
@@ -335,7 +335,7 @@ def test_arguments_of_the_first_implementation_are_understood(tmp_path):
     assert lively.model.layers[0].self_attn.attention_dropout == 0.3
     with pytest.raises(UsageError, match=r"\(gpt2\) has no attention_dropout"):
         LLM2Vec.from_pretrained(DECODERS / "gpt2", attention_dropout=0.3)
-    assert loading_arguments({"device_map": {"": 0}}) == {"device": "cuda:0"}
+    assert loading_arguments({"device_map": {"": 0}}) == ({}, {"device": "cuda:0"})
 
 
 def test_settings_are_attributes_that_can_be_changed(encoder):
@@ -357,7 +357,7 @@ def test_settings_are_attributes_that_can_be_changed(encoder):
     (tokens,) = own.tokens([text], prompts=["Find it: "])
     assert (tokens.first, tokens.end) == (0, len(tokens.ids))
     assert len(tokens.ids) <= 9 < len(encoder.tokens([text])[0].ids)
-    assert own.settings.pooling_mode == "last"
+    assert own.settings.pooling == "last"
     for name, said in (("best", "no pooling"), ("eos_token", "name it when loading")):
         with pytest.raises(UsageError, match=said):
             own.pooling_mode = name
@@ -395,7 +395,7 @@ def test_a_wrapped_text_is_prepared_before_it_is_tokenised_as_in_the_first_imple
 
 def test_features_of_others_are_pooled_whole_where_prompts_are(encoder):
     own = LLM2Vec(
-        encoder.model, encoder.tokenizer, settings=encoder.settings.changed(skip_instruction=False)
+        encoder.model, encoder.tokenizer, settings=encoder.settings.changed(skip_prompt=False)
     )
     features = encoder.tokenize([["Find it:", "a small cat"]])
     with torch.no_grad():

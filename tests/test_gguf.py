@@ -60,16 +60,16 @@ def test_an_encoder_opens_from_it_with_the_vectors_of_the_folder(exact):
 
 
 def test_a_folder_with_one_gguf_file_stands_for_it(exact):
-    assert place(exact.parent) == exact
-    assert place(f"{exact.parent}:{exact.name}") == exact
-    assert place("someone/name:file.gguf") == "someone/name:file.gguf"
+    assert Source.of(exact.parent).name == exact
+    assert Source.of(f"{exact.parent}:{exact.name}").name == exact
+    assert Source.of("someone/name:file.gguf").name == "someone/name:file.gguf"
 
 
 def test_several_gguf_files_have_to_be_told_apart(tmp_path):
     for name in ("a.gguf", "b.gguf"):
         (tmp_path / name).write_bytes(b"GGUF")
     with pytest.raises(ModelError, match=r"several GGUF files; name one of them: a\.gguf, b\.gguf"):
-        place(tmp_path)
+        Source.of(tmp_path)
 
 
 def test_a_folder_with_a_configuration_is_a_folder(tmp_path):

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from llm2vec import LLM2Vec
+from llm2vec import Encoder
 from llm2vec.errors import CorpusError, UsageError
 from llm2vec.evaluation.mteb import (
     PAPER15,
@@ -42,16 +42,14 @@ from mteb.get_tasks import TASK_LIST  # noqa: E402
 QUERY = "Given a scientific claim, retrieve documents that support or refute the claim:"
 
 
-class Recording(LLM2Vec):
+class Recording(Encoder):
     """An encoder that keeps what it was given."""
 
     calls: list
 
-    def encode(
-        self, sentences, batch_size=None, show_progress_bar=False, *, prompt=None, **options
-    ):
-        self.calls.append((prompt, list(sentences), batch_size))
-        return super().encode(sentences, batch_size, show_progress_bar, prompt=prompt, **options)
+    def encode(self, texts, *, prompt=None, batch_size=None, **options):
+        self.calls.append((prompt, list(texts), batch_size))
+        return super().encode(texts, prompt=prompt, batch_size=batch_size, **options)
 
 
 @pytest.fixture
@@ -375,8 +373,8 @@ def test_a_task_of_several_tasks_has_the_mean_of_their_scores(recording, sent, t
 
 
 def test_another_encoder_never_answers_with_old_results(encoder, sent, tmp_path):
-    other = LLM2Vec(
-        encoder.model, encoder.tokenizer, settings=encoder.settings.changed(pooling_mode="last")
+    other = Encoder(
+        encoder.model, encoder.tokenizer, settings=encoder.settings.changed(pooling="last")
     )
     (first,) = run_mteb(encoder, [sts_task(sent)], out=tmp_path, name="bundled")
     (second,) = run_mteb(other, [sts_task(sent)], out=tmp_path, name="bundled")
@@ -389,7 +387,7 @@ def test_another_encoder_never_answers_with_old_results(encoder, sent, tmp_path)
 
 
 def test_a_changed_weight_changes_the_fingerprint():
-    first, second = LLM2Vec.from_pretrained("bundled"), LLM2Vec.from_pretrained("bundled")
+    first, second = Encoder.from_pretrained("bundled"), Encoder.from_pretrained("bundled")
     revisions = [as_mteb(first, name="a/b").mteb_model_meta.revision]
     revisions.append(as_mteb(second, name="a/b").mteb_model_meta.revision)
     next(second.parameters()).data += 1e-4

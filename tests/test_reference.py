@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, LlamaModel
 
 from llm2vec import LLM2Vec
 from llm2vec.backbone.adapters import find_chain
+from llm2vec.backbone.source import Source
 from llm2vec.errors import ModelError
 
 AGREEMENT = 1e-4
@@ -39,7 +40,7 @@ def test_plain_and_prompted_texts_agree(mode, pooling, expected, shared):
     for case in ("plain", "instruction", "instruction_pooled"):
         if f"{mode}/{pooling}/{case}" not in vectors:
             continue
-        encoder.settings = encoder.settings.changed(skip_instruction=case != "instruction_pooled")
+        encoder.settings = encoder.settings.changed(skip_prompt=case != "instruction_pooled")
         texts = inputs["texts"] if case == "plain" else inputs["pairs"]
         found = encoder.encode(texts, convert_to_numpy=True)
         np.testing.assert_allclose(
@@ -128,8 +129,8 @@ def test_checkpoints_are_put_in_order_by_the_folders_that_its_configurations_wri
     for source, run in zip((mntp, simcse), runs, strict=True):
         shutil.copytree(source, run)
     (runs[0] / "config.json").unlink()
-    assert find_chain(base, [runs[1], runs[0]]).adapters == tuple(runs)
-    assert "no MNTP adapter comes before it" in find_chain(base, [runs[1]]).doubts[0]
+    assert find_chain(Source(base), [runs[1], runs[0]]).adapters == tuple(runs)
+    assert "no MNTP adapter comes before it" in find_chain(Source(base), [runs[1]]).doubts[0]
 
 
 def test_the_last_adapter_on_bare_weights_is_warned_of(layouts):
@@ -155,7 +156,7 @@ def test_a_whole_model_where_an_adapter_is_named_stands_in_for_what_comes_before
     base, mntp, simcse = layouts
     LLM2Vec.from_pretrained(mntp).save(tmp_path / "saved")
     encoder = LLM2Vec.from_pretrained(base, [tmp_path / "saved", simcse])
-    assert (encoder.chain.base, encoder.chain.adapters) == (tmp_path / "saved", (simcse,))
+    assert (encoder.chain.base.name, encoder.chain.adapters) == (tmp_path / "saved", (simcse,))
     found = encoder.encode([[inputs["pairs"][0][0], text] for text in inputs["texts"]])
     np.testing.assert_allclose(found, vectors["chain/mntp+simcse"], atol=AGREEMENT, rtol=0)
 

@@ -8,21 +8,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llm2vec.backbone.source import Source
     from llm2vec.conversion.convert import Conversion, convert
-    from llm2vec.encoder.encoder import LLM2Vec
+    from llm2vec.encoder.encoder import Encoder
     from llm2vec.errors import LLM2VecError
+    from llm2vec.legacy.llm2vec import LLM2Vec
     from llm2vec.recipe.knobs import Recipe
     from llm2vec.recipe.presets import preset
 
 __path__.append(str(Path(__file__).parent / "legacy" / "import_paths"))
 
-__all__ = ["Conversion", "LLM2Vec", "LLM2VecError", "Recipe", "convert", "preset"]
+__all__ = [
+    "Conversion",
+    "Encoder",
+    "LLM2Vec",
+    "LLM2VecError",
+    "Recipe",
+    "Source",
+    "convert",
+    "preset",
+]
 
 _HOMES = {
     "Conversion": "llm2vec.conversion.convert",
-    "LLM2Vec": "llm2vec.encoder.encoder",
+    "Encoder": "llm2vec.encoder.encoder",
+    "LLM2Vec": "llm2vec.legacy.llm2vec",
     "LLM2VecError": "llm2vec.errors",
     "Recipe": "llm2vec.recipe.knobs",
+    "Source": "llm2vec.backbone.source",
     "convert": "llm2vec.conversion.convert",
     "preset": "llm2vec.recipe.presets",
 }

@@ -6,7 +6,7 @@ trained on (`LlamaBiModel` of a module that no longer exists) does not matter: t
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
-from llm2vec.backbone.hub import find_file
-from llm2vec.backbone.source import place
+from llm2vec.backbone.source import Source
 from llm2vec.errors import ModelError, first_line
 from llm2vec.runtime.files import fingerprint, read_json
 
@@ -40,39 +39,37 @@ class Chain:
     """A base and what is merged into it, in order.
 
     Attributes:
-        base: Folder or hub id of whole weights.
-        adapters: As they are named, in the order they were trained in.
-        folders: Where their files lie, those of the hub fetched.
-        hub: How the base is fetched: a revision is that of the model that was named first, be it base or adapter.
+        base: Whole weights. A revision is that of the model that was named first, be it base or adapter.
+        adapters: The adapters' names, in the order they were trained in.
+        folders: The adapters' folders; those of the hub are fetched.
         notes: What was worked out, for a person.
         doubts: What looks wrong: an adapter on weights that it was not trained on.
     """
 
-    base: str | Path
+    base: Source
     adapters: tuple[str | Path, ...]
     folders: tuple[Path, ...]
-    hub: Mapping[str, Any]
     notes: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
 
 
 def told(chain: Chain) -> dict[str, Any]:
     """What provenance says of a chain: what was merged, in this order, and what was noticed."""
-    folders = (Path(chain.base), *chain.folders)
-    sources = zip((chain.base, *chain.adapters), folders, strict=True)
+    paths = (chain.base.path, *chain.folders)
+    sources = zip((chain.base, *chain.adapters), paths, strict=True)
     return {
         "imported": [
             {
                 "source": str(source),
-                "fingerprint": fingerprint(folder) if folder.exists() else "",
+                "fingerprint": "" if path is None else fingerprint(path),
             }
-            for source, folder in sources
+            for source, path in sources
         ],
         "notes": [*chain.notes, *chain.doubts],
     }
 
 
-def find_chain(source: str | Path, adapters: Sequence[str | Path] = (), **hub: Any) -> Chain:
+def find_chain(source: Source, adapters: Sequence[str | Path] = ()) -> Chain:
     """The base and the order of a published chain.
 
     A source that holds an adapter itself (with or without a configuration beside it) names its base; adapters whose
@@ -80,66 +77,68 @@ def find_chain(source: str | Path, adapters: Sequence[str | Path] = (), **hub: A
 
     Args:
         source: A base, or a folder or hub id with an adapter.
-        adapters: Further adapters.
-        **hub: `revision`, `token`, `cache_dir` for looking at the hub.
+        adapters: Further adapters, fetched as the source is.
 
     Raises:
         ModelError: An adapter's base is not there.
     """
-    later = {**hub, "revision": None}
-    named, notes = [(each, later) for each in adapters], []
-    for place_in_chain in reversed(range(len(named))):
-        each, _ = named[place_in_chain]
-        if (
-            find_file(each, _CONFIG, **later) is None
-            and find_file(each, "config.json", **later) is not None
-        ):
+    named, notes = [source.beside(each) for each in adapters], []
+    for index in reversed(range(len(named))):
+        each = named[index]
+        if each.find(_CONFIG) is None and each.find("config.json") is not None:
             notes.append(f"{each} is a whole model, and stands in for what comes before it")
-            source, hub, named = each, later, named[place_in_chain + 1 :]
+            source, named = each, named[index + 1 :]
             break
-    while (config := find_file(source, _CONFIG, **hub)) is not None and not _has_weights(source):
+    while (config := source.find(_CONFIG)) is not None and not _has_weights(source):
         base = read_json(config).get("base_model_name_or_path")
-        try:
-            opened = place(base)
-            find_file(opened, "config.json", **later)
-        except (ModelError, TypeError) as error:
-            raise ModelError(
-                f"{source} is an adapter of {base!r}, which is not there; name its base first, then the adapter"
-            ) from error
         notes.append(f"{source} is an adapter of {base}")
-        named.insert(0, (source, hub))
-        source, hub = opened, later
-    kinds = [_kind(each) for each, _ in named]
-    ordered = sorted(named, key=lambda each: _kind(each[0]))
+        named.insert(0, source)
+        source = _base_of(source, base)
+    kinds = [_kind(each.name) for each in named]
+    ordered = sorted(named, key=lambda each: _kind(each.name))
     if ordered != named and 0 not in kinds:
-        notes.append(
-            f"merged in the order they were trained in: {', '.join(str(each) for each, _ in ordered)}"
-        )
+        notes.append(f"merged in the order they were trained in: {', '.join(map(str, ordered))}")
         named = ordered
-    doubts = []
-    if _has_weights(source) and find_file(source, _CONFIG, **hub) is not None:
-        doubts.append(
-            f"{source} holds whole weights and an adapter beside them, which is not merged; keep one of them"
-        )
-    bare = _kind(source) != _MNTP and find_file(source, _SETTINGS, **hub) is None
-    if _LAST in kinds and _MNTP not in kinds and bare:
-        last, _ = named[kinds.index(_LAST)]
-        doubts.append(
-            f"{last} looks like an adapter trained on merged MNTP weights, but no MNTP adapter comes before it: its "
-            "vectors will be poor. Name the MNTP adapter first"
-        )
-    if kinds.count(_LAST) > 1:
-        doubts.append(
-            "SimCSE and supervised adapters are two ways to go on from MNTP, not one on top of the other"
-        )
-    folders = tuple(adapter_folder(each, **how) for each, how in named)
     return Chain(
-        source, tuple(each for each, _ in named), folders, hub, tuple(notes), tuple(doubts)
+        base=source,
+        adapters=tuple(each.name for each in named),
+        folders=tuple(adapter_folder(each) for each in named),
+        notes=tuple(notes),
+        doubts=tuple(_doubts(source, named)),
     )
 
 
-def _has_weights(source: str | Path) -> bool:
-    return Path(source).is_dir() and any(Path(source).glob("model*.safetensors"))
+def _base_of(adapter: Source, base: Any) -> Source:
+    """What an adapter was trained on, by the name that its configuration gives."""
+    try:
+        found = Source.of(adapter.beside(base))
+        found.find("config.json")
+    except (ModelError, TypeError) as error:
+        raise ModelError(
+            f"{adapter} is an adapter of {base!r}, which is not there; name its base first, then the adapter"
+        ) from error
+    return found
+
+
+def _doubts(base: Source, adapters: Sequence[Source]) -> Iterator[str]:
+    """What looks wrong about adapters on a base."""
+    kinds = [_kind(each.name) for each in adapters]
+    if _has_weights(base) and base.find(_CONFIG) is not None:
+        yield (
+            f"{base} holds whole weights and an adapter beside them, which is not merged; keep one of them"
+        )
+    bare = _kind(base.name) != _MNTP and base.find(_SETTINGS) is None
+    if _LAST in kinds and _MNTP not in kinds and bare:
+        yield (
+            f"{adapters[kinds.index(_LAST)]} looks like an adapter trained on merged MNTP weights, but no MNTP "
+            "adapter comes before it: its vectors will be poor. Name the MNTP adapter first"
+        )
+    if kinds.count(_LAST) > 1:
+        yield "SimCSE and supervised adapters are two ways to go on from MNTP, not one on top of the other"
+
+
+def _has_weights(source: Source) -> bool:
+    return source.folder is not None and any(source.folder.glob("model*.safetensors"))
 
 
 def _kind(adapter: str | Path) -> int:
@@ -161,8 +160,8 @@ def check_adapter(adapter: str | Path) -> None:
     Raises:
         ModelError: There is no such folder, or no `adapter_config.json` in it.
     """
-    folder = place(adapter)
-    if isinstance(folder, Path) and not (folder / _CONFIG).is_file():
+    folder = Source.of(adapter).folder
+    if folder is not None and not (folder / _CONFIG).is_file():
         raise ModelError(f"{adapter} is no adapter: there is no {_CONFIG} in it")
 
 
@@ -217,17 +216,14 @@ def merged_copy(model: PreTrainedModel) -> PreTrainedModel:
     return merged
 
 
-def adapter_folder(adapter: str | Path, **hub: Any) -> Path:
-    """Where an adapter's files lie; those of the hub are fetched first, all into one folder."""
-    config = find_file(adapter, _CONFIG, **hub)
+def adapter_folder(adapter: Source) -> Path:
+    """The folder of an adapter's files; those of the hub are fetched first, all into one folder."""
+    config = adapter.find(_CONFIG)
     if config is None:
         raise ModelError(f"{adapter} is no adapter: there is no {_CONFIG} in it")
-    if (
-        find_file(adapter, _WEIGHTS, **hub) is None
-        and find_file(adapter, "adapter_model.bin", **hub) is None
-    ):
+    if adapter.find(_WEIGHTS) is None and adapter.find("adapter_model.bin") is None:
         raise ModelError(f"the adapter {adapter} has no weights: there is no {_WEIGHTS} in it")
-    find_file(adapter, _SETTINGS, **hub)
+    adapter.find(_SETTINGS)
     return config.parent
 
 

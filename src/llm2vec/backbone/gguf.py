@@ -8,6 +8,7 @@ import importlib.util
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,7 @@ from typing import Any
 import transformers
 from transformers import PreTrainedModel
 
-from llm2vec.backbone.hub import find_file
-from llm2vec.backbone.source import is_gguf
+from llm2vec.backbone.source import Source
 from llm2vec.errors import ModelError, UsageError, first_line
 
 _UNREADABLE = (
@@ -34,11 +34,11 @@ _UNREADABLE = (
 """What reading a file raises that is cut short, damaged, or of a type that is not known."""
 
 
-def asked(source: str | Path) -> tuple[str, Mapping[str, str]]:
+def asked(source: Source) -> tuple[str, Mapping[str, str]]:
     """How `from_pretrained` is asked for a model.
 
     Args:
-        source: A folder, a hub id, the path of a GGUF file, or `NAME:file.gguf` for a file of the hub.
+        source: Any model.
 
     Returns:
         The folder or hub id, and `gguf_file` with the file's name where there is one.
@@ -46,20 +46,20 @@ def asked(source: str | Path) -> tuple[str, Mapping[str, str]]:
     Raises:
         UsageError: It is a GGUF file, and the package that reads them is not installed.
     """
-    if not is_gguf(source):
+    if not source.is_gguf:
         return str(source), {}
     if importlib.util.find_spec("gguf") is None:
         raise UsageError(f"{source} is a GGUF file: pip install 'llm2vec[gguf]'")
-    if isinstance(source, Path):
-        return str(source.parent), {"gguf_file": source.name}
-    name, _, file = source.rpartition(":")
+    if isinstance(source.name, Path):
+        return str(source.name.parent), {"gguf_file": source.name.name}
+    name, _, file = source.name.rpartition(":")
     return name, {"gguf_file": file}
 
 
-def unpacking(source: str | Path) -> Mapping[str, Any]:
+def unpacking(source: Source) -> Mapping[str, Any]:
     """What asks for weights as plain numbers, where transformers could also keep the blocks."""
     config = getattr(transformers, "GgufConfig", None)
-    return {"quantization_config": config(dequantize=True)} if is_gguf(source) and config else {}
+    return {"quantization_config": config(dequantize=True)} if source.is_gguf and config else {}
 
 
 def forget_blocks(model: PreTrainedModel) -> None:
@@ -72,18 +72,17 @@ def forget_blocks(model: PreTrainedModel) -> None:
 
 
 @contextmanager
-def errors_of(source: str | Path, what: str, **hub: Any) -> Iterator[None]:
+def errors_of(source: Source, what: str) -> Iterator[None]:
     """Turn what reading a GGUF file raises into one line; for other sources nothing changes.
 
     Args:
         source: What is read.
         what: What it is read for, with its article.
-        **hub: `revision`, `token`, `cache_dir`.
 
     Raises:
         ModelError: The file is cut short or damaged, or transformers does not know its type.
     """
-    if not is_gguf(source):
+    if not source.is_gguf:
         yield
         return
     try:
@@ -92,14 +91,14 @@ def errors_of(source: str | Path, what: str, **hub: Any) -> Iterator[None]:
         ):  # a progress bar that no setting of transformers turns off
             yield
     except _UNREADABLE as error:
-        check_whole(source, **hub)
+        check_whole(source)
         raise ModelError(
             f"transformers {transformers.__version__} cannot read {what} from {source}: {first_line(error)}; "
             "give the model's own folder, or another quantisation of it"
         ) from error
 
 
-def check_whole(source: str | Path, **hub: Any) -> None:
+def check_whole(source: Source) -> None:
     """Read the table of a GGUF file and look whether all of its tensors are there.
 
     Raises:
@@ -108,7 +107,7 @@ def check_whole(source: str | Path, **hub: Any) -> None:
     import gguf
 
     name, chosen = asked(source)
-    path = find_file(name, chosen["gguf_file"], **hub)
+    path = replace(source, name=name).find(chosen["gguf_file"])
     if path is None:
         raise ModelError(f"there is no {chosen['gguf_file']} in {name}")
     try:

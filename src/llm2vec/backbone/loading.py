@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from packaging.version import parse
@@ -27,7 +26,7 @@ from transformers import (
 from transformers.utils import logging
 
 from llm2vec.backbone import gguf
-from llm2vec.backbone.source import check_place
+from llm2vec.backbone.source import Source
 from llm2vec.errors import ModelError, UsageError, first_line
 from llm2vec.runtime.hardware import default_device
 
@@ -38,31 +37,22 @@ _OTHER_SENSES = ("vision", "audio", "image", "speech", "vq")
 """What the names of sub-configurations of multimodal models start with."""
 
 
-def load_tokenizer(
-    source: str | Path,
-    *,
-    revision: str | None = None,
-    token: str | None = None,
-    cache_dir: str | Path | None = None,
-    trust_remote_code: bool = False,
-) -> PreTrainedTokenizerFast:
+def load_tokenizer(source: str | Path | Source) -> PreTrainedTokenizerFast:
     """The tokenizer of a model, padding on the right, with a padding token; its vocabulary is not changed.
 
     Args:
-        source: A folder, a hub id, or a GGUF file.
-        revision: Branch, tag or commit on the hub.
-        token: Of the hub, for gated models.
-        cache_dir: Where downloads are kept.
-        trust_remote_code: Run code that comes with the model.
+        source: A folder, a hub id or a GGUF file, or one with how it is fetched.
 
     Raises:
         ModelError: There is none, it is damaged, it gives no character offsets, or it has no token to pad with.
     """
-    check_place(source)
-    hub = _hub(revision, token, cache_dir, trust_remote_code)
+    source = Source.of(source)
+    source.check()
     name, file = gguf.asked(source)
-    with _errors_of(source, "a tokenizer", **hub), quiet():
-        tokenizer = AutoTokenizer.from_pretrained(name, padding_side="right", **file, **hub)
+    with _errors_of(source, "a tokenizer"), quiet():
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, padding_side="right", **file, **source.options()
+        )
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ModelError(
             f"{source} has a slow tokenizer ({type(tokenizer).__name__}), which gives no character offsets; "
@@ -80,38 +70,30 @@ def load_tokenizer(
 
 
 def load_decoder(
-    source: str | Path,
+    source: str | Path | Source,
     *,
     head: bool,
     dtype: torch.dtype | str = "auto",
     device: str | torch.device | None = None,
     attention: str | None = None,
     config_overrides: Mapping[str, object] | None = None,
-    revision: str | None = None,
-    token: str | None = None,
-    cache_dir: str | Path | None = None,
-    trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """Load a decoder as it is: nothing is switched yet.
 
     Args:
-        source: A folder, a hub id, or a GGUF file.
+        source: A folder, a hub id or a GGUF file, or one with how it is fetched.
         head: With its LM head; else the body alone.
         dtype: Of the weights; "auto": as saved, but float32 on a CPU, where half precision is slow.
         device: Where to; None: a GPU if there is one.
         attention: Implementation of attention; None: what the folder or the family says, mostly SDPA.
         config_overrides: Values of the configuration to change before the layers are built.
-        revision: Branch, tag or commit on the hub.
-        token: Of the hub, for gated models.
-        cache_dir: Where downloads are kept.
-        trust_remote_code: Run code that comes with the model.
 
     Raises:
         ModelError: Nothing there, no weights, damaged weights, not a decoder, or a family that is not known.
         UsageError: The configuration does not have what is to be changed.
     """
-    hub = _hub(revision, token, cache_dir, trust_remote_code)
-    config = load_config(source, **hub)
+    source = Source.of(source)
+    config = load_config(source)
     for name, value in (config_overrides or {}).items():
         if not hasattr(config, name):
             raise UsageError(f"{source} ({config.model_type}) has no {name}")
@@ -122,8 +104,8 @@ def load_decoder(
     if dtype == "auto" and where.type == "cpu":
         dtype = torch.float32
     name, file = gguf.asked(source)
-    how = {**chosen, **file, **gguf.unpacking(source), **hub}
-    with _errors_of(source, "a model", **hub), quiet():
+    how = {**chosen, **file, **gguf.unpacking(source), **source.options()}
+    with _errors_of(source, "a model"), quiet():
         model, info = auto.from_pretrained(  # type: ignore[misc]  # a pair, by output_loading_info
             name, config=config, dtype=dtype, output_loading_info=True, **how
         )
@@ -137,8 +119,11 @@ def load_decoder(
     return loaded
 
 
-def load_config(source: str | Path, **hub: Any) -> PreTrainedConfig:
+def load_config(source: str | Path | Source) -> PreTrainedConfig:
     """The configuration of a decoder.
+
+    Args:
+        source: A folder, a hub id or a GGUF file, or one with how it is fetched.
 
     Raises:
         ModelError: There is none, or it is none of a decoder.
@@ -147,15 +132,16 @@ def load_config(source: str | Path, **hub: Any) -> PreTrainedConfig:
         raise ModelError(
             f"transformers {version('transformers')} ignores the switch: pip install 'transformers>={OLDEST}'"
         )
-    check_place(source)
+    source = Source.of(source)
+    source.check()
     name, file = gguf.asked(source)
-    with _errors_of(source, "a model", **hub), quiet():
-        config: PreTrainedConfig = AutoConfig.from_pretrained(name, **file, **hub)
+    with _errors_of(source, "a model"), quiet():
+        config: PreTrainedConfig = AutoConfig.from_pretrained(name, **file, **source.options())
     check_is_decoder(config, source)
     return config
 
 
-def check_is_decoder(config: PreTrainedConfig, source: str | Path) -> None:
+def check_is_decoder(config: PreTrainedConfig, source: str | Path | Source) -> None:
     """Look at a configuration alone.
 
     Raises:
@@ -217,10 +203,10 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _errors_of(source: str | Path, what: str, **hub: Any) -> Iterator[None]:
+def _errors_of(source: Source, what: str) -> Iterator[None]:
     """Turn what loading raises into one line that says what to do."""
     try:
-        with gguf.errors_of(source, what, **hub):
+        with gguf.errors_of(source, what):
             yield
     except SafetensorError as error:
         raise ModelError(
@@ -236,13 +222,3 @@ def _errors_of(source: str | Path, what: str, **hub: Any) -> Iterator[None]:
         AttributeError,
     ) as error:
         raise ModelError(f"cannot load {what} from {source}: {first_line(error)}") from error
-
-
-def _hub(
-    revision: str | None, token: str | None, cache_dir: str | Path | None, trust: bool
-) -> dict[str, Any]:
-    given = {"revision": revision, "token": token, "cache_dir": cache_dir}
-    return {
-        **{name: value for name, value in given.items() if value is not None},
-        "trust_remote_code": trust,
-    }

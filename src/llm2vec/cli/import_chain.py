@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from llm2vec.backbone.source import check_place, place
+from llm2vec.backbone.source import Source
 from llm2vec.cli.console import answer, people
 from llm2vec.errors import ModelError, RunError
 
@@ -41,10 +41,10 @@ def import_chain(
     if out.exists():
         raise RunError(f"{out} exists already; choose another --out or remove it")
     if not (Path(base) / "adapter_config.json").is_file():
-        check_place(place(base))
+        Source.of(base).check()
     from llm2vec.backbone.adapters import find_chain
 
-    chain = find_chain(place(base), adapters or ())
+    chain = find_chain(Source.of(base), adapters or ())
     if chain.doubts and not as_given:
         raise ModelError(f"{chain.doubts[0]}, or say --as-given")
     from llm2vec.legacy.import_chain import import_encoder

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llm2vec.backbone.source import check_place, place
+from llm2vec.backbone.source import Source
 from llm2vec.cli import evaluate, import_chain, train, words
 from llm2vec.cli.console import answer, people, results, table
 from llm2vec.cli.train import Json, KeepStages, Sets, StartOver
@@ -134,7 +134,7 @@ def convert(
     if trust_remote_code:
         named["trust_remote_code"] = True
     recipe = _recipe(decoder, preset_name, recipe_file, named, sets)
-    check_place(place(recipe.decoder))
+    Source.of(recipe.decoder).check()
     if recipe.corpus.source != SELF and not recipe.corpus.source.startswith(HUB):
         corpus_files(recipe.corpus.source)
     train.follow(recipe, out, keep_stages=keep_stages, start_over=start_over, json=json)
@@ -189,7 +189,7 @@ def info(
         **({"trust_remote_code": True} if trust_remote_code else {}),
     }
     recipe = _recipe(model, preset_name, recipe_file, named, sets)
-    check_place(place(model))
+    Source.of(model).check()
     from llm2vec.conversion.info import describe
 
     found = describe(recipe)
@@ -197,7 +197,7 @@ def info(
     if analyse and found.convertible:
         from llm2vec.evaluation.analysis import layer_similarity
 
-        similarity = layer_similarity(model, trust_remote_code=trust_remote_code)
+        similarity = layer_similarity(Source(model, trust_remote_code=trust_remote_code))
     if json:
         answer({**found.to_dict(), **({"similarity": similarity.cosine_LT} if similarity else {})})
         return
@@ -311,20 +311,20 @@ def encode(
     """Encode texts to vectors."""
     from llm2vec.cli.vectors import check_target, texts_for, write_vectors
 
-    check_place(place(model))
+    Source.of(model).check()
     if out is not None:
         check_target(out)
     rows = texts_for(texts, file=file, column=column, stdin=sys.stdin)
-    from llm2vec.encoder.encoder import LLM2Vec
+    from llm2vec.encoder.encoder import Encoder
 
-    encoder = LLM2Vec.from_pretrained(model)
+    encoder = Encoder.from_pretrained(model)
     vectors = encoder.encode(
         rows,
         prompt=prompt,
         prompt_name=prompt_name,
         normalize=normalize or None,
         batch_size=batch_size,
-        show_progress_bar=len(rows) > 1000 and people.is_terminal,
+        show_progress=len(rows) > 1000 and people.is_terminal,
         convert_to_numpy=True,
     )
     if out is None and json:

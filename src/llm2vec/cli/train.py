@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llm2vec.backbone.source import check_place, place
+from llm2vec.backbone.source import Source
 from llm2vec.cli.console import Drawn, answer, people, results, table
 from llm2vec.corpus.texts import HUB, SELF, corpus_files
 from llm2vec.errors import CorpusError, UsageError
@@ -73,7 +73,7 @@ def train(
     folder = out or (Path(translated.out) if translated.out else None)
     if folder is None:
         raise UsageError(f"{file} has no output_dir; say --out")
-    check_place(place(recipe.decoder))
+    Source.of(recipe.decoder).check()
     _check_texts(recipe, file, kind)
     follow(recipe, folder, keep_stages=keep_stages, start_over=start_over, json=json)
 

@@ -9,13 +9,13 @@ from transformers import PreTrainedTokenizerBase
 from llm2vec.backbone.adapters import adapter_folder, merge_chain
 from llm2vec.backbone.loading import check_vocabulary, load_decoder, load_tokenizer
 from llm2vec.backbone.lora import weights_dtype
-from llm2vec.backbone.source import place
+from llm2vec.backbone.source import Source
 from llm2vec.backbone.switch import Switch, body, make_bidirectional
 from llm2vec.conversion.stage_folder import STAGE_FILE
 from llm2vec.corpus.texts import self_texts
-from llm2vec.encoder.encoder import LLM2Vec
+from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.folder import Settings
-from llm2vec.encoder.reference import read_template
+from llm2vec.encoder.templates import read_template
 from llm2vec.encoder.tokenization import separator_for
 from llm2vec.recipe.knobs import Recipe, StageRecipe
 from llm2vec.runtime.files import whole_file, whole_folder, write_json
@@ -38,22 +38,22 @@ def make_bidirectional_folder(
     Raises:
         ModelError: The decoder cannot be loaded or cannot be made bidirectional.
     """
-    source = place(recipe.decoder)
-    tokenizer = load_tokenizer(source, trust_remote_code=recipe.trust_remote_code)
+    source = Source.of(recipe.decoder, trust_remote_code=recipe.trust_remote_code)
+    tokenizer = load_tokenizer(source)
     if recipe.trains_on_own_texts and not own_texts.is_file():
-        _write_own_texts(recipe, tokenizer, own_texts, progress)
+        _write_own_texts(recipe, source, tokenizer, own_texts, progress)
     model = load_decoder(
         source,
         head=recipe.mntp.steps > 0,
         dtype=weights_dtype(_first_knobs(recipe), default_device()),
-        trust_remote_code=recipe.trust_remote_code,
     )
     check_vocabulary(model, tokenizer)
-    merge_chain(body(model), [adapter_folder(place(each)) for each in recipe.adapters])
+    adapters = [adapter_folder(Source.of(each)) for each in recipe.adapters]
+    merge_chain(body(model), adapters)
     switch = make_bidirectional(model)
     _note_switch(switch, progress)
     with whole_folder(folder) as partial:
-        LLM2Vec(model, tokenizer, settings=settings_of(recipe, tokenizer)).write(partial)
+        Encoder(model, tokenizer, settings=settings_of(recipe, tokenizer)).write(partial)
         facts = {"stage": "bi", "switch": switch.to_dict(), "metrics": []}
         write_json(partial / STAGE_FILE, facts)
 
@@ -63,7 +63,7 @@ def settings_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Settings:
     encoder = recipe.encoder
     template = None if encoder.template is None else read_template(encoder.template, tokenizer)
     return Settings(
-        pooling_mode=encoder.pooling,
+        pooling=encoder.pooling,
         max_length=encoder.max_length,
         normalize=encoder.normalize,
         prompts=dict(encoder.prompts),
@@ -89,14 +89,13 @@ def _separator(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _write_own_texts(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, own_texts: Path, progress: Progress
+    recipe: Recipe,
+    source: Source,
+    tokenizer: PreTrainedTokenizerBase,
+    own_texts: Path,
+    progress: Progress,
 ) -> None:
-    writer = load_decoder(
-        place(recipe.decoder),
-        head=True,
-        dtype=torch.float32,
-        trust_remote_code=recipe.trust_remote_code,
-    )
+    writer = load_decoder(source, head=True, dtype=torch.float32)
     texts = self_texts(writer.eval(), tokenizer, recipe.corpus, seed=recipe.seed, progress=progress)
     with whole_file(own_texts) as partial:
         partial.write_text("".join(text + "\n" for text in texts), encoding="utf8")

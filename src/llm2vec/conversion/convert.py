@@ -14,13 +14,13 @@ from typing import Any
 
 from accelerate import PartialState
 
-from llm2vec.backbone.source import place
+from llm2vec.backbone.source import Source
 from llm2vec.conversion.bidirectional import make_bidirectional_folder
 from llm2vec.conversion.preflight import check
 from llm2vec.conversion.read_back import prove_read_back
 from llm2vec.conversion.run_folder import Work, scratch_beside
 from llm2vec.conversion.stage_folder import STAGE_FILE, write_stage
-from llm2vec.encoder.encoder import LLM2Vec
+from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.folder import PROVENANCE_FILE, about_template, model_card, read_settings
 from llm2vec.errors import RunError
 from llm2vec.recipe.knobs import Recipe
@@ -67,7 +67,7 @@ def convert(
         LLM2VecError: Whatever is wrong with decoder, corpus or recipe; finished stages are kept.
     """
     progress = progress or Silent()
-    work = Work(recipe, place(recipe.decoder), Path(out), progress)
+    work = Work(recipe, Source.of(recipe.decoder), Path(out), progress)
     processes = PartialState(cpu=default_device().type == "cpu")
     if start_over:
         _on_main(processes, work.forget)
@@ -80,7 +80,7 @@ def convert(
         if stage.knobs(recipe).steps:
             train = partial(_train, stage, recipe, work, processes, progress)
             work.stage(f"{number}-{stage.name}", train)
-    _on_main(processes, partial(_finish, work, progress))
+    _on_main(processes, partial(_finish, recipe, work, progress))
     if not keep_stages:
         _on_main(processes, partial(shutil.rmtree, work.folder))
     return _result(work)
@@ -111,7 +111,7 @@ def _train(
     progress: Progress,
     folder: Path,
 ) -> None:
-    source = work.made[-1]
+    source = _newest(recipe, work)
     settings = read_settings(source)
     if settings is None:
         raise RunError(f"{source} has lost its settings; say --start-over to make it again")
@@ -121,11 +121,16 @@ def _train(
         _on_main(processes, partial(write_stage, folder, trained, settings, scratch))
 
 
-def _finish(work: Work, progress: Progress) -> None:
+def _newest(recipe: Recipe, work: Work) -> Source:
+    """The newest stage's folder; the decoder's own code, which lies in it, runs where it ran before."""
+    return Source.of(work.made[-1], trust_remote_code=recipe.trust_remote_code)
+
+
+def _finish(recipe: Recipe, work: Work, progress: Progress) -> None:
     """Write the encoder from the last stage, open it as others would, compare, and publish it."""
     built = work.folder / ("encoder" + PARTIAL)
     shutil.rmtree(built, ignore_errors=True)
-    encoder = LLM2Vec.from_pretrained(work.made[-1])
+    encoder = Encoder.from_pretrained(_newest(recipe, work))
     built.mkdir(parents=True)
     encoder.write(built)
     if (note := about_template(encoder.settings)) is not None:

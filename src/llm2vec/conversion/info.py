@@ -16,7 +16,7 @@ from llm2vec.backbone.loading import embedding_rows, load_config
 from llm2vec.backbone.miniature import shrink
 from llm2vec.backbone.proofs import Proof
 from llm2vec.backbone.receptive_field import decoder_layers
-from llm2vec.backbone.source import place
+from llm2vec.backbone.source import Source
 from llm2vec.backbone.switch import (
     Switch,
     attention_windows,
@@ -118,8 +118,8 @@ def describe(recipe: Recipe) -> Info:
     Raises:
         ModelError: There is no configuration, or it is none of a decoder-only language model.
     """
-    source = place(recipe.decoder)
-    config = load_config(source, trust_remote_code=recipe.trust_remote_code)
+    source = Source.of(recipe.decoder, trust_remote_code=recipe.trust_remote_code)
+    config = load_config(source)
     model = _without_memory(config, recipe)
     switch, reason = _try(config, recipe)
     text = config.get_text_config(decoder=True)

@@ -5,7 +5,7 @@ Reads configurations and rows, no weights.
 
 from llm2vec.backbone.adapters import check_adapter
 from llm2vec.backbone.loading import load_config
-from llm2vec.backbone.source import place
+from llm2vec.backbone.source import Source
 from llm2vec.backbone.switch import is_bidirectional, position_limit
 from llm2vec.corpus.triples import check_triples
 from llm2vec.errors import ModelError, UsageError
@@ -28,7 +28,7 @@ def check(recipe: Recipe, *, processes: int, progress: Progress) -> None:
         UsageError: The decoder has too few positions.
         CorpusError: A data set of triples is wrong, or too small for a step.
     """
-    config = load_config(place(recipe.decoder), trust_remote_code=recipe.trust_remote_code)
+    config = load_config(Source(recipe.decoder, trust_remote_code=recipe.trust_remote_code))
     if is_bidirectional(config) and (recipe.mntp.steps or recipe.trains_on_own_texts):
         raise ModelError(
             f"{recipe.decoder} is bidirectional already; give the decoder that it was made from"

@@ -8,7 +8,7 @@ import torch
 
 from llm2vec.backbone.loading import quiet
 from llm2vec.backbone.proofs import Proof
-from llm2vec.encoder.encoder import LLM2Vec
+from llm2vec.encoder.encoder import Encoder
 from llm2vec.errors import ProofFailed
 
 _PROBE_TEXTS = (
@@ -22,7 +22,7 @@ _READ_BACK_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16
 another batch shape in that type."""
 
 
-def prove_read_back(encoder: LLM2Vec, folder: Path) -> Proof:
+def prove_read_back(encoder: Encoder, folder: Path) -> Proof:
     """Open a saved folder as other people would, with none of our code, and compare vectors.
 
     A template is left out of the comparison: other libraries know none.
@@ -35,7 +35,7 @@ def prove_read_back(encoder: LLM2Vec, folder: Path) -> Proof:
 
     texts = list(_PROBE_TEXTS)
     if encoder.settings.template is not None:
-        encoder = LLM2Vec(
+        encoder = Encoder(
             encoder.model, encoder.tokenizer, settings=replace(encoder.settings, template=None)
         )
     with quiet():
@@ -45,7 +45,7 @@ def prove_read_back(encoder: LLM2Vec, folder: Path) -> Proof:
     theirs_BD = opened.encode(texts, convert_to_numpy=True, show_progress_bar=False)
     margin = _distance(ours_BD, theirs_BD)
     # no settings of theirs amount to our weighted mean of a prompted text: their weights start at the prompt
-    prompts = {} if encoder.settings.pooling_mode == "weighted_mean" else encoder.settings.prompts
+    prompts = {} if encoder.settings.pooling == "weighted_mean" else encoder.settings.prompts
     for (
         name
     ) in prompts:  # their mean with a prompt may have another length, never another direction

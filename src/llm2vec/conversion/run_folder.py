@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from llm2vec.backbone.source import place
+from llm2vec.backbone.source import Source
 from llm2vec.corpus.texts import corpus_fingerprint
 from llm2vec.corpus.triples import KINDS
 from llm2vec.encoder.folder import PROVENANCE_FILE
@@ -32,7 +32,7 @@ class Work:
         own_texts: The file of texts that the decoder wrote.
     """
 
-    def __init__(self, recipe: Recipe, source: str | Path, out: Path, progress: Progress) -> None:
+    def __init__(self, recipe: Recipe, source: Source, out: Path, progress: Progress) -> None:
         self.out = out
         self.folder = out.with_name(out.name + ".stages")
         self.own_texts = self.folder / "self.txt"
@@ -94,7 +94,7 @@ class Work:
         return {
             "recipe": recipe.to_dict(),
             "decoder": _fingerprint(self._source),
-            "adapters": [_fingerprint(place(adapter)) for adapter in recipe.adapters],
+            "adapters": [_fingerprint(Source.of(adapter)) for adapter in recipe.adapters],
             "corpora": fingerprints,
         }
 
@@ -142,9 +142,9 @@ def _completed(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
         return recipe
 
 
-def _fingerprint(model: str | Path) -> str:
-    """Of a folder or file, by content; a hub id stands for itself."""
-    return fingerprint(model) if isinstance(model, Path) else model
+def _fingerprint(model: Source) -> str:
+    """The fingerprint of a folder's or file's content; a hub id stands for itself."""
+    return str(model) if model.path is None else fingerprint(model.path)
 
 
 def _place_of_scratch(folder: Path) -> Path:

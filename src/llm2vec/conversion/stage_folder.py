@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from llm2vec.backbone.loading import load_decoder
-from llm2vec.encoder.encoder import LLM2Vec
+from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.folder import CHECKPOINTS, Settings
 from llm2vec.runtime.files import whole_folder, write_json
 from llm2vec.training.stage import Trained
@@ -24,7 +24,7 @@ def write_stage(folder: Path, trained: Trained, settings: Settings, scratch: Pat
     for kept in sorted(scratch.glob(f"{KEPT}[0-9]*[0-9]")):
         _write_kept(kept, folder, trained, settings)
     with whole_folder(folder) as partial:
-        LLM2Vec(trained.model, trained.tokenizer, settings=settings).write(partial)
+        Encoder(trained.model, trained.tokenizer, settings=settings).write(partial)
         write_json(partial / STAGE_FILE, trained.facts)
 
 
@@ -36,4 +36,4 @@ def _write_kept(kept: Path, folder: Path, trained: Trained, settings: Settings) 
         kept, head=False, dtype=trained.model.dtype, config_overrides=trained.configuration
     )
     with whole_folder(place) as partial:
-        LLM2Vec(body, trained.tokenizer, settings=settings).write(partial)
+        Encoder(body, trained.tokenizer, settings=settings).write(partial)

@@ -1,7 +1,7 @@
 """Triples: what belongs together and what does not, read from jsonl files into tokens on disk.
 
 A row is an anchor, its positive and as many negatives as its file's rows have; a file is a data set. A prompt is joined
-to its text, and left out of pooling, just as `LLM2Vec.encode(prompt=...)` does it. Knows nothing about training.
+to its text, and left out of pooling, just as `Encoder.encode(prompt=...)` does it. Knows nothing about training.
 """
 
 import difflib

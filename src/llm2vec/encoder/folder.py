@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm2vec.backbone.hub import find_file
+from llm2vec.backbone.source import Source
 from llm2vec.errors import ModelError, UsageError
 from llm2vec.recipe.knobs import POOLING_ALIASES, Pooling
 from llm2vec.runtime.files import read_json, write_json
@@ -25,6 +25,9 @@ CHECKPOINTS = "checkpoints"
 
 MODEL_FILES = ("model*.safetensors*", "adapter_*", "[0-9]_*", SETTINGS_FILE, PROVENANCE_FILE)
 """What may not stay when another model is written to its folder: it would be read with it, or tell of another."""
+
+_OLDER_NAMES = {"pooling_mode": "pooling", "skip_instruction": "skip_prompt"}
+"""Keys of settings files that older versions wrote."""
 
 _ST_POOLING: Mapping[str, str] = {
     "mean": "mean",
@@ -41,10 +44,10 @@ class Settings:
     """What an encoder knows about itself.
 
     Attributes:
-        pooling_mode: How states become a vector.
+        pooling: How states become a vector.
         max_length: Longest sequence, in tokens, prompt included.
         doc_max_length: Longest text without its prompt, in tokens; None: no limit of its own.
-        skip_instruction: Prompts take part in attention but are not pooled.
+        skip_prompt: Prompts take part in attention but are not pooled.
         normalize: Vectors are scaled to length 1.
         prompts: Prompts by name.
         separator: What stands between a prompt and its text.
@@ -52,10 +55,10 @@ class Settings:
         bidirectional: False for a causal baseline.
     """
 
-    pooling_mode: Pooling = "mean"
+    pooling: Pooling = "mean"
     max_length: int = 512
     doc_max_length: int | None = None
-    skip_instruction: bool = True
+    skip_prompt: bool = True
     normalize: bool = False
     prompts: dict[str, str] = field(default_factory=dict)
     separator: str = " "
@@ -84,33 +87,36 @@ def pooling_named(name: str) -> Pooling:
     )
 
 
-def read_settings(source: str | Path, **hub: Any) -> Settings | None:
-    """The settings of a model: ours (or the first implementation's), else those of sentence-transformers, else None.
+def read_settings(source: Source) -> Settings | None:
+    """The settings of a model: ours, else those of sentence-transformers, else None.
 
     Args:
-        source: A folder or a hub id.
-        **hub: `revision`, `token`, `cache_dir`.
+        source: The model.
 
     Raises:
         ModelError: The settings file is damaged or names what does not exist.
     """
-    if (ours := find_file(source, SETTINGS_FILE, **hub)) is not None:
+    if (ours := source.find(SETTINGS_FILE)) is not None:
         return settings_from(read_json(ours), where=f"{source}/{SETTINGS_FILE}")
-    if Path(source).is_dir() and (Path(source) / "modules.json").is_file():
-        return _settings_of_sentence_transformers(Path(source))
+    if source.folder is not None and (source.folder / "modules.json").is_file():
+        return _settings_of_sentence_transformers(source.folder)
     return None
 
 
 def settings_from(values: Mapping[str, Any], *, where: str) -> Settings:
-    """Settings from the values of a settings file."""
+    """Settings from the values of a settings file, of this version or an older one.
+
+    Raises:
+        ModelError: A key is not the name of a setting.
+    """
+    changes = {_OLDER_NAMES.get(key, key): value for key, value in values.items()}
     known = {each.name for each in fields(Settings)}
-    if unknown := [key for key in values if key not in known]:
+    if unknown := [key for key in changes if key not in known]:
         raise ModelError(
             f"{where}: there is no setting {unknown[0]!r}; there are {', '.join(sorted(known))}"
         )
-    changes = dict(values)
-    if "pooling_mode" in changes:
-        changes["pooling_mode"] = pooling_named(changes["pooling_mode"])
+    if "pooling" in changes:
+        changes["pooling"] = pooling_named(changes["pooling"])
     return Settings(**changes)
 
 
@@ -125,8 +131,8 @@ def _settings_of_sentence_transformers(folder: Path) -> Settings:
                 raise ModelError(
                     f"{folder}: pooling {mode!r} is not one of {', '.join(_ST_POOLING_BACK)}"
                 )
-            settings = settings.changed(pooling_mode=_ST_POOLING_BACK[mode])
-            settings = settings.changed(skip_instruction=not pooling.get("include_prompt", True))
+            settings = settings.changed(pooling=_ST_POOLING_BACK[mode])
+            settings = settings.changed(skip_prompt=not pooling.get("include_prompt", True))
         elif kind == "Normalize":
             settings = settings.changed(normalize=True)
     if (folder / "sentence_bert_config.json").is_file():
@@ -159,13 +165,12 @@ def write_settings(
     """
     write_json(folder / SETTINGS_FILE, asdict(settings))
     modules = [{"idx": 0, "name": "0", "path": "", "type": _MODULE + "Transformer"}]
-    if own_tokens_only and settings.pooling_mode in ("mean", "weighted_mean"):
+    if own_tokens_only and settings.pooling in ("mean", "weighted_mean"):
         _add(modules, folder, "WordWeights", _word_weights(tokenizer))
     pooling = {
         "embedding_dimension": dimension,
-        "pooling_mode": _ST_POOLING[settings.pooling_mode],
-        "include_prompt": not settings.skip_instruction
-        or settings.pooling_mode in ("first", "last"),
+        "pooling_mode": _ST_POOLING[settings.pooling],
+        "include_prompt": not settings.skip_prompt or settings.pooling in ("first", "last"),
     }
     _add(modules, folder, "Pooling", pooling)
     if settings.normalize:

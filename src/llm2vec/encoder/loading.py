@@ -1,28 +1,30 @@
-"""What `LLM2Vec.from_pretrained` opens: base, adapters, tokenizer and settings, in every layout there has been."""
+"""The parts of an encoder, opened from a folder or the hub: base, adapters, tokenizer and settings."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm2vec.backbone.adapters import Chain, find_chain, merge_chain
-from llm2vec.backbone.hub import find_file
 from llm2vec.backbone.loading import check_vocabulary, load_decoder, load_tokenizer
-from llm2vec.backbone.source import place
+from llm2vec.backbone.source import Source
 from llm2vec.backbone.switch import Switch, is_bidirectional, make_bidirectional, position_limit
 from llm2vec.encoder.folder import SETTINGS_FILE, Settings, pooling_named, read_settings
-from llm2vec.encoder.reference import EOS_TOKEN, read_template, template_of
+from llm2vec.encoder.templates import published_template, read_template
 from llm2vec.errors import ModelError
 from llm2vec.runtime.files import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+END_TOKEN_POOLING = "eos_token"  # noqa: S105
+"""A pooling of published settings files: the state of an end token that is written after every text."""
+
 
 @dataclass(frozen=True)
 class Opened:
-    """The parts of an encoder; attributes as of `LLM2Vec`."""
+    """The parts of an encoder; attributes as of `Encoder`."""
 
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
@@ -32,30 +34,29 @@ class Opened:
 
 
 def open_parts(
-    source: str | Path,
+    source: Source,
     adapters: Sequence[str | Path],
     *,
     changes: Mapping[str, Any],
     loading: Mapping[str, Any],
-    hub: Mapping[str, Any],
 ) -> Opened:
-    """Load everything, merge adapters, make it bidirectional and prove it.
+    """Load everything, merge adapters, make the model bidirectional and prove it.
 
     Args:
         source: A base, an encoder, or an adapter that names its base.
-        adapters: Merged on top.
-        changes: Settings that the caller names; None leaves one as it is found.
+        adapters: Adapters to merge on top.
+        changes: Settings that the caller names; None leaves one as it is found. The pooling `eos_token` writes the end
+            token after every text and pools its state.
         loading: `dtype`, `device`, `attention`, `config_overrides`.
-        hub: `revision`, `token`, `cache_dir`, `trust_remote_code`.
 
     Raises:
         ModelError: Something cannot be loaded, or cannot be made bidirectional.
     """
-    chain = find_chain(place(source), adapters, **hub)
+    chain = find_chain(source, adapters)
     for doubt in chain.doubts:
         warnings.warn(doubt, stacklevel=3)
-    tokenizer = load_tokenizer(chain.base, **chain.hub)
-    model = load_decoder(chain.base, head=False, **loading, **chain.hub).eval()
+    tokenizer = load_tokenizer(chain.base)
+    model = load_decoder(chain.base, head=False, **loading).eval()
     check_vocabulary(model, tokenizer)
     settings = _settings(chain, tokenizer, model.config.model_type, changes)
     if chain.adapters:
@@ -74,31 +75,34 @@ def open_parts(
 def _settings(
     chain: Chain, tokenizer: "PreTrainedTokenizerBase", model_type: str, changes: Mapping[str, Any]
 ) -> Settings:
-    """The last settings found, changed as the caller says; templates of the first implementation are filled in."""
+    """The last settings found, changed as the caller says; published encoders' templates are filled in."""
     settings, raw = Settings(), dict[str, Any]()
-    for each, hub in ((chain.base, chain.hub), *((folder, {}) for folder in chain.folders)):
-        found = read_settings(each, **hub)
+    for source in (chain.base, *map(Source, chain.folders)):
+        found = read_settings(source)
         if found is not None:
-            path = find_file(each, SETTINGS_FILE, **hub)
+            path = source.find(SETTINGS_FILE)
             settings, raw = found, {} if path is None else read_json(path)
-    pooling, template = changes.get("pooling_mode"), changes.get("template")
+    pooling, template = changes.get("pooling"), changes.get("template")
     if template is not None:
         template = read_template(template, tokenizer)
     elif "template" not in raw:
-        ended = (pooling or raw.get("pooling_mode")) == EOS_TOKEN
-        template = template_of(_names(chain), model_type, tokenizer, ended=ended)
-    return settings.changed(
-        **{**changes, "template": template, "pooling_mode": pooling and pooling_named(pooling)}
-    )
+        template = published_template(
+            list(_names(chain)),
+            model_type,
+            tokenizer,
+            with_end_token=(pooling or raw.get("pooling_mode")) == END_TOKEN_POOLING,
+        )
+    named = {**changes, "template": template, "pooling": pooling and pooling_named(pooling)}
+    return settings.changed(**named)
 
 
-def _names(chain: Chain) -> list[str]:
-    """What the base is called: as it was given, and as its files and its adapters' files say."""
-    known = [(find_file(chain.base, "config.json", **chain.hub), "_name_or_path")]
+def _names(chain: Chain) -> Iterator[str]:
+    """Names of the base model: as it was given, and as its files and its adapters' files say."""
+    yield str(chain.base)
+    said = [(chain.base.find("config.json"), "_name_or_path")]
     for folder in chain.folders:
-        known += [
-            (folder / "config.json", "_name_or_path"),
-            (folder / "adapter_config.json", "base_model_name_or_path"),
-        ]
-    said = [read_json(path).get(key) for path, key in known if path is not None and path.is_file()]
-    return [str(chain.base), *(str(name) for name in said if name)]
+        said.append((folder / "config.json", "_name_or_path"))
+        said.append((folder / "adapter_config.json", "base_model_name_or_path"))
+    for path, key in said:
+        if path is not None and path.is_file() and (name := read_json(path).get(key)):
+            yield str(name)

@@ -4,10 +4,22 @@ Works on flat states: the tokens of all texts one after another, without padding
 told which tokens count.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from llm2vec.encoder.tokenization import Tokens
 from llm2vec.recipe.knobs import Pooling
+
+
+def pool_tokens(states_ND: Tensor, tokens: Sequence[Tokens], *, pooling: Pooling) -> Tensor:
+    """One float32 vector for each tokenised text of a batch, from its flat states: embedding_BD."""
+    bounds_B3 = torch.tensor(
+        [(len(each.ids), each.first, each.end) for each in tokens], device=states_ND.device
+    )
+    lengths_B, first_B, end_B = bounds_B3.unbind(1)
+    return pool(states_ND, lengths_B=lengths_B, first_B=first_B, end_B=end_B, pooling=pooling)
 
 
 def pool(

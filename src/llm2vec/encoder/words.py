@@ -94,7 +94,7 @@ def words_of(
     merge: Merge,
     layer: int = -1,
 ) -> list[Words]:
-    """The words of each text and their vectors; `LLM2Vec.words` says what the arguments are."""
+    """The words of each text and their vectors; `Encoder.words` says what the arguments are."""
     _check(reading, merge, layer)
     texts = [texts] if isinstance(texts, str) else texts
     pairs = [(text, find_words(text)) if isinstance(text, str) else joined(text) for text in texts]

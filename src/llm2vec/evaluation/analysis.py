@@ -4,17 +4,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from llm2vec.backbone.loading import load_decoder, load_tokenizer
-from llm2vec.backbone.source import place
+from llm2vec.backbone.source import Source
 from llm2vec.backbone.switch import is_bidirectional, make_bidirectional, position_limit
 from llm2vec.encoder.batching import layer_states
-from llm2vec.encoder.encoder import LLM2Vec
+from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.tokenization import Tokens, borders, tokenize
 from llm2vec.errors import ModelError
 
@@ -67,7 +66,7 @@ def bundled_sentences() -> list[str]:
     return (BUNDLED_SETS / "neighbours.txt").read_text(encoding="utf8").splitlines()
 
 
-def future_tokens(encoder: LLM2Vec, triples: Sequence[Triple]) -> FutureTokens:
+def future_tokens(encoder: Encoder, triples: Sequence[Triple]) -> FutureTokens:
     """Compare a beginning's pooled states under different endings (paper, section 4.1).
 
     Args:
@@ -82,7 +81,7 @@ def future_tokens(encoder: LLM2Vec, triples: Sequence[Triple]) -> FutureTokens:
     )
 
 
-def _beginnings(encoder: LLM2Vec, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+def _beginnings(encoder: Encoder, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
     starts, endings = zip(*pairs, strict=True)
     spaced = [" " + ending for ending in endings]
     before = borders(encoder.tokenizer).before
@@ -118,20 +117,18 @@ def bundled_paragraph() -> str:
 
 
 @torch.inference_mode()
-def layer_similarity(source: str | Path, text: str | None = None, **hub: Any) -> Similarity:
+def layer_similarity(source: str | Path | Source, text: str | None = None) -> Similarity:
     """Compare a decoder's states of one text under both masks, layer by layer (paper, section 4.2).
 
     Args:
-        source: A decoder: folder, hub id or `bundled`.
+        source: A decoder: folder, hub id or `bundled`, or one with how it is fetched.
         text: None: the bundled paragraph; cut to the model's positions.
-        **hub: As of `LLM2Vec.from_pretrained`.
 
     Raises:
         ModelError: It cannot be loaded or made bidirectional.
     """
-    source = place(source)
-    tokenizer = load_tokenizer(source, **hub)
-    model = load_decoder(source, head=False, dtype=torch.float32, **hub).eval()
+    tokenizer = load_tokenizer(source)
+    model = load_decoder(source, head=False, dtype=torch.float32).eval()
     ids = tokenizer(text or bundled_paragraph())["input_ids"][: position_limit(model.config)]
     if is_bidirectional(model.config):
         raise ModelError(f"{source} is bidirectional already; this compares a decoder with itself")
@@ -161,7 +158,7 @@ class Geometry:
     alignment: float
 
 
-def geometry(encoder: LLM2Vec, alike: Sequence[tuple[str, str]], others: Sequence[str]) -> Geometry:
+def geometry(encoder: Encoder, alike: Sequence[tuple[str, str]], others: Sequence[str]) -> Geometry:
     """Spread of an encoder's vectors.
 
     Args:
@@ -202,7 +199,7 @@ class Neighbour:
 
 
 def neighbours(
-    encoder: LLM2Vec, texts: Sequence[str], *, of: Sequence[int], count: int = 3
+    encoder: Encoder, texts: Sequence[str], *, of: Sequence[int], count: int = 3
 ) -> list[list[Neighbour]]:
     """The nearest of `texts` to some of them.
 

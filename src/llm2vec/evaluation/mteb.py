@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mteb.models import EncoderProtocol
     from mteb.results import TaskResult
 
-    from llm2vec.encoder.encoder import LLM2Vec
+    from llm2vec.encoder.encoder import Encoder
 
 PAPER15 = (
     *("SciFact", "ArguAna", "NFCorpus", "StackOverflowDupQuestions", "SciDocsRR"),
@@ -96,7 +96,7 @@ def instruction_for(task_name: str, *, instructions: Mapping[str, str] | None = 
 
 
 def as_mteb(
-    encoder: "LLM2Vec", *, name: str, instructions: Mapping[str, str] | None = None
+    encoder: "Encoder", *, name: str, instructions: Mapping[str, str] | None = None
 ) -> "EncoderProtocol":
     """The encoder as a model that any of mteb's text tasks runs against; vectors are compared by cosine.
 
@@ -117,7 +117,7 @@ def as_mteb(
 
     known = shipped_instructions() if instructions is None else instructions
 
-    class Encoder(AbsEncoder):  # type: ignore[misc]  # mteb is optional, so untyped here
+    class Adapted(AbsEncoder):  # type: ignore[misc]  # mteb is optional, so untyped here
         model = encoder
         mteb_model_meta = ModelMeta.create_empty(
             {
@@ -145,13 +145,13 @@ def as_mteb(
                 instruction = None
             return encoder.encode(
                 [text for batch in inputs for text in batch["text"]],
-                kwargs.get("batch_size"),
-                kwargs.get("show_progress_bar", False),
+                batch_size=kwargs.get("batch_size"),
+                show_progress=kwargs.get("show_progress_bar", False),
                 prompt=instruction and f"{instruction}:",
                 convert_to_numpy=True,
             )
 
-    return Encoder()
+    return Adapted()
 
 
 def chosen_tasks(names: str) -> "list[AbsTask]":
@@ -202,7 +202,7 @@ def chosen_tasks(names: str) -> "list[AbsTask]":
 
 
 def run_mteb(
-    encoder: "LLM2Vec",
+    encoder: "Encoder",
     tasks: "Iterable[AbsTask]",
     *,
     out: Path,
@@ -260,7 +260,7 @@ def _mteb() -> ModuleType:
         raise UsageError(f"mteb cannot be used ({error}): pip install 'llm2vec[mteb]'") from error
 
 
-def _fingerprint(encoder: "LLM2Vec", instructions: Mapping[str, str]) -> str:
+def _fingerprint(encoder: "Encoder", instructions: Mapping[str, str]) -> str:
     """Says whether results are of this encoder, from a few numbers of each weight."""
     told = [asdict(encoder.settings), dict(instructions)]
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from llm2vec.corpus.tagged import Tagged, has_scheme
 from llm2vec.encoder.batching import Layer
-from llm2vec.encoder.encoder import LLM2Vec
+from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.words import Merge, Reading, joined, word_states, word_tokens
 from llm2vec.errors import CorpusError, UsageError
 from llm2vec.evaluation import word_metrics
@@ -118,7 +118,7 @@ class Split:
 
 
 def probe(
-    encoder: LLM2Vec,
+    encoder: Encoder,
     train: Sequence[Tagged],
     test: Sequence[Tagged],
     *,
@@ -177,7 +177,7 @@ def with_development(
 
 
 def read_split(
-    encoder: LLM2Vec,
+    encoder: Encoder,
     sentences: Sequence[Tagged],
     *,
     readings: Sequence[Reading] = READINGS,

@@ -13,8 +13,8 @@ import torch
 from transformers import AutoModel
 
 from llm2vec.backbone.loading import load_config, load_tokenizer
-from llm2vec.backbone.source import place
-from llm2vec.encoder.encoder import LLM2Vec
+from llm2vec.backbone.source import Source
+from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.folder import Settings, pooling_named
 from llm2vec.errors import ModelError, first_line
 from llm2vec.runtime.hardware import default_device
@@ -31,7 +31,7 @@ class Embedder(Protocol):
         """Vectors of texts: embedding_BD."""
 
 
-def open_encoder(name: str, *, pooling: str | None = None, adapters: Sequence[str] = ()) -> LLM2Vec:
+def open_encoder(name: str, *, pooling: str | None = None, adapters: Sequence[str] = ()) -> Encoder:
     """An encoder by its name.
 
     Args:
@@ -45,15 +45,15 @@ def open_encoder(name: str, *, pooling: str | None = None, adapters: Sequence[st
     if name == TFIDF:
         raise ModelError(f"{TFIDF} counts words and has no states to read; name an encoder")
     if name.startswith(UNI):
-        return LLM2Vec.from_pretrained(
-            name.removeprefix(UNI), adapters, enable_bidirectional=False, pooling_mode=pooling
+        return Encoder.from_pretrained(
+            name.removeprefix(UNI), adapters=adapters, bidirectional=False, pooling=pooling
         )
     if name.startswith(AUTO):
         return _open_any(name.removeprefix(AUTO), pooling=pooling)
     if not name.startswith(RANDOM):
-        return LLM2Vec.from_pretrained(name, adapters, pooling_mode=pooling)
-    encoder = LLM2Vec.from_pretrained(name.removeprefix(RANDOM), pooling_mode=pooling)
-    config = load_config(place(name.removeprefix(RANDOM)))
+        return Encoder.from_pretrained(name, adapters=adapters, pooling=pooling)
+    encoder = Encoder.from_pretrained(name.removeprefix(RANDOM), pooling=pooling)
+    config = load_config(name.removeprefix(RANDOM))
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         for weight in encoder.model.parameters():
@@ -62,12 +62,14 @@ def open_encoder(name: str, *, pooling: str | None = None, adapters: Sequence[st
     return encoder
 
 
-def _open_any(name: str, *, pooling: str | None) -> LLM2Vec:
+def _open_any(name: str, *, pooling: str | None) -> Encoder:
     """An encoder of any kind, as it is: nothing is switched and nothing proven."""
-    source = place(name)
+    source = Source.of(name)
     tokenizer = load_tokenizer(source)
     try:
-        model = AutoModel.from_pretrained(source, dtype=torch.float32).to(default_device()).eval()
+        model = (
+            AutoModel.from_pretrained(str(source), dtype=torch.float32).to(default_device()).eval()
+        )
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot load {name} as an encoder: {first_line(error)}") from error
     positions = int(getattr(model.config, "max_position_embeddings", None) or _LONGEST)
@@ -75,8 +77,8 @@ def _open_any(name: str, *, pooling: str | None) -> LLM2Vec:
         _LONGEST, positions, int(tokenizer.model_max_length)
     )  # some models have positions they cannot use
     settings = Settings(max_length=longest, bidirectional=False)
-    return LLM2Vec(
-        model, tokenizer, settings=settings.changed(pooling_mode=pooling and pooling_named(pooling))
+    return Encoder(
+        model, tokenizer, settings=settings.changed(pooling=pooling and pooling_named(pooling))
     )
 
 

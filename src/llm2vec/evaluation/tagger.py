@@ -12,7 +12,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from llm2vec.corpus.tagged import entities, has_scheme
-from llm2vec.encoder.encoder import LLM2Vec
+from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.words import Merge, Reading
 from llm2vec.errors import ModelError
 from llm2vec.evaluation.probe import Classifier, Probed
@@ -70,7 +70,7 @@ class Tagger:
         [[Span(start=0, end=4, text='Anna', label='PER'), Span(start=14, end=20, text='Berlin', label='LOC')]]
     """
 
-    def __init__(self, encoder: LLM2Vec, classifier: Classifier, facts: Facts) -> None:
+    def __init__(self, encoder: Encoder, classifier: Classifier, facts: Facts) -> None:
         self.encoder, self.classifier, self.facts = encoder, classifier, facts
 
     @classmethod
@@ -134,7 +134,7 @@ def save_probe(
     *,
     encoder: str,
     merge: Merge = "mean",
-    model: LLM2Vec | None = None,
+    model: Encoder | None = None,
 ) -> None:
     """Keep the first seed's classifier; whole or not at all.
 

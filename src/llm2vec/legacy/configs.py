@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from llm2vec.encoder.reference import known_templates
+from llm2vec.encoder.templates import known_templates
 from llm2vec.errors import UsageError
 from llm2vec.legacy.config_keys import (
     DATA,

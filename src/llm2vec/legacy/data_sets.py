@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from llm2vec.encoder.reference import SEPARATOR
 from llm2vec.errors import CorpusError, UsageError
+from llm2vec.legacy.arguments import SEPARATOR
 from llm2vec.legacy.config_keys import E5_PROMPTS
 
 

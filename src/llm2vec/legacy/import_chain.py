@@ -6,7 +6,7 @@ from typing import Any
 
 from llm2vec.backbone.adapters import Chain, told
 from llm2vec.conversion.read_back import prove_read_back
-from llm2vec.encoder.encoder import LLM2Vec
+from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.folder import PROVENANCE_FILE, about_template
 from llm2vec.runtime.files import whole_folder, write_json
 
@@ -28,7 +28,7 @@ def import_encoder(chain: Chain, out: Path, *, pooling: str | None = None) -> di
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # doubts were told before
-        encoder = LLM2Vec.from_pretrained(chain.base, list(chain.folders), pooling_mode=pooling)
+        encoder = Encoder.from_pretrained(chain.base, adapters=chain.folders, pooling=pooling)
     with whole_folder(out) as partial:
         encoder.write(partial)
         proof = prove_read_back(encoder, partial)

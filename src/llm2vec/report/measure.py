@@ -11,9 +11,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from llm2vec.backbone.source import place
+from llm2vec.backbone.source import Source
 from llm2vec.corpus.tagged import Tagged, read_tagged
-from llm2vec.encoder.encoder import LLM2Vec
+from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.folder import CHECKPOINTS, PROVENANCE_FILE
 from llm2vec.errors import ModelError, RunError
 from llm2vec.evaluation import analysis
@@ -214,7 +214,7 @@ def _provenance(run: Path) -> Mapping[str, Any]:
 def _models(run: Path, decoder: str) -> dict[str, str]:
     """Uni, Bi, each stage that is there, and the encoder itself, by the paper's names."""
     try:
-        place(decoder)
+        Source.of(decoder)
     except ModelError as error:
         raise ModelError(
             f"{error}; {run} was made from it, and the report compares with it"
@@ -254,7 +254,7 @@ def _sentence_head(task: SentenceTask) -> dict[str, Any]:
     return {"task": task.name, "metric": "spearman", "data": task.data, "rows": []}
 
 
-def _probed(tasks: Sequence[WordTask], encoder: LLM2Vec) -> list[Probed]:
+def _probed(tasks: Sequence[WordTask], encoder: Encoder) -> list[Probed]:
     """Probe an encoder on each task; tasks over the same sentences share the states, and the reading of the first."""
     read: dict[int, Split] = {}
     found = []
@@ -316,13 +316,13 @@ def _row(name: str, found: Probed | Score) -> dict[str, Any]:
     return {"model": name, "value": found.value, "low": found.low, "high": found.high, **reading}
 
 
-def _embedder(encoder: LLM2Vec) -> Embedder:
+def _embedder(encoder: Encoder) -> Embedder:
     return lambda texts, prompt=None: encoder.encode(
         list(texts), prompt=prompt, convert_to_numpy=True
     )
 
 
-def _analyse(report: dict[str, Any], encoder: LLM2Vec, name: str, *, near: bool) -> None:
+def _analyse(report: dict[str, Any], encoder: Encoder, name: str, *, near: bool) -> None:
     """Future tokens, geometry and, for the first and the last model, neighbours."""
     future = analysis.future_tokens(encoder, analysis.bundled_triples())
     report["future"].append(

@@ -6,9 +6,11 @@ Both views of a text are in one batch; the noise between them is attention dropo
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from llm2vec.backbone.loading import load_config
 from llm2vec.backbone.proofs import prove_dropout
+from llm2vec.backbone.source import Source
 from llm2vec.corpus.texts import sentences
 from llm2vec.corpus.token_store import TokenStore
 from llm2vec.encoder.batching import is_packed
@@ -21,7 +23,7 @@ from llm2vec.training.stage import Stage, StageRun
 from llm2vec.training.trainer import Batch, EpochSampler, Task
 
 
-def attention_dropouts(source: str | Path) -> dict[str, float]:
+def attention_dropouts(source: str | Path | Source) -> dict[str, float]:
     """The attention dropouts of a model's configuration, by the names its family gives them.
 
     Layers copy them when they are built, so they are set before the weights are loaded.
@@ -29,7 +31,7 @@ def attention_dropouts(source: str | Path) -> dict[str, float]:
     Raises:
         UsageError: The family has no dropout in its attention.
     """
-    values = AutoConfig.from_pretrained(source).to_dict()
+    values = load_config(source).to_dict()
     found = {name: value for name, value in values.items() if "att" in name and "drop" in name}
     if not found:
         raise UsageError(
@@ -98,7 +100,7 @@ def _task(
         tokenizer,
         store,
         run.recipe.simcse,
-        pooling=run.settings.pooling_mode,
+        pooling=run.settings.pooling,
         seed=run.recipe.seed,
     )
 

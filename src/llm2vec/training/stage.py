@@ -23,6 +23,7 @@ from llm2vec.backbone.loading import (
 )
 from llm2vec.backbone.lora import add_adapters, merge, weights_dtype
 from llm2vec.backbone.proofs import Proof
+from llm2vec.backbone.source import Source
 from llm2vec.backbone.switch import make_bidirectional
 from llm2vec.encoder.folder import Settings
 from llm2vec.recipe.knobs import Recipe, StageRecipe
@@ -40,7 +41,7 @@ class StageRun:
 
     Attributes:
         recipe: The whole recipe.
-        source: The folder of the stage before.
+        source: The stage before.
         settings: How the encoder turns texts into vectors.
         scratch: A folder for tokens and checkpoints, which a killed run finds again.
         own_texts: The file of texts that the decoder wrote, for corpora that are `self`.
@@ -49,7 +50,7 @@ class StageRun:
     """
 
     recipe: Recipe
-    source: Path
+    source: Source
     settings: Settings
     scratch: Path
     own_texts: Path
@@ -122,7 +123,6 @@ def run_stage(stage: Stage[Any], run: StageRun) -> Trained:
         head=stage.has_head,
         dtype=weights_dtype(knobs, default_device()),
         config_overrides=overrides,
-        trust_remote_code=run.recipe.trust_remote_code,
     )
     check_vocabulary(model, tokenizer)
     switch = make_bidirectional(model).to_dict()

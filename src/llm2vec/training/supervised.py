@@ -129,7 +129,7 @@ def _task(
         tokenizer,
         triples,
         run.recipe.supervised,
-        pooling=run.settings.pooling_mode,
+        pooling=run.settings.pooling,
         seed=run.recipe.seed,
         processes=run.processes.num_processes,
     )

@@ -1,5 +1,5 @@
 """`LLM2Vec` by the module path it had in the first implementation."""
 
-from llm2vec.encoder.encoder import LLM2Vec
+from llm2vec.legacy.llm2vec import LLM2Vec
 
 __all__ = ["LLM2Vec"]

@@ -1,4 +1,4 @@
-"""Tokenised texts as padded tensors, the form in which other code hands them around, and back.
+"""Version 0.2.3's features: tokenised texts as padded tensors, and back.
 
 `embed_mask` marks the tokens that are pooled. Rows may be padded on either side.
 """
@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 from transformers import BatchEncoding
 
-from llm2vec.encoder.pooling import pool
 from llm2vec.encoder.tokenization import Tokens
 from llm2vec.errors import UsageError
-from llm2vec.recipe.knobs import Pooling
 
 
 def to_features(tokens: Sequence[Tokens], *, pad_id: int) -> BatchEncoding:
@@ -50,12 +48,3 @@ def from_features(features: Mapping[str, Tensor], *, whole: bool = False) -> lis
             raise UsageError("embed_mask: the tokens that are pooled must follow each other")
         found.append(Tokens(ids_T[mask_T].tolist(), first, end))
     return found
-
-
-def pool_tokens(states_ND: Tensor, tokens: Sequence[Tokens], *, pooling: Pooling) -> Tensor:
-    """Vectors of a batch from its flat states: embedding_BD in float32."""
-    bounds_B3 = torch.tensor(
-        [(len(each.ids), each.first, each.end) for each in tokens], device=states_ND.device
-    )
-    lengths_B, first_B, end_B = bounds_B3.unbind(1)
-    return pool(states_ND, lengths_B=lengths_B, first_B=first_B, end_B=end_B, pooling=pooling)

@@ -1,0 +1,325 @@
+"""`LLM2Vec`, version 0.2.3's class, over our `Encoder`: what `from llm2vec import LLM2Vec` gives.
+
+It takes 0.2.3's arguments by 0.2.3's names, texts as `[instruction, text]` pairs, and padded features for code that
+trains or pools by itself.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack, overload
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from llm2vec.backbone.source import Source
+from llm2vec.backbone.switch import is_bidirectional
+from llm2vec.encoder.encoder import Encoder
+from llm2vec.encoder.folder import SETTINGS_FILE, Settings, pooling_named
+from llm2vec.encoder.loading import END_TOKEN_POOLING
+from llm2vec.encoder.pooling import pool_tokens
+from llm2vec.encoder.templates import published_template
+from llm2vec.errors import UsageError
+from llm2vec.legacy.arguments import SEPARATOR, Texts, loading_arguments, split_pairs
+from llm2vec.legacy.features import from_features, to_features
+
+if TYPE_CHECKING:
+    from transformers import (
+        BatchEncoding,
+        PreTrainedConfig,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+    )
+
+    from llm2vec.backbone.adapters import Chain
+    from llm2vec.backbone.switch import Switch
+
+
+def _setting(name: str) -> Any:
+    """A setting as an attribute, to read and to set."""
+
+    def read(self: "LLM2Vec") -> Any:
+        return getattr(self.settings, name)
+
+    def write(self: "LLM2Vec", value: Any) -> None:
+        if name == "pooling":
+            value = _pooling(value)
+        changed: Any = {name: value}
+        self.settings = replace(self.settings, **changed)
+
+    return property(read, write)
+
+
+def _pooling(name: str) -> str:
+    if name == END_TOKEN_POOLING:
+        raise UsageError(
+            "eos_token ends every text with a token, by the template; name it when loading"
+        )
+    return pooling_named(name)
+
+
+class Options(TypedDict, total=False):
+    """What `encode` takes beside the arguments that it has had since version 0.2.3."""
+
+    prompt: str | None
+    prompt_name: str | None
+    normalize: bool | None
+    show_progress: bool
+
+
+class LLM2Vec(Encoder):
+    """The encoder by version 0.2.3's interface; everything that `Encoder` offers is there too.
+
+    Args:
+        model: The backbone; its attention and its template are what it says.
+        tokenizer: Its tokenizer.
+        pooling_mode: `mean`, `weighted_mean`, `eos_token`, `last_token` or `bos_token`; None is `mean`.
+        max_length: Longest sequence, in tokens; None is 512.
+        doc_max_length: Longest text without its instruction, in tokens; None is no limit.
+        skip_instruction: Whether instructions are left out of pooling; None is yes.
+        settings: All of this at once.
+        switch: As of `Encoder`.
+        chain: As of `Encoder`.
+
+    Example:
+        >>> encoder = LLM2Vec.from_pretrained("encoder")  # doctest: +SKIP
+        >>> encoder.encode([["Find the answer:", "Who asks?"]]).shape  # doctest: +SKIP
+        torch.Size([1, 192])
+    """
+
+    pooling_mode = _setting("pooling")
+    max_length = _setting("max_length")
+    doc_max_length = _setting("doc_max_length")
+    skip_instruction = _setting("skip_prompt")
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        pooling_mode: str | None = None,
+        max_length: int | None = None,
+        doc_max_length: int | None = None,
+        skip_instruction: bool | None = None,
+        *,
+        settings: Settings | None = None,
+        switch: "Switch | None" = None,
+        chain: "Chain | None" = None,
+    ) -> None:
+        if settings is None:
+            settings = Settings(
+                template=published_template(
+                    [str(model.config._name_or_path)],
+                    model.config.model_type,
+                    tokenizer,
+                    with_end_token=pooling_mode == END_TOKEN_POOLING,
+                ),
+                bidirectional=is_bidirectional(model.config),
+            )
+        settings = settings.changed(
+            pooling=pooling_mode and pooling_named(pooling_mode),
+            max_length=max_length,
+            doc_max_length=doc_max_length,
+            skip_prompt=skip_instruction,
+        )
+        super().__init__(model, tokenizer, settings=settings, switch=switch, chain=chain)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # the arguments are version 0.2.3's
+        cls,
+        base_model_name_or_path: str | Path | Source,
+        peft_model_name_or_path: str | Path | Sequence[str | Path] | None = None,
+        merge_peft: bool = True,  # noqa: ARG003
+        enable_bidirectional: bool | None = None,
+        *,
+        pooling_mode: str | None = None,
+        max_length: int | None = None,
+        doc_max_length: int | None = None,
+        skip_instruction: bool | None = None,
+        normalize: bool | None = None,
+        template: str | None = None,
+        **others: Any,
+    ) -> Self:
+        """Load a decoder, an adapter or a chain of adapters, and prove that it is bidirectional.
+
+        Args:
+            base_model_name_or_path: A folder, a hub id or `bundled`. One that holds an adapter names its own base.
+            peft_model_name_or_path: An adapter, or several, in the order they were trained in.
+            merge_peft: Without effect: adapters are always merged; the vectors are the same.
+            enable_bidirectional: False keeps a decoder causal; None is what the folder says.
+            pooling_mode: Pooling instead of the folder's.
+            max_length: Longest sequence instead of the folder's, in tokens.
+            doc_max_length: Longest text without its instruction, in tokens, instead of the folder's.
+            skip_instruction: Whether instructions are left out of pooling, instead of what the folder says.
+            normalize: Whether vectors are scaled to length 1, instead of what the folder says.
+            template: Template instead of the folder's.
+            **others: `revision`, `token`, `cache_dir`, `trust_remote_code`, for model, tokenizer and configuration
+                alike; `torch_dtype`, `device_map`, `attn_implementation`, `attention_dropout` as transformers names
+                them; `dtype`, `device`, `attention` as of `Encoder.from_pretrained`.
+
+        Raises:
+            ModelError: Something cannot be loaded, or cannot be made bidirectional.
+            UsageError: There is no such argument.
+        """
+        hub, loading = loading_arguments(others)
+        changes = {
+            "bidirectional": enable_bidirectional,
+            "pooling": pooling_mode,
+            "max_length": max_length,
+            "doc_max_length": doc_max_length,
+            "skip_prompt": skip_instruction,
+            "normalize": normalize,
+            "template": template,
+        }
+        source = Source.of(base_model_name_or_path)
+        adapters = _as_list(peft_model_name_or_path)
+        return cls._open(replace(source, **hub), adapters, changes=changes, loading=loading)
+
+    @property
+    def config(self) -> "PreTrainedConfig":
+        """The backbone's configuration."""
+        return self.model.config
+
+    @overload  # type: ignore[override]  # the arguments are version 0.2.3's, and ours by name
+    def encode(
+        self,
+        sentences: Texts,
+        batch_size: int | None = None,
+        show_progress_bar: bool = True,
+        convert_to_numpy: Literal[False] = False,
+        convert_to_tensor: bool = False,
+        device: str | None = None,
+        **ours: Unpack[Options],
+    ) -> Tensor: ...
+    @overload
+    def encode(
+        self,
+        sentences: Texts,
+        batch_size: int | None = None,
+        show_progress_bar: bool = True,
+        *,
+        convert_to_numpy: Literal[True],
+        convert_to_tensor: bool = False,
+        device: str | None = None,
+        **ours: Unpack[Options],
+    ) -> np.ndarray: ...
+    def encode(
+        self,
+        sentences: Texts,
+        batch_size: int | None = None,
+        show_progress_bar: bool = True,
+        convert_to_numpy: bool = False,
+        convert_to_tensor: bool = False,
+        device: str | None = None,
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        normalize: bool | None = None,
+        show_progress: bool = True,
+    ) -> Tensor | np.ndarray:
+        """Vectors of texts or `[instruction, text]` pairs, in their order.
+
+        Args:
+            sentences: A text (the result then has no first axis), texts, or pairs.
+            batch_size: As of `Encoder.encode`.
+            show_progress_bar: As `show_progress` of `Encoder.encode`.
+            convert_to_numpy: Return a numpy array.
+            convert_to_tensor: Return a tensor, also where `convert_to_numpy` is set.
+            device: Move the encoder there first.
+            prompt: As of `Encoder.encode`.
+            prompt_name: As of `Encoder.encode`.
+            normalize: As of `Encoder.encode`.
+            show_progress: As of `Encoder.encode`.
+
+        Raises:
+            UsageError: Something is neither a text nor a pair, pairs came with a prompt as well, or there is no such
+                prompt.
+        """
+        texts, instructions, alone = split_pairs(sentences)
+        if instructions is not None and (prompt is not None or prompt_name is not None):
+            raise UsageError(
+                "the pairs hold an instruction each, and there is a prompt as well; give one of them"
+            )
+        if prompt_name is not None:
+            prompt = self._prompt_named(prompt_name)
+        if device is not None:
+            self.to(device)
+        embedding_BD = self._vectors(
+            texts,
+            prompts=instructions or [prompt or ""] * len(texts),
+            batch_size=batch_size,
+            normalize=normalize,
+            show_progress=show_progress_bar and show_progress,
+        )
+        result = embedding_BD[0] if alone else embedding_BD
+        return result.numpy() if convert_to_numpy and not convert_to_tensor else result
+
+    def prepare_for_tokenization(self, text: str) -> str:
+        """A text for `tokenize`, its marker included, in the template that `encode` puts around texts."""
+        template = self.settings.template
+        return text if template is None else template.replace("{text}", text.strip())
+
+    def tokenize(self, texts: Texts) -> "BatchEncoding":
+        """Texts as padded tensors: `input_ids`, `attention_mask`, `embed_mask`, each ids_BT.
+
+        Neither wrapped in the template (see `prepare_for_tokenization`) nor cut to `doc_max_length`.
+
+        Args:
+            texts: Texts or pairs; in a text, what precedes `!@#$%^&*()` is its instruction, to the letter.
+        """
+        plain, instructions, _ = split_pairs(texts)
+        if instructions is not None:
+            prompts = self._before(instructions)
+        else:
+            cut = [
+                text.partition(SEPARATOR) if SEPARATOR in text else ("", "", text) for text in plain
+            ]
+            prompts, plain = [before for before, _, _ in cut], [after for _, _, after in cut]
+        return to_features(self._tokens(plain, prompts), pad_id=int(self.tokenizer.pad_token_id))
+
+    def forward(self, sentence_feature: Mapping[str, Tensor]) -> Tensor:
+        """Vectors of tokenised texts, differentiable: embedding_BD.
+
+        Args:
+            sentence_feature: Features as from `tokenize`; rows may be padded on either side.
+        """
+        return self.embed(from_features(sentence_feature, whole=not self.settings.skip_prompt))
+
+    def get_pooling(self, features: Mapping[str, Tensor], last_hidden_states: Tensor) -> Tensor:
+        """Pool states_BTD that somebody else computed from the same features: embedding_BD."""
+        mask_BT = features.get("attention_mask", torch.ones(last_hidden_states.shape[:2])).bool()
+        states_ND = last_hidden_states[mask_BT.to(last_hidden_states.device)]
+        tokens = from_features(features, whole=not self.settings.skip_prompt)
+        return pool_tokens(states_ND, tokens, pooling=self.settings.pooling)
+
+    def save(  # type: ignore[override]  # the arguments are version 0.2.3's
+        self, output_path: str | Path, merge_before_save: bool = False, save_config: bool = True
+    ) -> None:
+        """Write a whole encoder folder.
+
+        Args:
+            output_path: The folder to make; as of `Encoder.save`.
+            merge_before_save: Without effect: adapters are always merged into what is written.
+            save_config: False leaves our settings file out.
+        """
+        super().save(output_path)
+        if not save_config:
+            (Path(output_path) / SETTINGS_FILE).unlink()
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None
+    ) -> nn.Module:
+        """Make room for more tokens in the backbone's embeddings."""
+        return self.model.resize_token_embeddings(new_num_tokens, pad_to_multiple_of)
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """Recompute states in training instead of keeping them; options are those of transformers."""
+        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs, **options)
+
+
+def _as_list(value: str | Path | Sequence[str | Path] | None) -> list[str | Path]:
+    if value is None:
+        return []
+    return [value] if isinstance(value, str | Path) else list(value)
