@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from llm2vec import LLM2Vec, Recipe, convert, preset
 from llm2vec.backbone.loading import load_config, load_decoder, load_tokenizer
-from llm2vec.backbone.source import BUNDLED_FOLDER, place
+from llm2vec.backbone.source import BUNDLED_FOLDER, Source
 from llm2vec.cli.main import app
 from llm2vec.errors import LLM2VecError, ModelError, UsageError
 from llm2vec.recipe.knobs import merged
