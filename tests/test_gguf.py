@@ -75,7 +75,7 @@ def test_several_gguf_files_have_to_be_told_apart(tmp_path):
 def test_a_folder_with_a_configuration_is_a_folder(tmp_path):
     (tmp_path / "a.gguf").write_bytes(b"GGUF")
     (tmp_path / "config.json").write_text("{}")
-    assert place(tmp_path) == tmp_path
+    assert Source.of(tmp_path).name == tmp_path
 
 
 def test_info_describes_it(exact):
@@ -146,7 +146,7 @@ def test_a_shape_that_transformers_reads_wrongly_is_refused(tmp_path):
 def test_a_file_that_is_not_there_is_told_at_once(tmp_path):
     for name in (tmp_path / "no.gguf", "no.gguf", f"{tmp_path}:no.gguf"):
         with pytest.raises(ModelError, match="there is no file .*no.gguf"):
-            place(name)
+            Source.of(name)
 
 
 def test_without_the_package_it_says_what_to_install(exact, monkeypatch):
