@@ -2,18 +2,31 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from tokenizers import Regex, Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from llm2vec import Recipe, convert
 from llm2vec.backbone.lm_head import masked_rows
 from llm2vec.backbone.loading import check_is_decoder
 from llm2vec.backbone.miniature import shrink
 from llm2vec.backbone.switch import make_bidirectional
-from llm2vec.errors import ModelError, NotConvertible
+from llm2vec.errors import LLM2VecError, ModelError, NotConvertible
+from llm2vec.recipe.knobs import merged
+from llm2vec.recipe.presets import preset
 
 NOT_TRIED = "its default configuration cannot be built small"
 
@@ -194,3 +207,62 @@ def row(outcome: Outcome) -> str:
         if said != "proven"
     ]
     return f"| `{outcome.model_type}` | {outcome.uses} | {'yes' if outcome.packs else 'no'} | {'; '.join(notes)} |"
+
+
+# --- converted, from end to end
+
+LETTERS = " _abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,'"
+SPECIAL = ("<unk>", "<pad>", "<s>", "</s>")
+
+TEXTS = tuple(
+    f"{subject} {verb} {thing}."
+    for subject in ("The miller", "A nurse", "My brother", "The pupil")
+    for verb in ("opened", "painted", "sold")
+    for thing in ("the green door", "a box", "two red boats")
+)
+
+FEW_STEPS = {
+    "mntp": {"steps": 2, "batch_size": 4, "max_length": 32, "eval_blocks": 2},
+    "simcse": {"steps": 2, "batch_size": 4, "max_length": 32},
+    "encoder": {"max_length": 64},
+}
+"""What a conversion of a tiny model changes in the `paper` preset: how long it trains, and on how much."""
+
+
+def letters_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer with a token for each letter, of fewer tokens than a tiny model has embeddings."""
+    tokens = [*SPECIAL, *LETTERS]
+    made = Tokenizer(WordLevel({token: place for place, token in enumerate(tokens)}, "<unk>"))
+    made.pre_tokenizer = Split(Regex("."), behavior="isolated")
+    named = dict(zip(("unk_token", "pad_token", "bos_token", "eos_token"), SPECIAL, strict=True))
+    return PreTrainedTokenizerFast(tokenizer_object=made, **named)
+
+
+def write_decoder(model_type: str, folder: Path) -> Path:
+    """A tiny random decoder of the type and a tokenizer, as a folder."""
+    tiny(model_type).save_pretrained(folder)
+    letters_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def converted(model_type: str, folder: Path, *, method: str) -> str:
+    """Convert a tiny model of the type by the `paper` preset: "yes", or what that ends with.
+
+    Args:
+        model_type: As transformers names it.
+        folder: An empty one, for everything that is written.
+        method: `lora` or `full`.
+    """
+    (folder / "texts.txt").write_text("\n".join(TEXTS))
+    named = {
+        "decoder": str(write_decoder(model_type, folder / "decoder")),
+        "corpus": {"source": str(folder / "texts.txt")},
+        "mntp": {"method": method},
+        "simcse": {"method": method},
+    }
+    recipe = Recipe.read(merged(preset("paper"), FEW_STEPS, named))
+    try:
+        convert(recipe, folder / "encoder")
+    except LLM2VecError as error:
+        return str(error)
+    return "yes"

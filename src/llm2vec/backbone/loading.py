@@ -221,4 +221,9 @@ def _errors_of(source: Source, what: str) -> Iterator[None]:
         TypeError,
         AttributeError,
     ) as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"{source} brings model code of its own; look at it, and allow it with "
+                "--trust-remote-code (trust_remote_code=True)"
+            ) from error
         raise ModelError(f"cannot load {what} from {source}: {first_line(error)}") from error

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llm2vec.backbone.adapters import adapter_folder, merge_chain
 from llm2vec.backbone.loading import check_vocabulary, load_decoder, load_tokenizer
-from llm2vec.backbone.lora import weights_dtype
+from llm2vec.backbone.lora import check_trainable, weights_dtype
 from llm2vec.backbone.source import Source
 from llm2vec.backbone.switch import Switch, body, make_bidirectional
 from llm2vec.conversion.stage_folder import STAGE_FILE
@@ -37,6 +37,7 @@ def make_bidirectional_folder(
 
     Raises:
         ModelError: The decoder cannot be loaded or cannot be made bidirectional.
+        UsageError: A stage cannot train it.
     """
     source = Source.of(recipe.decoder, trust_remote_code=recipe.trust_remote_code)
     tokenizer = load_tokenizer(source)
@@ -50,6 +51,9 @@ def make_bidirectional_folder(
     check_vocabulary(model, tokenizer)
     adapters = [adapter_folder(Source.of(each)) for each in recipe.adapters]
     merge_chain(body(model), adapters)
+    for stage in STAGES:
+        if stage.knobs(recipe).steps:
+            check_trainable(model if stage.has_head else body(model), stage.knobs(recipe))
     switch = make_bidirectional(model)
     _note_switch(switch, progress)
     with whole_folder(folder) as partial:

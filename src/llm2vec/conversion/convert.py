@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 
 from llm2vec.backbone.source import Source
@@ -25,7 +26,7 @@ from llm2vec.encoder.folder import PROVENANCE_FILE, about_template, model_card, 
 from llm2vec.errors import RunError
 from llm2vec.recipe.knobs import Recipe
 from llm2vec.runtime.files import PARTIAL, publish, read_json, whole_file, write_json
-from llm2vec.runtime.hardware import default_device, versions
+from llm2vec.runtime.hardware import default_device, idle_gpus, versions
 from llm2vec.runtime.progress import Progress, Silent
 from llm2vec.training.stage import Stage, StageRun, run_stage
 from llm2vec.training.stages import STAGES
@@ -75,6 +76,8 @@ def convert(
         progress.note(f"{work.out} is finished already; --start-over makes it again")
         return _result(work)
     _on_main(processes, work.begin)
+    if (note := idle_gpus(processes.num_processes, torch.cuda.device_count())) is not None:
+        progress.note(note)
     work.stage("0-bi", partial(_stage_zero, recipe, work, processes, progress))
     for number, stage in enumerate(STAGES, start=1):
         if stage.knobs(recipe).steps:
@@ -118,7 +121,8 @@ def _train(
     with scratch_beside(folder) as scratch:
         run = StageRun(recipe, source, settings, scratch, work.own_texts, processes, progress)
         trained = run_stage(stage, run)
-        _on_main(processes, partial(write_stage, folder, trained, settings, scratch))
+        write = partial(write_stage, trust_remote_code=recipe.trust_remote_code)
+        _on_main(processes, partial(write, folder, trained, settings, scratch))
 
 
 def _newest(recipe: Recipe, work: Work) -> Source:
@@ -135,7 +139,7 @@ def _finish(recipe: Recipe, work: Work, progress: Progress) -> None:
     encoder.write(built)
     if (note := about_template(encoder.settings)) is not None:
         progress.note(note)
-    proof = prove_read_back(encoder, built)
+    proof = prove_read_back(encoder, built, trust_remote_code=recipe.trust_remote_code)
     stages = [read_json(stage / STAGE_FILE) for stage in work.made]
     provenance = {
         **work.identity(),

@@ -11,6 +11,7 @@ from llm2vec.corpus.triples import check_triples
 from llm2vec.errors import ModelError, UsageError
 from llm2vec.recipe.knobs import Recipe
 from llm2vec.runtime.progress import Progress
+from llm2vec.training.simcse import attention_dropouts
 from llm2vec.training.stages import STAGES
 
 
@@ -25,10 +26,11 @@ def check(recipe: Recipe, *, processes: int, progress: Progress) -> None:
     Raises:
         ModelError: The decoder is none, or is bidirectional already and MNTP or writing texts is asked for; an adapter
             is none.
-        UsageError: The decoder has too few positions.
+        UsageError: The decoder has too few positions, or no attention dropout where SimCSE needs it.
         CorpusError: A data set of triples is wrong, or too small for a step.
     """
-    config = load_config(Source(recipe.decoder, trust_remote_code=recipe.trust_remote_code))
+    source = Source.of(recipe.decoder, trust_remote_code=recipe.trust_remote_code)
+    config = load_config(source)
     if is_bidirectional(config) and (recipe.mntp.steps or recipe.trains_on_own_texts):
         raise ModelError(
             f"{recipe.decoder} is bidirectional already; give the decoder that it was made from"
@@ -36,6 +38,8 @@ def check(recipe: Recipe, *, processes: int, progress: Progress) -> None:
     for adapter in recipe.adapters:
         check_adapter(adapter)
     _check_lengths(recipe, position_limit(config))
+    if recipe.simcse.steps:
+        attention_dropouts(source)
     if recipe.supervised.steps:
         check_triples(recipe.supervised.corpus, step_rows=recipe.supervised.batch_size * processes)
     elif recipe.supervised.corpus.source is not None:

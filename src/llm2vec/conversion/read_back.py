@@ -22,10 +22,15 @@ _READ_BACK_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16
 another batch shape in that type."""
 
 
-def prove_read_back(encoder: Encoder, folder: Path) -> Proof:
+def prove_read_back(encoder: Encoder, folder: Path, *, trust_remote_code: bool = False) -> Proof:
     """Open a saved folder as other people would, with none of our code, and compare vectors.
 
     A template is left out of the comparison: other libraries know none.
+
+    Args:
+        encoder: The encoder that was saved.
+        folder: The folder that it was saved to.
+        trust_remote_code: Run model code that lies in the folder.
 
     Raises:
         ProofFailed: `SentenceTransformer` or `AutoModel` gives other vectors than `encode`.
@@ -39,8 +44,11 @@ def prove_read_back(encoder: Encoder, folder: Path) -> Proof:
             encoder.model, encoder.tokenizer, settings=replace(encoder.settings, template=None)
         )
     with quiet():
-        opened = SentenceTransformer(str(folder), device=str(encoder.device))
-        plain = AutoModel.from_pretrained(folder).eval().to(encoder.device)
+        opened = SentenceTransformer(
+            str(folder), device=str(encoder.device), trust_remote_code=trust_remote_code
+        )
+        plain = AutoModel.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        plain = plain.eval().to(encoder.device)
     ours_BD = encoder.encode(texts, convert_to_numpy=True)
     theirs_BD = opened.encode(texts, convert_to_numpy=True, show_progress_bar=False)
     margin = _distance(ours_BD, theirs_BD)

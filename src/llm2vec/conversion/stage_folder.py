@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from llm2vec.backbone.loading import load_decoder
+from llm2vec.backbone.source import Source
 from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.folder import CHECKPOINTS, Settings
 from llm2vec.runtime.files import whole_folder, write_json
@@ -12,7 +13,14 @@ from llm2vec.training.trainer import KEPT
 STAGE_FILE = "stage.json"
 
 
-def write_stage(folder: Path, trained: Trained, settings: Settings, scratch: Path) -> None:
+def write_stage(
+    folder: Path,
+    trained: Trained,
+    settings: Settings,
+    scratch: Path,
+    *,
+    trust_remote_code: bool = False,
+) -> None:
     """Write a stage's encoder folder, and those of the models kept along the way beside it.
 
     Args:
@@ -20,16 +28,18 @@ def write_stage(folder: Path, trained: Trained, settings: Settings, scratch: Pat
         trained: What the stage left.
         settings: The encoder's settings.
         scratch: Where the trainer kept models along the way.
+        trust_remote_code: Run model code that came with the decoder.
     """
     for kept in sorted(scratch.glob(f"{KEPT}[0-9]*[0-9]")):
-        _write_kept(kept, folder, trained, settings)
+        source = Source(kept, trust_remote_code=trust_remote_code)
+        _write_kept(source, folder, trained, settings)
     with whole_folder(folder) as partial:
         Encoder(trained.model, trained.tokenizer, settings=settings).write(partial)
         write_json(partial / STAGE_FILE, trained.facts)
 
 
-def _write_kept(kept: Path, folder: Path, trained: Trained, settings: Settings) -> None:
-    step = int(kept.name.removeprefix(KEPT))
+def _write_kept(kept: Source, folder: Path, trained: Trained, settings: Settings) -> None:
+    step = int(Path(kept.name).name.removeprefix(KEPT))
     place = folder.parent / CHECKPOINTS / f"{folder.name}-{step}"
     place.parent.mkdir(exist_ok=True)
     body = load_decoder(

@@ -18,6 +18,21 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def idle_gpus(processes: int, gpus: int) -> str | None:
+    """One line about GPUs that nothing is done on; None where all of them work.
+
+    Args:
+        processes: Number of processes, each of which uses one GPU.
+        gpus: Number of GPUs that this process sees.
+    """
+    if processes > 1 or gpus < 2:
+        return None
+    return (
+        f"one process uses one GPU, and {gpus - 1} of {gpus} stay idle; all of them work in "
+        f"torchrun --nproc-per-node {gpus} -m llm2vec ..."
+    )
+
+
 def has_bfloat16(device: torch.device) -> bool:
     """Whether a device multiplies in bfloat16 by itself, and so faster: newer GPUs, CPUs with instructions for it."""
     if device.type == "cuda":

@@ -111,6 +111,20 @@ class _Numbers(Dataset[int]):
         return number
 
 
+class _OneDevice(TrainingArguments):
+    """The library's arguments for a process that uses one device, however many GPUs it sees.
+
+    The library would copy the model to all of them and give each a part of every batch, on top of
+    what the recipe says a process does. Several GPUs are for several processes.
+    """
+
+    @property
+    def n_gpu(self) -> int:
+        """Number of GPUs that this process uses."""
+        seen: int = super().n_gpu
+        return min(seen, 1)
+
+
 class _StageTrainer(Trainer):
     """The library's trainer with a stage's loss, numbered samples, whole checkpoints, and a stop at NaN."""
 
@@ -292,6 +306,11 @@ def train(
             f"batch_size {recipe.batch_size} is not a multiple of accumulation {recipe.accumulation}"
         )
     keep_freed_memory()
+    if recipe.gradient_checkpointing and not model.supports_gradient_checkpointing:
+        progress.note(
+            f"{model.config.model_type} has no gradient checkpointing: every layer's states are kept"
+        )
+        recipe = recipe.model_copy(update={"gradient_checkpointing": False})
     arguments = _arguments(recipe, folder, seed=seed, device=next(model.parameters()).device)
     per_step = recipe.batch_size * arguments.world_size
     epochs = recipe.schedule_epochs
@@ -329,7 +348,7 @@ def _arguments(
     recipe: StageRecipe, folder: Path, *, seed: int, device: torch.device
 ) -> TrainingArguments:
     computes_in = precision(recipe, device)
-    return TrainingArguments(
+    return _OneDevice(
         output_dir=str(folder),
         max_steps=recipe.steps,
         per_device_train_batch_size=recipe.batch_size // recipe.accumulation,

@@ -1,0 +1,93 @@
+"""A decoder that brings its own model code is converted where that is allowed, and refused where it is not."""
+
+import json
+
+import families
+import pytest
+import torch
+from transformers import AutoModel
+
+from llm2vec import LLM2Vec, Recipe, convert
+from llm2vec.conversion.info import describe
+from llm2vec.errors import ModelError
+from llm2vec.recipe.knobs import merged
+
+CONFIGURATION = """
+from transformers import LlamaConfig
+
+
+class OwnConfig(LlamaConfig):
+    model_type = "own_code"
+"""
+
+MODEL = """
+from transformers import LlamaForCausalLM, LlamaModel
+
+from .configuration_own import OwnConfig
+
+
+class OwnModel(LlamaModel):
+    config_class = OwnConfig
+
+
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+CLASSES = {
+    "AutoConfig": "configuration_own.OwnConfig",
+    "AutoModel": "modeling_own.OwnModel",
+    "AutoModelForCausalLM": "modeling_own.OwnForCausalLM",
+}
+
+REFUSED = "brings model code of its own.*--trust-remote-code"
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory):
+    """A tiny Llama under a type that transformers does not know, with the code that reads it."""
+    folder = families.write_decoder("llama", tmp_path_factory.mktemp("own") / "decoder")
+    config = json.loads((folder / "config.json").read_text())
+    changes = {"model_type": "own_code", "architectures": ["OwnForCausalLM"], "auto_map": CLASSES}
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    (folder / "configuration_own.py").write_text(CONFIGURATION)
+    (folder / "modeling_own.py").write_text(MODEL)
+    return folder
+
+
+def recipe(decoder, folder, **changes):
+    (folder / "texts.txt").write_text("\n".join(families.TEXTS))
+    corpus = {"corpus": {"source": str(folder / "texts.txt")}}
+    return Recipe.read(merged(families.FEW_STEPS, corpus, {"decoder": str(decoder)}, changes))
+
+
+def test_every_stage_and_every_kept_encoder_is_made_with_the_decoders_own_code(decoder, tmp_path):
+    kept = {"mntp": {"keep_every": 1}}
+    chosen = recipe(decoder, tmp_path, trust_remote_code=True, **kept)
+    done = convert(chosen, tmp_path / "encoder", keep_stages=True)
+    assert list(done.stages) == ["0-bi", "1-mntp", "2-simcse"]
+    checkpoints = sorted((tmp_path / "encoder.stages" / "checkpoints").iterdir())
+    assert len(checkpoints) == 2
+    for folder in (*done.stages.values(), *checkpoints, tmp_path / "encoder"):
+        encoder = LLM2Vec.from_pretrained(folder, trust_remote_code=True)
+        assert type(encoder.model).__name__ == "OwnModel"
+        plain = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+        ids_BT = torch.arange(5, 15)[None]
+        with torch.no_grad():
+            theirs_BTD = plain(input_ids=ids_BT).last_hidden_state
+            ours_BTD = encoder.model(input_ids=ids_BT).last_hidden_state
+        torch.testing.assert_close(theirs_BTD, ours_BTD)
+
+
+def test_info_tries_a_small_copy_with_the_decoders_own_code(decoder, tmp_path):
+    found = describe(recipe(decoder, tmp_path, trust_remote_code=True))
+    assert (found.model_type, found.convertible) == ("own_code", True)
+
+
+def test_code_that_nobody_allowed_is_not_run_and_the_line_says_how_to_allow_it(decoder, tmp_path):
+    with pytest.raises(ModelError, match=REFUSED):
+        describe(recipe(decoder, tmp_path))
+    with pytest.raises(ModelError, match=REFUSED):
+        convert(recipe(decoder, tmp_path), tmp_path / "encoder")
+    with pytest.raises(ModelError, match=REFUSED):
+        LLM2Vec.from_pretrained(decoder)
