@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check bench docs clean
+.PHONY: demo real test check bench docs clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -14,6 +14,9 @@ BIN := .venv/bin
 
 demo: .venv/ready  ## convert the bundled decoder and show what it gained
 	$(BIN)/python scripts/demo.py
+
+real: .venv/ready  ## fetch SmolLM2-135M, convert it within an hour, and show what it gained; CORPUS=texts.txt
+	$(BIN)/python scripts/real.py --corpus $(or $(CORPUS),self)
 
 test: .venv/ready  ## every test, in two processes of one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
@@ -33,4 +36,4 @@ docs: .venv/ready  ## write the generated pages
 	$(BIN)/python scripts/make_docs.py
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo real

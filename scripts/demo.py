@@ -30,16 +30,21 @@ SHOWN = ("In short", "Training", "Nearest neighbours")
 
 
 def main() -> None:
-    """Convert, measure, write the report, print its short parts."""
+    """Convert the bundled decoder and show what it gained."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("demo/encoder"))
     out = parser.parse_args().out
+    recipe = merged(llm2vec.preset("small"), LONGER if has_bfloat16(default_device()) else {})
+    convert_and_show(llm2vec.Recipe.read(recipe), out)
+
+
+def convert_and_show(recipe: llm2vec.Recipe, out: Path) -> None:
+    """Convert, measure, write the report, print its short parts and what they took."""
     warnings.simplefilter("ignore")
     started = time.monotonic()
-    recipe = merged(llm2vec.preset("small"), LONGER if has_bfloat16(default_device()) else {})
-    llm2vec.convert(llm2vec.Recipe.read(recipe), out, keep_stages=True, progress=Drawn())
+    llm2vec.convert(recipe, out, keep_stages=True, progress=Drawn())
     report = measure(out, progress=Drawn())
     page = write_report(report, out.parent)
     results.print(Markdown(to_markdown([part for part in sections(report) if part.title in SHOWN])))
