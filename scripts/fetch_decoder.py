@@ -71,9 +71,10 @@ def dequantise(payload: Path, folder: Path) -> None:
     import torch
 
     from llm2vec.backbone.loading import load_decoder, load_tokenizer, quiet
+    from llm2vec.backbone.source import Source
 
-    tokenizer = load_tokenizer(payload)
-    model = load_decoder(payload, head=True, dtype=torch.float32, device="cpu")
+    tokenizer = load_tokenizer(Source.of(payload))
+    model = load_decoder(Source.of(payload), head=True, dtype=torch.float32, device="cpu")
     with quiet():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -94,10 +95,11 @@ def check_that_it_speaks(folder: Path) -> None:
     import torch
 
     from llm2vec.backbone.loading import load_decoder, load_tokenizer
+    from llm2vec.backbone.source import Source
 
     beginning, expected = "The capital of France is the city of", "Paris"
-    tokenizer = load_tokenizer(folder)
-    model = load_decoder(folder, head=True, dtype=torch.float32, device="cpu").eval()
+    tokenizer = load_tokenizer(Source.of(folder))
+    model = load_decoder(Source.of(folder), head=True, dtype=torch.float32, device="cpu").eval()
     ids = tokenizer(beginning, return_tensors="pt")
     with torch.no_grad():
         written = model.generate(

@@ -10,8 +10,10 @@ from dataclasses import replace
 
 import pytest
 from conftest import ROOT
+from gguf_files import write_gguf
 
 from llm2vec import LLM2Vec
+from llm2vec.backbone.source import BUNDLED_FOLDER
 from llm2vec.errors import RunError
 
 SCRIPT = ROOT / "scripts" / "fetch_decoder.py"
@@ -156,3 +158,19 @@ def test_a_fetched_encoder_is_the_published_one(script):
     if not (CACHE / "minilm").is_dir():
         pytest.skip("needs `python scripts/fetch_decoder.py minilm`")
     script.check_that_it_compares(CACHE / "minilm")
+
+
+def test_a_gguf_file_is_kept_as_a_plain_folder_that_opens(script, tmp_path):
+    file = write_gguf(BUNDLED_FOLDER, tmp_path / "decoder.gguf", blocks="Q8_0")
+    (tmp_path / "plain").mkdir()
+    script.dequantise(file, tmp_path / "plain")
+    vectors_BD, expected_BD = (
+        LLM2Vec.from_pretrained(each).encode(["A man plays."])
+        for each in (tmp_path / "plain", file)
+    )
+    assert (vectors_BD - expected_BD).abs().max() == 0
+
+
+def test_a_decoder_that_does_not_speak_is_refused(script):
+    with pytest.raises(RunError, match="does not speak: .* goes on as .*, without 'Paris'"):
+        script.check_that_it_speaks(BUNDLED_FOLDER)
