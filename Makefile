@@ -32,8 +32,10 @@ bench: .venv/ready  ## the speed figures of docs/results.md
 	$(BIN)/python benchmarks/mntp_step.py
 	$(BIN)/python benchmarks/encode.py
 
-docs: .venv/ready  ## write the generated pages
+docs: .venv/ready  ## write the generated pages, and the site from docs/ in site/
 	$(BIN)/python scripts/make_docs.py
+	$(BIN)/pip install --quiet --constraint constraints.txt '.[docs]'
+	$(BIN)/mkdocs build --strict --quiet
 
 clean:
 	rm -rf .venv demo real
