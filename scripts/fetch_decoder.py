@@ -240,11 +240,10 @@ def _reason(said: str) -> str:
     """What pip's messages come down to."""
     if "WARNING: Retrying" in said:
         return "no connection to the package index"
-    errors = [
-        line.removeprefix("ERROR: ") for line in said.splitlines() if line.startswith("ERROR")
-    ]
-    others = [line for line in said.splitlines() if line.strip()]
-    return (errors or others or ["pip said nothing"])[-1]
+    lines = [line for line in said.splitlines() if line.strip()]
+    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
+    named = [line for line in errors if not line.startswith("Exception")]
+    return (named or lines or ["pip said nothing"])[-1]
 
 
 def join(parts: Sequence[tuple[Path, str]], payload: Path, *, sha256: str) -> None:

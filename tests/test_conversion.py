@@ -1,5 +1,6 @@
 """The main job, whole: three families, kills, changes, and everything that can be wrong with its input."""
 
+import errno
 import json
 import os
 import signal
@@ -10,11 +11,13 @@ import time
 import pytest
 import torch
 from conftest import DECODERS
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from llm2vec import LLM2Vec, Recipe, convert
 from llm2vec.errors import CorpusError, LLM2VecError, ModelError, RunError, UsageError
 from llm2vec.recipe.knobs import merged
+from llm2vec.runtime.files import disk_space_checked
 from llm2vec.runtime.progress import Recorder
 
 FLOAT32 = {"precision": "float32"}
@@ -258,6 +261,26 @@ def test_a_full_disk_is_one_clear_line_and_the_run_goes_on_afterwards(
     assert not (tmp_path / "out").exists()
     convert(chosen, tmp_path / "out")
     assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    "full",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        SafetensorError(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        ),
+    ],
+)
+def test_a_full_disk_is_told_whatever_library_writes_to_it(full, tmp_path):
+    with pytest.raises(RunError, match="no space left while writing"), disk_space_checked(tmp_path):
+        raise full
+
+
+def test_other_trouble_with_a_file_stays_what_it_is(tmp_path):
+    with pytest.raises(SafetensorError), disk_space_checked(tmp_path):
+        raise SafetensorError("Error while deserializing header: incomplete metadata")
 
 
 def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(corpus, tmp_path):

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from llm2vec.errors import RunError
 
 PARTIAL = ".partial"
@@ -86,13 +88,21 @@ def disk_space_checked(path: Path) -> Iterator[None]:
     """Turn "no space left" into an error that names the place; nothing that was finished is touched."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, SafetensorError) as error:
+        if not _is_full(error):
             raise
         raise RunError(
             f"no space left while writing {path}: free some space and run the same command again; "
             "finished stages and the last checkpoint are kept"
         ) from error
+
+
+def _is_full(error: OSError | SafetensorError) -> bool:
+    """Whether a disk or a quota is full; safetensors says so in words alone."""
+    numbers = (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, OSError):
+        return error.errno in numbers
+    return any(f"(os error {number})" in str(error) for number in numbers)
 
 
 def write_json(path: Path, value: Any) -> None:
