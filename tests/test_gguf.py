@@ -1,7 +1,11 @@
 """GGUF files are decoders like any other: opened, described, converted, or refused in one line."""
 
+import os
 import shutil
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import DECODERS
@@ -153,3 +157,21 @@ def test_without_the_package_it_says_what_to_install(exact, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install 'llm2vec\[gguf\]'"):
         load_config(exact)
+
+
+def test_a_file_of_the_hub_is_fetched_by_its_name(exact, tmp_path):
+    cached = tmp_path / "models--someone--decoder-gguf"
+    (cached / "snapshots" / "0" / "file.gguf").parent.mkdir(parents=True)
+    shutil.copy(exact, cached / "snapshots" / "0" / "file.gguf")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0")
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path)}
+
+    vectors = tmp_path / "vectors.npy"
+    command = ["encode", "someone/decoder-gguf:file.gguf", *TEXTS, "--out", str(vectors)]
+    done = subprocess.run(
+        [sys.executable, "-m", "llm2vec", *command], env=offline, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    expected_BD = LLM2Vec.from_pretrained(exact).encode(TEXTS)
+    assert np.abs(np.load(vectors) - expected_BD.numpy()).max() < EXACT
