@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from llm2vec.backbone import gguf
+from llm2vec.backbone import gguf, wrapper
 from llm2vec.backbone.source import Source
 from llm2vec.errors import ModelError, UsageError, first_line
 from llm2vec.runtime.hardware import default_device
@@ -93,18 +93,40 @@ def load_decoder(
         UsageError: The configuration does not have what is to be changed.
     """
     source = Source.of(source)
-    config = load_config(source)
+    outer = _read_config(source)
+    config = _decoder_config(outer, source)
+    text = config.get_text_config(decoder=True)
     for name, value in (config_overrides or {}).items():
         if not hasattr(config, name):
             raise UsageError(f"{source} ({config.model_type}) has no {name}")
-        setattr(config.get_text_config(decoder=True), name, value)
-    chosen = {} if attention is None else {"attn_implementation": attention}
-    auto = AutoModelForCausalLM if head else AutoModel
+        setattr(text, name, value)
     where = torch.device(device or default_device())
     if dtype == "auto" and where.type == "cpu":
         dtype = torch.float32
+    options = {} if attention is None else {"attn_implementation": attention}
+    if config is outer:
+        model = _load_weights(source, config, head=head, dtype=dtype, options=options)
+    else:
+        with _errors_of(source, "a model"), quiet():
+            whole = wrapper.take_out(source, outer, text=config, dtype=dtype)
+        if attention is not None:
+            whole.set_attn_implementation(attention)
+        model = whole if head else wrapper.body_of(whole)
+    loaded: PreTrainedModel = model.to(where)  # type: ignore[arg-type]  # transformers narrows `to`
+    return loaded
+
+
+def _load_weights(
+    source: Source,
+    config: PreTrainedConfig,
+    *,
+    head: bool,
+    dtype: torch.dtype | str,
+    options: Mapping[str, str],
+) -> PreTrainedModel:
+    auto = AutoModelForCausalLM if head else AutoModel
     name, file = gguf.asked(source)
-    how = {**chosen, **file, **gguf.unpacking(source), **source.options()}
+    how = {**options, **file, **gguf.unpacking(source), **source.options()}
     with _errors_of(source, "a model"), quiet():
         model, info = auto.from_pretrained(  # type: ignore[misc]  # a pair, by output_loading_info
             name, config=config, dtype=dtype, output_loading_info=True, **how
@@ -115,12 +137,12 @@ def load_decoder(
         )
     if file:
         gguf.forget_blocks(model)
-    loaded: PreTrainedModel = model.to(where)
+    loaded: PreTrainedModel = model
     return loaded
 
 
 def load_config(source: str | Path | Source) -> PreTrainedConfig:
-    """The configuration of a decoder.
+    """The configuration of a decoder; of a multimodal model that of its text decoder.
 
     Args:
         source: A folder, a hub id or a GGUF file, or one with how it is fetched.
@@ -128,15 +150,40 @@ def load_config(source: str | Path | Source) -> PreTrainedConfig:
     Raises:
         ModelError: There is none, or it is none of a decoder.
     """
+    source = Source.of(source)
+    return _decoder_config(_read_config(source), source)
+
+
+def wrapper_note(source: str | Path | Source) -> str | None:
+    """What is left out of a multimodal model, in a sentence; None for a model of text alone."""
+    source = Source.of(source)
+    outer = _read_config(source)
+    if not wrapper.is_wrapper(outer):
+        return None
+    text = outer.get_text_config(decoder=True)
+    parts = ", ".join(wrapper.left_out(outer))
+    return (
+        f"the text decoder ({text.model_type}) of a multimodal model ({outer.model_type}); "
+        f"left out: {parts}"
+    )
+
+
+def _read_config(source: Source) -> PreTrainedConfig:
     if parse(version("transformers")) < parse(OLDEST):
         raise ModelError(
             f"transformers {version('transformers')} ignores the switch: pip install 'transformers>={OLDEST}'"
         )
-    source = Source.of(source)
     source.check()
     name, file = gguf.asked(source)
     with _errors_of(source, "a model"), quiet():
         config: PreTrainedConfig = AutoConfig.from_pretrained(name, **file, **source.options())
+    return config
+
+
+def _decoder_config(config: PreTrainedConfig, source: Source) -> PreTrainedConfig:
+    """The configuration itself, or that of the text decoder inside a multimodal model."""
+    if wrapper.is_wrapper(config):
+        config = wrapper.text_config(config, source)
     check_is_decoder(config, source)
     return config
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from llm2vec.backbone.loading import embedding_rows, load_config
+from llm2vec.backbone.loading import embedding_rows, load_config, wrapper_note
 from llm2vec.backbone.miniature import shrink
 from llm2vec.backbone.proofs import Proof
 from llm2vec.backbone.receptive_field import decoder_layers
@@ -144,10 +144,16 @@ def describe(recipe: Recipe) -> Info:
         packs=switch is not None and switch.packs,
         pooling=recipe.encoder.pooling,
         proofs=() if switch is None else switch.proofs,
-        notes=() if switch is None else switch.notes,
+        notes=_notes(source, switch),
         weights_bytes=parameters * torch.empty((), dtype=saved).element_size(),
         estimates=_estimates(model, parameters, head, recipe) if switch is not None else (),
     )
+
+
+def _notes(source: Source, switch: Switch | None) -> tuple[str, ...]:
+    about = wrapper_note(source)
+    of_switch = () if switch is None else switch.notes
+    return of_switch if about is None else (about, *of_switch)
 
 
 def _without_memory(config: PreTrainedConfig, recipe: Recipe) -> PreTrainedModel:
