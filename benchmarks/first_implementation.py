@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from llm2vec import LLM2Vec
 from llm2vec.backbone.loading import quiet
-from llm2vec.backbone.source import place
+from llm2vec.backbone.source import BUNDLED_FOLDER
 from llm2vec.training.mntp import Masking, collate
 
 WORKER = Path(__file__).with_name("first_worker.py")
@@ -57,7 +57,7 @@ def save_decoder(folder: Path, *, vocabulary: int, tied: bool) -> None:
 
 def save_tokenizer(folder: Path) -> None:
     """The bundled tokenizer as older libraries read it: merges as one string, the class by its old name."""
-    AutoTokenizer.from_pretrained(place("bundled")).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(BUNDLED_FOLDER).save_pretrained(folder)
     whole = json.loads((folder / "tokenizer.json").read_text(encoding="utf8"))
     whole["model"]["merges"] = [" ".join(pair) for pair in whole["model"]["merges"]]
     (folder / "tokenizer.json").write_text(json.dumps(whole, ensure_ascii=False), encoding="utf8")

@@ -54,7 +54,7 @@ def our_step(folder: Path, blocks: Any) -> tuple[torch.nn.Module, Callable[[], t
     from llm2vec.backbone.switch import make_bidirectional
     from llm2vec.encoder.batching import is_packed, model_inputs
     from llm2vec.recipe.knobs import MntpRecipe
-    from llm2vec.runtime.hardware import keep_freed_memory
+    from llm2vec.runtime.allocator import keep_freed_memory
     from llm2vec.training.mntp import mntp_loss
 
     keep_freed_memory()

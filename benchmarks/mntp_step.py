@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from llm2vec.backbone.lm_head import masked_rows
 from llm2vec.backbone.packed_attention import packed_inputs
 from llm2vec.backbone.switch import make_bidirectional
-from llm2vec.runtime.hardware import keep_freed_memory
+from llm2vec.runtime.allocator import keep_freed_memory
 
 PROBABILITY = 0.2
 

@@ -21,6 +21,7 @@ from llm2vec import LLM2Vec
 from llm2vec.backbone.adapters import find_chain
 from llm2vec.backbone.loading import load_decoder, load_tokenizer
 from llm2vec.backbone.lora import add_adapters
+from llm2vec.backbone.source import Source
 from llm2vec.backbone.switch import make_bidirectional, save_model
 from llm2vec.corpus.tagged import Tagged
 from llm2vec.corpus.token_store import store_tokens
@@ -582,7 +583,7 @@ def test_an_imported_encoder_says_what_was_merged_in_which_order(tmp_path):
         adapter(tmp_path / name, seed=seed)
         for seed, name in enumerate(("tiny-mntp", "tiny-unsup-simcse"))
     )
-    import_encoder(find_chain(DECODERS / "qwen3", [simcse, mntp]), tmp_path / "out")
+    import_encoder(find_chain(Source(DECODERS / "qwen3"), [simcse, mntp]), tmp_path / "out")
     told = json.loads((tmp_path / "out" / "provenance.json").read_text())
     assert [each["source"] for each in told["imported"]] == [
         str(DECODERS / "qwen3"),

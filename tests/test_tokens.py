@@ -1,16 +1,31 @@
 """Tokens: which of them are a text's own, and a corpus of them on disk."""
 
 import pytest
+import torch
+from conftest import DECODERS
 from hypothesis import given
 from hypothesis import strategies as st
+from small_tokenizers import dna
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
+from llm2vec import Encoder
 from llm2vec.backbone.loading import load_tokenizer
 from llm2vec.backbone.source import BUNDLED_FOLDER
 from llm2vec.corpus.token_store import store_tokens
-from llm2vec.encoder.tokenization import borders, separator_for, tokenize
-from llm2vec.errors import CorpusError, UsageError
+from llm2vec.encoder.templates import read_template
+from llm2vec.encoder.tokenization import Borders, borders, separator_for, tokenize
+from llm2vec.errors import CorpusError, ModelError, UsageError
 
 TOKENIZER = load_tokenizer(BUNDLED_FOLDER)
+BORDERED = load_tokenizer(BUNDLED_FOLDER)
+"""The same with a start and an end token."""
+BORDERED.backend_tokenizer.post_processor = TemplateProcessing(
+    single="<|endoftext|> $A <|endoftext|>",
+    special_tokens=[("<|endoftext|>", BORDERED.eos_token_id)],
+)
 PLAIN = st.text(
     alphabet=st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=30
 )
@@ -67,6 +82,60 @@ def test_a_separator_keeps_prompt_and_text_in_tokens_of_their_own():
 def test_borders_are_measured():
     edges = borders(TOKENIZER)
     assert (edges.before, edges.after) == (0, 0)
+
+
+@pytest.mark.parametrize("before", [None, "<s>"])
+@pytest.mark.parametrize("after", [None, "</s>"])
+def test_borders_are_measured_on_what_the_tokenizer_can_read(before, after):
+    """A tokenizer of DNA has no token for `a`, on which they were once measured."""
+    tokenizer = dna(before=before, after=after)
+    assert borders(tokenizer) == Borders(before=bool(before), after=bool(after))
+    for prompt in (None, "GG"):
+        (tokens,) = tokenize(
+            tokenizer, ["CAT"], max_length=512, prompts=None if prompt is None else [prompt]
+        )
+        assert tokenizer.convert_ids_to_tokens(tokens.ids[tokens.first : tokens.end]) == list("CAT")
+        assert tokenizer.decode(tokens.ids, skip_special_tokens=True).replace(" ", "") == (
+            f"{prompt or ''}CAT"
+        )
+
+
+def test_a_vector_of_dna_is_the_mean_over_its_letters():
+    model = Encoder.from_pretrained(DECODERS / "qwen3").model
+    tokenizer = dna()
+    encoder = Encoder(model, tokenizer)
+    ids = tokenizer("GATTACA", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        states_TD = model(input_ids=ids).last_hidden_state[0]
+    assert len(states_TD) == 9
+    torch.testing.assert_close(encoder.encode("GATTACA"), states_TD[1:-1].mean(0))
+
+
+def test_a_vocabulary_that_reads_nothing_is_an_error():
+    empty = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE(vocab={}, merges=[])))
+    with pytest.raises(ModelError, match="no text has a token"):
+        borders(empty)
+
+
+@given(text=PLAIN, prompt=st.none() | PLAIN, max_length=st.integers(3, 12))
+def test_rows_are_cut_as_the_tokenizer_itself_would_cut_them(text, prompt, max_length):
+    for tokenizer in (TOKENIZER, BORDERED):
+        ids = tokenizer((prompt or "") + text, truncation=True, max_length=max_length)["input_ids"]
+        try:
+            (tokens,) = tokenize(
+                tokenizer, [text], max_length=max_length, prompts=prompt and [prompt]
+            )
+        except UsageError:
+            continue  # the prompt fills the row
+        assert tokens.ids == ids
+
+
+def test_a_chat_template_loses_its_start_token_only_where_the_tokenizer_adds_one():
+    message = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    for before, expected in (("<s>", "{text}"), (None, "<s>{text}")):
+        tokenizer = dna(before=before)
+        tokenizer.chat_template = message
+        assert read_template("chat", tokenizer) == expected
 
 
 def test_a_stored_corpus_gives_the_tokenizers_ids_back(tmp_path):

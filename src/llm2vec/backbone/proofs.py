@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from llm2vec.backbone.loading import embedding_rows
+from llm2vec.backbone.mode import evaluating
 from llm2vec.backbone.packed_attention import PACKED, packed_inputs, padded_inputs
 from llm2vec.backbone.receptive_field import NOISE, Reach, either, layer_reach
 from llm2vec.errors import ProofFailed
@@ -133,14 +134,8 @@ def _first(value: Any) -> int | None:
 @contextmanager
 def _probing(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, no gradients; mode and random state as before afterwards."""
-    was_training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad(), torch.random.fork_rng():
-            yield
-    finally:
-        for module, training in was_training.items():
-            module.training = training
+    with evaluating(model), torch.no_grad(), torch.random.fork_rng():
+        yield
 
 
 def _states(body: nn.Module, **inputs: Any) -> Tensor:

@@ -20,6 +20,7 @@ from llm2vec.corpus.texts import HUB, SELF, corpus_files
 from llm2vec.errors import LLM2VecError, UsageError
 from llm2vec.recipe.knobs import Recipe, merged, read_settings, read_yaml, to_yaml
 from llm2vec.recipe.presets import PRESETS, preset
+from llm2vec.runtime.allocator import keep_freed_memory
 
 if TYPE_CHECKING:
     from llm2vec.conversion.info import Info
@@ -72,6 +73,7 @@ def _stop(*_: object) -> None:
 def main() -> None:
     """Run the command line; every error on purpose is one line, exit code 1 (failed) or 2 (wrong use)."""
     _quiet_libraries()
+    keep_freed_memory()
     signal.signal(signal.SIGINT, _stop)
     try:
         app()

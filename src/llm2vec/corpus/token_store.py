@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llm2vec.corpus.texts import chunks
-from llm2vec.encoder.tokenization import borders
+from llm2vec.encoder.tokenization import borders, untruncated
 from llm2vec.errors import CorpusError
 from llm2vec.runtime.files import read_json, whole_folder, write_json
 
@@ -81,17 +81,11 @@ def _own_rows(
     least = min_tokens + edges.before + edges.after
     count = kept = 0
     for chunk in chunks(texts, _CHUNK):
-        rows = tokenizer(
-            chunk,
-            truncation=max_length is not None,
-            max_length=max_length,
-            return_attention_mask=False,
-            verbose=False,
-        )["input_ids"]
-        for row in rows:
-            if len(row) >= least:
+        for row in untruncated(tokenizer, chunk)["input_ids"]:
+            ids = row if max_length is None else edges.cut(row, max_length=max_length)
+            if len(ids) >= least:
                 kept += 1
-                yield row
+                yield ids
         count += len(chunk)
         seen(count)
     if not kept:

@@ -7,6 +7,9 @@ one row; any other gets right-padded rows. Either way states come back flat, tex
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
+from threading import Event, Lock, Semaphore
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
@@ -15,7 +18,6 @@ from torch import Tensor
 from llm2vec.backbone.packed_attention import PACKED, packed_inputs, padded_inputs
 from llm2vec.backbone.receptive_field import decoder_layers
 from llm2vec.errors import UsageError
-from llm2vec.runtime.hardware import keep_freed_memory
 from llm2vec.runtime.onednn import fast_products
 
 if TYPE_CHECKING:
@@ -31,21 +33,15 @@ MAX_TOKENS = 1024
 
 MAX_TOKENS_GPU = 32_768
 
+_starting_threads = Lock()
+
+_reading: ContextVar[object] = ContextVar("reading", default=None)
+"""Whose forward runs in this thread, where it ends before the last layer."""
+
 
 def is_packed(model: "PreTrainedModel") -> bool:
     """Whether texts go through this model in one row, each seeing only itself."""
     return bool(model.config._attn_implementation == PACKED)
-
-
-@contextmanager
-def evaluating(model: "PreTrainedModel") -> Iterator[None]:
-    """Dropout off inside the block; as before afterwards."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def on_each_core(
@@ -53,30 +49,45 @@ def on_each_core(
 ) -> Iterator[Result]:
     """What `work` makes of each batch, in order; on a CPU a batch for each core, so none waits after every product.
 
+    Every batch runs without gradients and without autocast, whatever holds where this is called: what a thread is in
+    does not reach other threads.
+
     Args:
-        work: Called from several threads at once; the last batches may be done before the first are taken.
-        batches: As from `plan`.
-        device: Of the model.
+        work: What to do with a batch; called from several threads at once, and the last batches may be done before the
+            first are taken.
+        batches: Batches as from `plan_batches`.
+        device: Device of the model.
     """
-    threads = 1
-    if device.type == "cpu":
-        keep_freed_memory()
-        threads = torch.get_num_threads()
 
     def done(batch: list[int]) -> Result:
-        with fast_products(device):
+        without_autocast = torch.autocast(device.type, enabled=False)
+        with torch.inference_mode(), without_autocast, fast_products(device):
             return work(batch)
 
-    if threads == 1 or len(batches) < 2:
+    cores = torch.get_num_threads() if device.type == "cpu" else 1
+    threads = min(cores, len(batches))
+    if threads < 2:
         yield from map(done, batches)
         return
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield from pool.map(done, batches)
-    finally:
-        torch.set_num_threads(
-            threads
-        )  # what the pool's threads set is also what new threads begin with
+    begun, may_work = Semaphore(0), Event()
+
+    def begin() -> None:
+        torch.get_num_threads()  # a thread reads the process's count once, and its own from then on
+        torch.set_num_threads(1)
+        begun.release()
+        may_work.wait()
+
+    with ThreadPoolExecutor(threads, initializer=begin) as pool:
+        try:
+            with _starting_threads:
+                results = pool.map(done, batches)
+                for _ in range(threads):
+                    begun.acquire()
+                # a thread's count is also what new threads of the whole process begin with
+                torch.set_num_threads(cores)
+        finally:
+            may_work.set()
+        yield from results
 
 
 def plan_batches(
@@ -196,26 +207,32 @@ def reading_layer(
         yield lambda documents: layer_states(model, documents, pad_id=pad_id)[layer][None]
     else:
         # what goes into a layer is what the one before it gave
-        hook = layers[layer % (count + 1)].register_forward_pre_hook(_stop, with_kwargs=True)
+        reader = object()
+        stop = partial(_stop_for, reader)
+        hook = layers[layer % (count + 1)].register_forward_pre_hook(stop, with_kwargs=True)
         try:
-            yield lambda documents: _states_before(model, documents, pad_id=pad_id)[None]
+            yield lambda documents: _states_before(model, documents, reader, pad_id=pad_id)[None]
         finally:
             hook.remove()
 
 
-def _stop(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    raise _ReachedError(args[0] if args else kwargs["hidden_states"])
+def _stop_for(reader: object, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """End the forward of this reader; others that run on the same model at the same time go on."""
+    if _reading.get() is reader:
+        raise _ReachedError(args[0] if args else kwargs["hidden_states"])
 
 
 def _states_before(
-    model: "PreTrainedModel", documents: Sequence[Sequence[int]], *, pad_id: int
+    model: "PreTrainedModel", documents: Sequence[Sequence[int]], reader: object, *, pad_id: int
 ) -> Tensor:
-    """States that go into the layer whose hook stops the forward: states_ND."""
+    """States that go into the layer whose hook ends the reader's forward: states_ND."""
+    inputs = model_inputs(documents, packed=is_packed(model), pad_id=pad_id, device=model.device)
+    before = _reading.set(reader)
     try:
-        model(
-            **model_inputs(documents, packed=is_packed(model), pad_id=pad_id, device=model.device)
-        )
+        model(**inputs)
     except _ReachedError as reached:
         if reached.states_BTD.ndim == 3:
             return flatten(reached.states_BTD, [len(document) for document in documents])
+    finally:
+        _reading.reset(before)
     raise UsageError("this model's layers do not hand on one state a token; read the last layer")

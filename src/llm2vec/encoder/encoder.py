@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from llm2vec.backbone.adapters import merged_copy, told
+from llm2vec.backbone.mode import evaluating
 from llm2vec.backbone.source import Source
 from llm2vec.backbone.switch import is_bidirectional, save_model
 from llm2vec.encoder.batching import (
     MAX_TOKENS,
     MAX_TOKENS_GPU,
-    evaluating,
     is_packed,
     on_each_core,
     plan_batches,
@@ -36,7 +36,7 @@ from llm2vec.encoder.folder import (
 from llm2vec.encoder.loading import open_parts
 from llm2vec.encoder.pooling import pool_tokens
 from llm2vec.encoder.templates import split_template
-from llm2vec.encoder.tokenization import Tokens, borders, shortened, tokenize
+from llm2vec.encoder.tokenization import Tokens, borders, forget_truncation, shortened, tokenize
 from llm2vec.encoder.words import Merge, Reading, Words, words_of
 from llm2vec.errors import UsageError
 from llm2vec.runtime.files import whole_folder, write_json
@@ -246,7 +246,7 @@ class Encoder(nn.Module):
     ) -> Tensor:
         """Vectors of texts, each with its own prompt, without separator: embedding_BD."""
         before = self._before(prompts)
-        embedding_BD = torch.zeros(len(texts), self.dimension)
+        embedding_BD = torch.zeros(len(texts), self.dimension, device="cpu")
         hidden = None if show_progress else True  # None hides it where there is no terminal
         with tqdm(
             total=len(texts), desc="encode", unit="text", disable=hidden, delay=_BAR_AFTER_S
@@ -292,7 +292,6 @@ class Encoder(nn.Module):
             return found
         return [Tokens(each.ids, 0, len(each.ids)) for each in found]
 
-    @torch.inference_mode()
     def encode_tokens(
         self,
         tokens: Sequence[Tokens],
@@ -307,7 +306,7 @@ class Encoder(nn.Module):
             batch_size: The most texts in a batch; None is as many as a token budget allows.
             on_progress: Called after each batch with the number of texts in it.
         """
-        embedding_BD = torch.zeros(len(tokens), self.dimension)
+        embedding_BD = torch.zeros(len(tokens), self.dimension, device="cpu")
         lengths = [len(each.ids) for each in tokens]
         batches = plan_batches(
             lengths,
@@ -316,7 +315,6 @@ class Encoder(nn.Module):
             padded=not is_packed(self.model),
         )
 
-        @torch.inference_mode()  # each thread has its own mode
         def vectors_of(batch: list[int]) -> Tensor:
             return self.embed([tokens[index] for index in batch]).cpu()
 
@@ -390,6 +388,7 @@ class Encoder(nn.Module):
     def write(self, folder: Path) -> None:
         """Fill an existing folder with weights, tokenizer and settings."""
         save_model(merged_copy(self.model), folder)
+        forget_truncation(self.tokenizer)
         self.tokenizer.save_pretrained(folder)
         edges = borders(self.tokenizer)
         write_settings(

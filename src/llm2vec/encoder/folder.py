@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm2vec.backbone.source import Source
+from llm2vec.encoder.tokenization import added_tokens
 from llm2vec.errors import ModelError, UsageError
 from llm2vec.recipe.knobs import POOLING_ALIASES, Pooling
 from llm2vec.runtime.files import read_json, write_json
@@ -199,7 +200,7 @@ def _add(modules: list[dict[str, Any]], folder: Path, kind: str, config: dict[st
 
 
 def _word_weights(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
-    added = set(tokenizer("")["input_ids"])
+    added = set(added_tokens(tokenizer))
     vocabulary = [
         tokenizer.convert_ids_to_tokens(index) or f"<unused {index}>"
         for index in range(len(tokenizer))

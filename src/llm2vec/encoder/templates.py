@@ -10,6 +10,7 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
+from llm2vec.encoder.tokenization import added_tokens, borders
 from llm2vec.errors import UsageError
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ def _chat_template(tokenizer: "PreTrainedTokenizerBase") -> str:
         )
     message = [{"role": "user", "content": "{text}"}]
     template = str(tokenizer.apply_chat_template(message, tokenize=False))
-    if tokenizer.bos_token and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id:
+    before = added_tokens(tokenizer)[: borders(tokenizer).before]
+    if tokenizer.bos_token and tokenizer.bos_token_id in before:
         template = template.removeprefix(str(tokenizer.bos_token))
     return template
 

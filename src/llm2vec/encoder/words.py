@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from llm2vec.backbone.mode import evaluating
 from llm2vec.encoder.batching import (
     Layer,
-    evaluating,
     is_packed,
     on_each_core,
     plan_batches,
     reading_layer,
 )
-from llm2vec.encoder.tokenization import borders
+from llm2vec.encoder.tokenization import borders, untruncated
 from llm2vec.errors import UsageError
 
 if TYPE_CHECKING:
@@ -141,14 +141,13 @@ def word_tokens(
     """Token ids of texts, cut to `max_length`, and the tokens of each word by character offsets."""
     if not texts:
         return []
-    encoded = tokenizer(
-        list(texts), truncation=True, max_length=max_length, return_offsets_mapping=True
-    )
+    encoded = untruncated(tokenizer, texts, return_offsets_mapping=True)
     edges = borders(tokenizer)
     found = []
-    for ids, spans, words in zip(
+    for row, spans, words in zip(
         encoded["input_ids"], encoded["offset_mapping"], offsets, strict=True
     ):
+        ids = edges.cut(row, max_length=max_length)
         end_of_text = len(ids) - edges.after
         ranges, place = [], edges.before
         for start, end in words:
@@ -161,11 +160,10 @@ def word_tokens(
             place = max(
                 place, last - 1
             )  # a token may hold the end of one word and the start of the next
-        found.append(WordTokens(list(ids), ranges))
+        found.append(WordTokens(ids, ranges))
     return found
 
 
-@torch.inference_mode()
 def word_states(
     model: "PreTrainedModel",
     texts: Sequence[WordTokens],
@@ -204,7 +202,6 @@ def word_states(
 
     with evaluating(model), reading_layer(model, layer=layer, pad_id=pad_id) as states_of:
 
-        @torch.inference_mode()  # each thread has its own mode
         def read(batch: list[int]) -> list[Tensor]:
             layers_LND = states_of([texts[index].ids for index in batch]).float()
             return [

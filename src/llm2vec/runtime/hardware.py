@@ -1,16 +1,9 @@
-"""What this runs on: which device and libraries, and what the allocator should do. It knows nothing of models."""
+"""What this runs on: which device and libraries. It knows nothing of models."""
 
-import ctypes
 import platform
-import sys
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
-
-_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # glibc's malloc.h: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
-_NEVER = 2**31 - 1
-_MOST = 32 * 2**20
-"""The largest threshold that older versions take."""
 
 
 def default_device() -> torch.device:
@@ -53,17 +46,3 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "source"
     return found
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep what a training step frees for the next step, where it is glibc's.
-
-    It gives large blocks back at once otherwise, and clearing them anew, page by page, costs a quarter to a third of a
-    step on a CPU (docs/results.md). Memory at the peak stays the same; less of it is given back in between.
-    """
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt is not None:
-            if not mallopt(_MMAP_THRESHOLD, _NEVER):
-                mallopt(_MMAP_THRESHOLD, _MOST)
-            mallopt(_TRIM_THRESHOLD, _NEVER)

@@ -36,7 +36,6 @@ from llm2vec.backbone.lora import merge, precision
 from llm2vec.errors import RunError, UsageError, first_line
 from llm2vec.recipe.knobs import StageRecipe
 from llm2vec.runtime.files import disk_space_checked, whole_folder, write_json
-from llm2vec.runtime.hardware import keep_freed_memory
 from llm2vec.runtime.progress import Progress
 
 Batch = dict[str, Any]
@@ -305,7 +304,6 @@ def train(
         raise UsageError(
             f"batch_size {recipe.batch_size} is not a multiple of accumulation {recipe.accumulation}"
         )
-    keep_freed_memory()
     if recipe.gradient_checkpointing and not model.supports_gradient_checkpointing:
         progress.note(
             f"{model.config.model_type} has no gradient checkpointing: every layer's states are kept"
