@@ -22,7 +22,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from llm2vec import Recipe, convert
 from llm2vec.backbone.lm_head import masked_rows
 from llm2vec.backbone.loading import check_is_decoder
-from llm2vec.backbone.miniature import shrink
+from llm2vec.backbone.miniature import NoSmallCopy, shrink
 from llm2vec.backbone.switch import make_bidirectional
 from llm2vec.errors import LLM2VecError, ModelError, NotConvertible
 from llm2vec.recipe.knobs import merged
@@ -120,10 +120,12 @@ def outcome(model_type: str) -> Outcome:
         config = AutoConfig.for_model(model_type, **FILLED_IN.get(model_type, {}))
         check_is_decoder(config, model_type)
         model = tiny(model_type)
+    except NoSmallCopy as error:
+        return Outcome(model_type, reason=f"{NOT_TRIED}: {_last_line(error.__cause__)}")
     except ModelError as error:
         return Outcome(model_type, reason=str(error))
     except (ValueError, TypeError, AttributeError, StrictDataclassError) as error:
-        return Outcome(model_type, reason=f"{NOT_TRIED}: {str(error).splitlines()[-1].strip()}")
+        return Outcome(model_type, reason=f"{NOT_TRIED}: {_last_line(error)}")
     try:
         switch = make_bidirectional(model)
     except NotConvertible as error:
@@ -140,6 +142,10 @@ def outcome(model_type: str) -> Outcome:
         windows=switch.windows,
         head_difference=head_difference(lively(model)),
     )
+
+
+def _last_line(error: BaseException | None) -> str:
+    return str(error).splitlines()[-1].strip()
 
 
 def proven_under(model_type: str, attention: str) -> str:
@@ -238,9 +244,9 @@ def letters_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=made, **named)
 
 
-def write_decoder(model_type: str, folder: Path) -> Path:
+def write_decoder(model_type: str, folder: Path, **changes: Any) -> Path:
     """A tiny random decoder of the type and a tokenizer, as a folder."""
-    tiny(model_type).save_pretrained(folder)
+    tiny(model_type, **changes).save_pretrained(folder)
     letters_tokenizer().save_pretrained(folder)
     return folder
 

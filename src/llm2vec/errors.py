@@ -35,4 +35,7 @@ class RunError(LLM2VecError):
 
 def first_line(error: BaseException) -> str:
     """What a library's error says, cut to one line that fits into ours."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    said = str(error).strip()
+    if isinstance(error, KeyError) or not said:  # of a missing key Python says the key alone
+        said = f"{type(error).__name__} {said}".rstrip()
+    return said.splitlines()[0][:300]

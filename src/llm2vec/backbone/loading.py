@@ -26,9 +26,10 @@ from transformers import (
 from transformers.utils import logging
 
 from llm2vec.backbone import gguf, wrapper
+from llm2vec.backbone.forward import model_code
 from llm2vec.backbone.source import Source
-from llm2vec.errors import ModelError, UsageError, first_line
-from llm2vec.runtime.hardware import default_device
+from llm2vec.errors import LLM2VecError, ModelError, UsageError, first_line
+from llm2vec.runtime.hardware import default_device, memory_checked
 
 OLDEST = "5.2.0"
 """The first transformers that knows the switch to bidirectional attention; older ones ignore it silently."""
@@ -90,6 +91,7 @@ def load_decoder(
 
     Raises:
         ModelError: Nothing there, no weights, damaged weights, not a decoder, or a family that is not known.
+        RunError: There is not enough memory for it.
         UsageError: The configuration does not have what is to be changed.
     """
     source = Source.of(source)
@@ -108,11 +110,14 @@ def load_decoder(
         model = _load_weights(source, config, head=head, dtype=dtype, options=options)
     else:
         with _errors_of(source, "a model"), quiet():
-            whole = wrapper.take_out(source, outer, text=config, dtype=dtype)
+            around = wrapper.load(source, outer, dtype=dtype)
+        whole = wrapper.take_out(around, text=config, source=source)
         if attention is not None:
             whole.set_attn_implementation(attention)
         model = whole if head else wrapper.body_of(whole)
-    loaded: PreTrainedModel = model.to(where)  # type: ignore[arg-type]  # transformers narrows `to`
+    with memory_checked(f"while {source} was moved to {where}"):
+        loaded: PreTrainedModel = model.to(where)  # type: ignore[arg-type]  # transformers narrows `to`
+    check_weights(loaded, source)
     return loaded
 
 
@@ -231,8 +236,32 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
 
 def embedding_rows(model: PreTrainedModel) -> int:
     """How many tokens the model has embeddings for; some have more than their tokenizer names."""
-    weight: torch.Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
+    with model_code():
+        weight: torch.Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
     return weight.shape[0]
+
+
+def check_weights(model: PreTrainedModel, name: object) -> None:
+    """Look whether all weights are numbers.
+
+    Args:
+        model: A model whose weights were loaded or merged.
+        name: What the message calls it.
+
+    Raises:
+        ModelError: A weight is NaN or infinite.
+    """
+    weights = dict(model.named_parameters())
+    wrong = [
+        each
+        for each, weight in weights.items()
+        if not bool(weight.detach().sum(dtype=torch.float32).isfinite())
+    ]
+    if wrong:
+        raise ModelError(
+            f"{len(wrong)} of {len(weights)} weights of {name} are not numbers (NaN or infinite), "
+            f"{wrong[0]} among them: its file is damaged, or its training failed"
+        )
 
 
 @contextmanager
@@ -253,21 +282,15 @@ def quiet() -> Iterator[None]:
 def _errors_of(source: Source, what: str) -> Iterator[None]:
     """Turn what loading raises into one line that says what to do."""
     try:
-        with gguf.errors_of(source, what):
+        with gguf.errors_of(source, what), memory_checked(f"while {source} was loaded"):
             yield
+    except LLM2VecError:
+        raise
     except SafetensorError as error:
         raise ModelError(
             f"the weights of {source} are damaged ({first_line(error)}); copy or download them again"
         ) from error
-    except (
-        OSError,
-        ValueError,
-        ImportError,
-        KeyError,
-        RuntimeError,
-        TypeError,
-        AttributeError,
-    ) as error:
+    except Exception as error:  # each wraps one call of code that is not ours
         if "trust_remote_code" in str(error):
             raise ModelError(
                 f"{source} brings model code of its own; look at it, and allow it with "

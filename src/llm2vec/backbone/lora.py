@@ -51,14 +51,14 @@ def add_adapters(
         "ensure_weight_tying": tied and train_head,
         "fan_in_fan_out": any(isinstance(module, Conv1D) for module in model.modules()),
     }
-    try:
-        if recipe.lora.targets:
-            named = LoraConfig(target_modules=list(recipe.lora.targets), **shared)
+    if recipe.lora.targets:
+        named = LoraConfig(target_modules=list(recipe.lora.targets), **shared)
+        try:
             adapted: PeftModel = get_peft_model(model, named)
-        else:
-            adapted = _adapt_everything(model, shared)
-    except ValueError as error:
-        raise UsageError(f"LoRA targets {recipe.lora.targets}: {first_line(error)}") from error
+        except ValueError as error:
+            raise UsageError(f"LoRA targets {recipe.lora.targets}: {first_line(error)}") from error
+    else:
+        adapted = _adapt_everything(model, shared)
     if recipe.gradient_checkpointing and model.supports_gradient_checkpointing:
         model.enable_input_require_grads()
     _set_dropout(adapted, recipe.lora.dropout)

@@ -4,10 +4,19 @@ What a switch does depends on the kinds of layers, not on their sizes, so a smal
 to a large model before anything is downloaded. It knows names of configuration fields, never of families.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from transformers import PreTrainedConfig
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from llm2vec.errors import ModelError, first_line
+
+
+class NoSmallCopy(ModelError):
+    """A family cannot be built small, which says nothing about the model itself."""
+
 
 LAYERS = 4
 """At least so many layers are kept, one of each kind."""
@@ -18,6 +27,8 @@ _HIDDEN = _HEADS * _HEAD
 DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
 """Names families give to the number of their layers."""
 
+_BY_LAYER = "per_layer_config"
+
 _NOT_COPIED = (
     "model_type",
     "transformers_version",
@@ -26,6 +37,7 @@ _NOT_COPIED = (
     "dtype",
     "torch_dtype",
     "auto_map",
+    "quantization_config",
 )
 
 SMALL: Mapping[str, Any] = {
@@ -155,9 +167,58 @@ def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
         A configuration to build a random model from.
 
     Raises:
-        ValueError: The family refuses the small values.
+        NoSmallCopy: The family refuses the small values.
     """
     text = config.get_text_config(decoder=True)
+    small = _small_values(text)
+    with _family_code():
+        shrunk: PreTrainedConfig = type(text)(**small)
+    if hasattr(config, "auto_map"):
+        shrunk.auto_map, shrunk._name_or_path = config.auto_map, config._name_or_path
+    return shrunk
+
+
+def small_copy(
+    config: PreTrainedConfig,
+    *,
+    trust_remote_code: bool = False,
+    overrides: Mapping[str, object] | None = None,
+) -> PreTrainedModel:
+    """A small random language model of the same family, always the same one, in evaluation mode.
+
+    Args:
+        config: The decoder's configuration.
+        trust_remote_code: Run code that comes with the decoder.
+        overrides: Values of the small configuration that are changed before the layers are built.
+
+    Raises:
+        NoSmallCopy: The family cannot be built small.
+    """
+    shrunk = shrink(config)
+    for name, value in (overrides or {}).items():
+        setattr(shrunk, name, value)
+    with _family_code(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            shrunk, trust_remote_code=trust_remote_code
+        )
+    model.eval()
+    return model
+
+
+@contextmanager
+def _family_code() -> Iterator[None]:
+    """Wrap what builds a configuration or a model of the family."""
+    try:
+        yield
+    except Exception as error:  # code of all families, which raises whatever it likes
+        raise NoSmallCopy(
+            f"no small copy of it can be built to try ({first_line(error)})"
+        ) from error
+
+
+def _small_values(text: PreTrainedConfig) -> dict[str, Any]:
+    """The values of a configuration, made small."""
     values = text.to_dict()
     depth = next((values[name] for name in DEPTHS if isinstance(values.get(name), int)), 0)
     kept = _kept_layers(values, depth)
@@ -167,10 +228,13 @@ def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
             small[name] = small[other]
     if values.get("num_kv_shared_layers"):
         small["num_kv_shared_layers"] = len(kept) // 2
+    rotary = _rotary_width(small) / _rotary_width(values)
+    for name, value in small.items():
+        if isinstance(value, Mapping) and name != _BY_LAYER:
+            small[name] = _small_rope(value, rotary)
     for name in _NOT_COPIED:
         small.pop(name, None)
-    shrunk: PreTrainedConfig = type(text)(**small)
-    return shrunk
+    return small
 
 
 def _kept_layers(values: Mapping[str, Any], depth: int) -> list[int]:
@@ -200,11 +264,9 @@ def _small(name: str, value: Any, *, depth: int, kept: list[int]) -> Any:
         return len(kept)
     if isinstance(value, list) and depth and len(value) == depth:
         return [_small(name, value[index], depth=0, kept=kept) for index in kept]
-    if name == "per_layer_config":
+    if name == _BY_LAYER:
         by_layer = {int(index): each for index, each in value.items()}
         return {new: _small_all(by_layer[old]) for new, old in enumerate(kept) if old in by_layer}
-    if isinstance(value, Mapping):
-        return _small_rope(value)
     if name.endswith("_token_id"):
         return min(value, 3) if isinstance(value, int) else [3]
     if not isinstance(value, int) or name not in SMALL:
@@ -217,14 +279,28 @@ def _small_all(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _small(name, value, depth=0, kept=[]) for name, value in values.items()}
 
 
-def _small_rope(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Rotary parameters sized for the small heads; other mappings as they are."""
+def _rotary_width(values: Mapping[str, Any]) -> int:
+    """How many features of a head are rotated, were it not for a factor that stays the same."""
+    named = (values.get(name) for name in ("qk_rope_head_dim", "head_dim"))
+    width = next((value for value in named if isinstance(value, int) and value > 0), None)
+    if width is None:
+        width = (values.get("hidden_size") or 1) // (values.get("num_attention_heads") or 1)
+    return max(width, 1)
+
+
+def _small_rope(value: Mapping[str, Any], rotary: float) -> dict[str, Any]:
+    """Rotary parameters sized for the small heads; other mappings as they are.
+
+    Args:
+        value: A mapping of a configuration.
+        rotary: Width of the small heads by that of the large ones.
+    """
     small = dict(value)
     for name, each in value.items():
         if isinstance(each, Mapping):
-            small[name] = _small_rope(each)
+            small[name] = _small_rope(each, rotary)
         elif name in ("long_factor", "short_factor"):
-            small[name] = [1.0] * (_HEAD // 2)
+            small[name] = each[: round(len(each) * rotary)]
         elif name == "mrope_section":
             small[name] = [4, 2, 2]
     return small

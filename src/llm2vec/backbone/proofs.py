@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from llm2vec.backbone.forward import ForwardFailed, model_code
 from llm2vec.backbone.loading import embedding_rows
 from llm2vec.backbone.mode import evaluating
 from llm2vec.backbone.packed_attention import PACKED, packed_inputs, padded_inputs
 from llm2vec.backbone.receptive_field import NOISE, Reach, either, layer_reach
-from llm2vec.errors import ProofFailed
+from llm2vec.errors import ModelError, ProofFailed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -88,6 +89,21 @@ def prove_bidirectional(body: "PreTrainedModel") -> tuple[Proof, ...]:
         )
 
 
+def check_states_are_numbers(body: "PreTrainedModel") -> None:
+    """Look whether a model computes numbers at all, before a failed proof is taken for its family's.
+
+    Raises:
+        ModelError: Its states are NaN or infinite.
+    """
+    with _probing(body):
+        states_BTD = _states(body, input_ids=_Draws(body).ids(1, _TOKENS))
+    if not bool(states_BTD.isfinite().all()):
+        raise ModelError(
+            f"the model's states are not numbers (NaN or infinite) in {body.dtype}: load it in "
+            "another type (float32, bfloat16), or look whether its weights are right"
+        )
+
+
 def relative(ours: Tensor, theirs: Tensor) -> float:
     """How far states of a text are apart, relative to their size; infinite if they are not numbers."""
     ours, theirs = ours.float(), theirs.float()
@@ -139,7 +155,8 @@ def _probing(model: nn.Module) -> Iterator[None]:
 
 
 def _states(body: nn.Module, **inputs: Any) -> Tensor:
-    states_BTD: Tensor = body(**{"use_cache": False, **inputs})[0]
+    with model_code():
+        states_BTD: Tensor = body(**{"use_cache": False, **inputs})[0]
     return states_BTD
 
 
@@ -257,10 +274,8 @@ def prove_packing(body: "PreTrainedModel", *, plain: str, windows: Sequence[int 
             for kept, text in enumerate(texts):
                 row_texts = [text if row == kept else other for row, other in enumerate(others)]
                 margin = max(margin, relative(_packed_states(body, row_texts)[kept], packed[kept]))
-        except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-            return Proof(
-                name, False, float("inf"), f"the family cannot: {str(error).splitlines()[0][:120]}"
-            )
+        except ForwardFailed as error:
+            return Proof(name, False, float("inf"), f"the family cannot: {str(error)[:120]}")
     tolerance = TOLERANCE[body.dtype]
     if seen != list(windows):
         return Proof(name, False, margin, "layers do not tell their attention its window")
@@ -279,6 +294,8 @@ def _packed_lengths(body: "PreTrainedModel", windows: Sequence[int | None]) -> l
 def _packed_states(body: nn.Module, texts: Sequence[Sequence[int]], **extra: Any) -> list[Tensor]:
     device = next(body.parameters()).device
     states_TD = _states(body, **packed_inputs(texts, device=device), **extra)[0]
+    if len(states_TD) != sum(map(len, texts)):
+        raise ForwardFailed(f"{sum(map(len, texts))} tokens have {len(states_TD)} states")
     return list(states_TD.split([len(text) for text in texts]))
 
 

@@ -1,11 +1,13 @@
 """Which positions each layer of a model reads: one position of its input is disturbed, and its output compared."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+from llm2vec.backbone.forward import ForwardFailed, model_code
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -14,6 +16,9 @@ NOISE = 8.0
 """A disturbance must move a state by so many times what it moves undisturbed rows (nothing, but for experts)."""
 
 _UNDISTURBED = 2
+
+_STATES = "hidden_states"
+"""The argument that all families pass states to a layer by, where they name it."""
 
 
 @dataclass(frozen=True)
@@ -52,31 +57,66 @@ def layer_reach(
     tokens = len(ids_T)
     mask_BT = torch.ones(tokens + _UNDISTURBED, tokens, dtype=torch.long, device=ids_T.device)
     mask_BT[:, tokens - padded :] = 0
-    found: list[Reach] = []
+    ids_BT = ids_T.expand(len(mask_BT), -1).contiguous()
     random = torch.Generator().manual_seed(seed)
+    found = []
+    for call in _layer_calls(body, ids_BT, mask_BT):
+        disturbed = _disturbed(call.states, mask_BT.shape, strength=strength, random=random)
+        args = (disturbed, *call.args[1:]) if call.args else ()
+        kwargs = call.kwargs if call.args else {**call.kwargs, _STATES: disturbed}
+        with model_code():
+            after = call.layer.forward(*args, **kwargs)
+        before_BTD = _rows_first(call.output, mask_BT.shape)
+        found.append(_moved(before_BTD, _rows_first(_tensor(after), mask_BT.shape)))
+    return found
 
-    def again(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        before = args[0] if args else kwargs["hidden_states"]
-        disturbed = before.clone()
-        place_T = torch.arange(tokens, device=before.device)
-        target = _rows_first(disturbed, mask_BT.shape)
-        noise = torch.randn(target[place_T, place_T].shape, generator=random).to(before)
-        target[place_T, place_T] += noise * before.float().std().to(before) * strength
-        kwargs = dict(kwargs) if args else {**kwargs, "hidden_states": disturbed}
-        after = layer.forward(*((disturbed, *args[1:]) if args else ()), **kwargs)
-        found.append(
-            _moved(*(_rows_first(_tensor(each), mask_BT.shape) for each in (output, after)))
-        )
+
+@dataclass(frozen=True)
+class _Call:
+    """One layer's call: what went in and what came out."""
+
+    layer: nn.Module
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    states: Tensor
+    output: Tensor
+
+
+def _layer_calls(body: "PreTrainedModel", ids_BT: Tensor, mask_BT: Tensor) -> list[_Call]:
+    """The calls of all layers in one forward. What layers share and change in place is kept as it was then."""
+    calls: list[_Call] = []
+
+    def keep(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        states = args[0] if args else kwargs.get(_STATES)
+        if not isinstance(states, Tensor):
+            raise ForwardFailed(f"layers are called without {_STATES}")
+        kept = {
+            name: dict(value) if isinstance(value, dict) else value
+            for name, value in kwargs.items()
+        }
+        calls.append(_Call(layer, args, kept, states.clone(), _tensor(output).clone()))
 
     layers = decoder_layers(body)
-    hooks = [layer.register_forward_hook(again, with_kwargs=True) for layer in layers or ()]
+    hooks = [layer.register_forward_hook(keep, with_kwargs=True) for layer in layers or ()]
     try:
-        ids_BT = ids_T.expand(len(mask_BT), -1).contiguous()
-        body(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
+        with model_code():
+            body(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return calls
+
+
+def _disturbed(
+    states: Tensor, shape: Sequence[int], *, strength: float, random: torch.Generator
+) -> Tensor:
+    """States with noise at position j of row j, in every row that is to be disturbed."""
+    disturbed = states.clone()
+    place_T = torch.arange(shape[1], device=states.device)
+    target = _rows_first(disturbed, shape)
+    noise = torch.randn(target[place_T, place_T].shape, generator=random).to(states)
+    target[place_T, place_T] += noise * states.float().std().to(states) * strength
+    return disturbed
 
 
 def _tensor(output: Any) -> Tensor:
@@ -89,7 +129,9 @@ def _rows_first(states: Tensor, shape: Sequence[int]) -> Tensor:
     for axis in range(states.ndim - 1):
         if tuple(states.shape[axis : axis + 2]) == tuple(shape):
             return states.movedim((axis, axis + 1), (0, 1))
-    raise ValueError(f"layers do not pass on states of texts and tokens, but {tuple(states.shape)}")
+    raise ForwardFailed(
+        f"layers do not pass on states of texts and tokens, but {tuple(states.shape)}"
+    )
 
 
 def _moved(before: Tensor, after: Tensor) -> Reach:

@@ -5,6 +5,7 @@ honour half of it, so it counts only where it is proven by behaviour, without an
 folder says must hold when plain transformers opens it. This module knows no family by name.
 """
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,19 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from llm2vec.backbone.loading import quiet
+from llm2vec.backbone.forward import ForwardFailed
+from llm2vec.backbone.loading import check_weights, quiet
 from llm2vec.backbone.packed_attention import PACKED, register
-from llm2vec.backbone.proofs import Proof, prove_bidirectional, prove_packing, proven, reason
+from llm2vec.backbone.proofs import (
+    Proof,
+    check_states_are_numbers,
+    prove_bidirectional,
+    prove_packing,
+    proven,
+    reason,
+)
 from llm2vec.backbone.receptive_field import decoder_layers
-from llm2vec.errors import NotConvertible, first_line
+from llm2vec.errors import NotConvertible
 
 _ONE_WAY = (
     "conv",
@@ -129,6 +138,9 @@ def _prove_or_fall_back(
             if proofs is not None:
                 return proofs, (f"uses eager attention, since {first} failed its proofs: {why}",)
             why = f"{first}: {why}; eager: {eager_why}" if eager_why != why else why
+    check_weights(base, base.name_or_path or base.config.model_type)
+    with suppress(ForwardFailed):
+        check_states_are_numbers(base)
     raise NotConvertible(
         f"{base.config.model_type} cannot be made bidirectional with stock transformers: {why}"
     )
@@ -137,8 +149,8 @@ def _prove_or_fall_back(
 def _proofs_or_reason(base: PreTrainedModel) -> tuple[tuple[Proof, ...] | None, str]:
     try:
         proofs = prove_bidirectional(base)
-    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
-        return None, f"its forward fails once it is bidirectional ({first_line(error)})"
+    except ForwardFailed as error:
+        return None, f"its forward fails once it is bidirectional ({error})"
     return (proofs, "") if proven(proofs) else (None, reason(proofs))
 
 

@@ -19,8 +19,9 @@ from transformers import (
     PreTrainedModel,
 )
 
+from llm2vec.backbone.forward import ForwardFailed, model_code
 from llm2vec.backbone.source import Source
-from llm2vec.errors import ModelError, first_line
+from llm2vec.errors import ModelError
 
 _TOKENS = 12
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -58,23 +59,16 @@ def left_out(config: PreTrainedConfig) -> tuple[str, ...]:
     )
 
 
-def take_out(
-    source: Source,
-    config: PreTrainedConfig,
-    *,
-    text: PreTrainedConfig,
-    dtype: torch.dtype | str,
-) -> PreTrainedModel:
-    """The text decoder of a wrapper with its LM head, as a model of its own type.
+def load(source: Source, config: PreTrainedConfig, *, dtype: torch.dtype | str) -> Any:
+    """The whole wrapper.
 
     Args:
         source: Where the wrapper is.
         config: The wrapper's configuration.
-        text: The decoder's configuration, as from `text_config`, perhaps changed.
         dtype: Data type of the weights.
 
     Raises:
-        ModelError: The wrapper lacks weights, or the decoder gives other logits than the wrapper.
+        ModelError: The wrapper lacks weights.
     """
     loaded: Any = AutoModelForImageTextToText.from_pretrained(
         str(source), config=config, dtype=dtype, output_loading_info=True, **source.options()
@@ -82,6 +76,20 @@ def take_out(
     wrapper, info = loaded
     if missing := sorted(info["missing_keys"]):
         raise ModelError(f"{source} has no weights for {missing[0]} and {len(missing) - 1} others")
+    return wrapper
+
+
+def take_out(wrapper: Any, *, text: PreTrainedConfig, source: Source) -> PreTrainedModel:
+    """The text decoder of a wrapper with its LM head, as a model of its own type.
+
+    Args:
+        wrapper: The wrapper, as from `load`.
+        text: The decoder's configuration, as from `text_config`, perhaps changed.
+        source: Where the wrapper is, for messages.
+
+    Raises:
+        ModelError: The decoder gives other logits than the wrapper.
+    """
     inner = wrapper.get_decoder()
     decoder = AutoModelForCausalLM.from_config(text, dtype=wrapper.dtype)
     _copy_weights(inner, wrapper, decoder)
@@ -114,10 +122,11 @@ def _check_same_logits(wrapper: Any, decoder: Any, source: Source) -> None:
     ids_BT = torch.randint(rows // 4, max(rows // 2, rows // 4 + 1), (1, _TOKENS), generator=random)
     with torch.no_grad():
         try:
-            theirs_BTV = wrapper(input_ids=ids_BT, use_cache=False).logits.float()
-        except (RuntimeError, ValueError, AttributeError) as error:
+            with model_code():
+                theirs_BTV = wrapper(input_ids=ids_BT, use_cache=False).logits.float()
+        except ForwardFailed as error:
             raise ModelError(
-                f"{source} cannot be asked for its logits of a text alone: {first_line(error)}"
+                f"{source} cannot be asked for its logits of a text alone: {error}"
             ) from error
         ours_BTV = decoder(input_ids=ids_BT, use_cache=False).logits.float()
     apart = float((ours_BTV - theirs_BTV).abs().max() / theirs_BTV.abs().max().clamp_min(1e-30))

@@ -218,7 +218,8 @@ def info(
 
 
 def _show(found: "Info") -> None:
-    verdict = "can be converted" if found.convertible else "cannot be converted"
+    verdicts = {True: "can be converted", False: "cannot be converted", None: "cannot be tried"}
+    verdict = verdicts[found.convertible]
     results.print(f"{found.source}: {found.model_type}, {verdict}")
     if not found.convertible:
         results.print(f"  {found.reason}")

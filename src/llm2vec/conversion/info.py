@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from llm2vec.backbone.loading import embedding_rows, load_config, wrapper_note
-from llm2vec.backbone.miniature import shrink
+from llm2vec.backbone.miniature import NoSmallCopy, small_copy
 from llm2vec.backbone.proofs import Proof
 from llm2vec.backbone.receptive_field import decoder_layers
 from llm2vec.backbone.source import Source
@@ -68,7 +68,7 @@ class Info:
     Attributes:
         source: Folder, GGUF file or hub id.
         model_type: As transformers names it.
-        convertible: Whether a small copy passes every proof.
+        convertible: Whether a small copy passes every proof; None: no small copy can be built.
         reason: Why not; empty if it is.
         bidirectional: It is switched already.
         parameters: All of them; tied ones once.
@@ -89,7 +89,7 @@ class Info:
 
     source: str
     model_type: str
-    convertible: bool
+    convertible: bool | None
     reason: str
     bidirectional: bool
     parameters: int
@@ -121,7 +121,7 @@ def describe(recipe: Recipe) -> Info:
     source = Source.of(recipe.decoder, trust_remote_code=recipe.trust_remote_code)
     config = load_config(source)
     model = _without_memory(config, recipe)
-    switch, reason = _try(config, recipe)
+    switch, convertible, reason = _try(config, recipe)
     text = config.get_text_config(decoder=True)
     parameters = sum(weight.numel() for weight in model.parameters())
     head = model.get_output_embeddings().weight.numel()
@@ -130,7 +130,7 @@ def describe(recipe: Recipe) -> Info:
     return Info(
         source=str(source),
         model_type=config.model_type,
-        convertible=switch is not None,
+        convertible=convertible,
         reason=reason,
         bidirectional=is_bidirectional(config),
         parameters=parameters,
@@ -162,29 +162,23 @@ def _without_memory(config: PreTrainedConfig, recipe: Recipe) -> PreTrainedModel
             model: PreTrainedModel = AutoModelForCausalLM.from_config(
                 config, trust_remote_code=recipe.trust_remote_code
             )
-    except (ValueError, ImportError, TypeError, AttributeError) as error:
+    except Exception as error:  # code of all families, which raises whatever it likes
         raise ModelError(
-            f"cannot build a model of {recipe.decoder}: {first_line(error)}"
+            f"transformers cannot build a model of {recipe.decoder}: {first_line(error)}"
         ) from error
     return model
 
 
-def _try(config: PreTrainedConfig, recipe: Recipe) -> tuple[Switch | None, str]:
-    """Switch a small random copy."""
+def _try(config: PreTrainedConfig, recipe: Recipe) -> tuple[Switch | None, bool | None, str]:
+    """Switch a small random copy: how, whether it can be (None: not tried), and why not."""
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            small = AutoModelForCausalLM.from_config(
-                shrink(config), trust_remote_code=recipe.trust_remote_code
-            ).eval()
-        return make_bidirectional(small), ""
+        small = small_copy(config, trust_remote_code=recipe.trust_remote_code)
+    except NoSmallCopy as error:
+        return None, None, f"{error}; convert proves the real one"
+    try:
+        return make_bidirectional(small), True, ""
     except NotConvertible as error:
-        return None, str(error)
-    except (ValueError, TypeError, AttributeError) as error:
-        return (
-            None,
-            f"no small copy of it can be built to try ({first_line(error)}); convert proves the real one",
-        )
+        return None, False, str(error)
 
 
 def _estimates(

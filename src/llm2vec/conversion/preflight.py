@@ -3,12 +3,18 @@
 Reads configurations and rows, no weights.
 """
 
+from collections.abc import Mapping
+
+from transformers import PreTrainedConfig
+
 from llm2vec.backbone.adapters import check_adapter
 from llm2vec.backbone.loading import load_config
+from llm2vec.backbone.miniature import NoSmallCopy, small_copy
+from llm2vec.backbone.proofs import prove_dropout
 from llm2vec.backbone.source import Source
-from llm2vec.backbone.switch import is_bidirectional, position_limit
+from llm2vec.backbone.switch import body, is_bidirectional, position_limit
 from llm2vec.corpus.triples import check_triples
-from llm2vec.errors import ModelError, UsageError
+from llm2vec.errors import ModelError, ProofFailed, UsageError
 from llm2vec.recipe.knobs import Recipe
 from llm2vec.runtime.progress import Progress
 from llm2vec.training.simcse import attention_dropouts
@@ -39,11 +45,30 @@ def check(recipe: Recipe, *, processes: int, progress: Progress) -> None:
         check_adapter(adapter)
     _check_lengths(recipe, position_limit(config))
     if recipe.simcse.steps:
-        attention_dropouts(source)
+        noise = dict.fromkeys(attention_dropouts(source), recipe.simcse.dropout)
+        _check_dropout(config, noise, trust_remote_code=recipe.trust_remote_code)
     if recipe.supervised.steps:
         check_triples(recipe.supervised.corpus, step_rows=recipe.supervised.batch_size * processes)
     elif recipe.supervised.corpus.source is not None:
         progress.note("supervised.corpus is not used: supervised.steps is 0")
+
+
+def _check_dropout(
+    config: PreTrainedConfig, noise: Mapping[str, float], *, trust_remote_code: bool
+) -> None:
+    """Try SimCSE's dropout on a small copy of the decoder, where one can be built."""
+    try:
+        small_copy(config, trust_remote_code=trust_remote_code)
+    except NoSmallCopy:
+        return
+    try:
+        noisy = small_copy(config, trust_remote_code=trust_remote_code, overrides=noise)
+        prove_dropout(body(noisy))
+    except (NoSmallCopy, ProofFailed) as error:
+        raise UsageError(
+            f"{config.model_type} has no live attention dropout, the noise that SimCSE needs "
+            f"({error}); leave it out: simcse.steps=0"
+        ) from error
 
 
 def _check_lengths(recipe: Recipe, limit: int | None) -> None:

@@ -1,14 +1,47 @@
 """What this runs on: which device and libraries. It knows nothing of models."""
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
+
+from llm2vec.errors import RunError, first_line
+
+_NO_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""How errors that have no type of their own say that memory ran out."""
 
 
 def default_device() -> torch.device:
     """A GPU if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def memory_checked(
+    when: str, *, advice: str = "free some memory, or choose a smaller model"
+) -> Iterator[None]:
+    """Turn "out of memory", of a GPU or of the machine, into an error that says what to do.
+
+    Args:
+        when: What was done then, as the message says it: `while ...`.
+        advice: What needs less memory.
+
+    Raises:
+        RunError: There was not enough memory.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not _says_no_memory(error):
+            raise
+        raise RunError(f"out of memory {when} ({first_line(error)}): {advice}") from error
+
+
+def _says_no_memory(error: BaseException) -> bool:
+    typed = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return typed or any(part in str(error) for part in _NO_MEMORY)
 
 
 def idle_gpus(processes: int, gpus: int) -> str | None:

@@ -30,12 +30,14 @@ from transformers import (
     TrainingArguments,
     get_scheduler,
 )
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from llm2vec.backbone.loading import quiet
 from llm2vec.backbone.lora import merge, precision
 from llm2vec.errors import RunError, UsageError, first_line
 from llm2vec.recipe.knobs import StageRecipe
 from llm2vec.runtime.files import disk_space_checked, whole_folder, write_json
+from llm2vec.runtime.hardware import memory_checked
 from llm2vec.runtime.progress import Progress
 
 Batch = dict[str, Any]
@@ -297,7 +299,7 @@ def train(
         The log: one mapping for each log line and evaluation, with its step.
 
     Raises:
-        RunError: The loss became NaN or infinite; no space left.
+        RunError: The loss became NaN or infinite; no space or no memory left.
         UsageError: `accumulation` does not divide `batch_size`, or `report_to` names what is not installed.
     """
     if recipe.batch_size % recipe.accumulation:
@@ -312,28 +314,34 @@ def train(
     arguments = _arguments(recipe, folder, seed=seed, device=next(model.parameters()).device)
     per_step = recipe.batch_size * arguments.world_size
     epochs = recipe.schedule_epochs
-    try:
-        trainer = _StageTrainer(
-            task=task,
-            horizon=recipe.steps if epochs is None else int(epochs * task.samples / per_step),
-            model=model,
-            args=arguments,
-            train_dataset=_Numbers(recipe.steps * per_step),
-            data_collator=task.collate,
-        )
-    except (RuntimeError, ValueError, ImportError) as error:
-        if not recipe.report_to:
-            raise
-        raise UsageError(f"report_to {', '.join(recipe.report_to)}: {first_line(error)}") from error
+    _check_report_to(recipe)
+    trainer = _StageTrainer(
+        task=task,
+        horizon=recipe.steps if epochs is None else int(epochs * task.samples / per_step),
+        model=model,
+        args=arguments,
+        train_dataset=_Numbers(recipe.steps * per_step),
+        data_collator=task.collate,
+    )
     _without(trainer, ("PrinterCallback", "ProgressCallback"))
     if recipe.keep_every:
         trainer.add_callback(_Keeping(recipe.keep_every, folder))
     trainer.add_callback(_Reporting(task, trainer, recipe, folder, progress))
-    with disk_space_checked(folder):
+    advice = "raise accumulation, lower batch_size or max_length, or set gradient_checkpointing"
+    with disk_space_checked(folder), memory_checked(f"in {task.name}", advice=advice):
         trainer.train(resume_from_checkpoint=_newest_checkpoint(folder))
     progress.finish()
     log: list[dict[str, Any]] = trainer.state.log_history
     return log
+
+
+def _check_report_to(recipe: StageRecipe) -> None:
+    """Open what the training is to be reported to, which needs packages of its own."""
+    try:
+        for callback in get_reporting_integration_callbacks(list(recipe.report_to)):
+            callback()
+    except (RuntimeError, ValueError, ImportError) as error:
+        raise UsageError(f"report_to {', '.join(recipe.report_to)}: {first_line(error)}") from error
 
 
 def _without(trainer: Trainer, names: Iterable[str]) -> None:
