@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llm2vec.backbone.source import Source
-from llm2vec.cli import evaluate, import_chain, train, words
+from llm2vec.cli import evaluate, import_chain, serve, train, words
 from llm2vec.cli.console import answer, people, results, table
 from llm2vec.cli.train import Json, KeepStages, Sets, StartOver
 from llm2vec.corpus.texts import HUB, SELF, corpus_files
@@ -349,6 +349,7 @@ train.register(app)
 words.register(app)
 evaluate.register(app)
 import_chain.register(app)
+serve.register(app)
 
 if __name__ == "__main__":
     main()

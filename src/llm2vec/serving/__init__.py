@@ -1,0 +1,1 @@
+"""Taking an encoder elsewhere: serving it over HTTP."""

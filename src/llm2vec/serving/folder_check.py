@@ -1,0 +1,102 @@
+"""Whether a folder may be served: weights in safetensors, nothing that runs, nothing that leads outside.
+
+Looks at names, first bytes, links and the paths that configuration files name; loads nothing.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from llm2vec.errors import ModelError
+from llm2vec.runtime.files import read_json
+
+_PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill"}
+"""Files that a library may unpickle, and so execute."""
+
+_ARCHIVES = (b"PK\x03\x04",)
+"""What torch.save writes is a zip file that holds a pickle."""
+
+_PROTOCOLS = range(2, 6)
+"""A pickle of these protocols begins with 0x80 and its number."""
+
+_CODE_KEY = "auto_map"
+"""Where transformers looks up classes that come with a model."""
+
+
+def check_folder(folder: Path, *, trust_remote_code: bool = False) -> None:
+    """Refuse a folder that could execute something or that reads files elsewhere.
+
+    Args:
+        folder: An encoder folder.
+        trust_remote_code: The operator allows the model's own Python code.
+
+    Raises:
+        ModelError: The first thing that speaks against it, by its path.
+    """
+    if not folder.is_dir():
+        raise ModelError(f"there is no folder {folder}; fetch a model first, then serve its folder")
+    root = folder.resolve()
+    for path in _files(folder):
+        if not path.resolve().is_relative_to(root):
+            raise ModelError(
+                f"{path} is a link to {path.resolve()}, outside of the folder; copy the file into it"
+            )
+        if path.is_file():
+            _check_file(path)
+    _check_configurations(folder, trust_remote_code=trust_remote_code)
+    if not list(folder.glob("*.safetensors")):
+        raise ModelError(f"{folder} holds no *.safetensors; only weights in that format are served")
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Everything below a folder, without following links to folders."""
+    for path in sorted(folder.iterdir()):
+        yield path
+        if path.is_dir() and not path.is_symlink():
+            yield from _files(path)
+
+
+def _check_file(path: Path) -> None:
+    with path.open("rb") as file:
+        start = file.read(4)
+    is_pickle = len(start) > 1 and start[0] == 0x80 and start[1] in _PROTOCOLS
+    if path.suffix.lower() in _PICKLES or is_pickle or start in _ARCHIVES:
+        raise ModelError(
+            f"{path} is a pickle or may hold one, and opening it could run code; remove it "
+            "(weights belong in *.safetensors)"
+        )
+
+
+def _check_configurations(folder: Path, *, trust_remote_code: bool) -> None:
+    for path in folder.rglob("*.json"):
+        values = read_json(path) if _is_configuration(path) else None
+        if not isinstance(values, dict | list):
+            continue
+        if not trust_remote_code and isinstance(values, dict) and _CODE_KEY in values:
+            raise ModelError(
+                f"{path} names Python code to run ({_CODE_KEY}); serve it with --trust-remote-code "
+                "if you know that code"
+            )
+        for named in _named_paths(path.name, values):
+            inside = (folder / named).resolve().is_relative_to(folder.resolve())
+            if not inside or Path(named).is_absolute():
+                raise ModelError(f"{path} leads outside of the folder, to {named!r}; correct it")
+    if (folder / "adapter_config.json").is_file():
+        raise ModelError(
+            f"{folder} holds an adapter, whose base lies elsewhere; merge it into a folder of its own "
+            "first (`llm2vec import`)"
+        )
+
+
+def _is_configuration(path: Path) -> bool:
+    """Not a tokenizer's vocabulary, which is large and names no path."""
+    return path.name not in ("tokenizer.json", "vocab.json")
+
+
+def _named_paths(name: str, values: Any) -> list[str]:
+    """Paths of other files that a configuration file names."""
+    if name == "modules.json" and isinstance(values, list):
+        return [str(module.get("path", "")) for module in values if isinstance(module, dict)]
+    if name.endswith(".index.json") and isinstance(values, dict):
+        return [str(file) for file in dict(values.get("weight_map") or {}).values()]
+    return []

@@ -1,0 +1,177 @@
+"""What a request holds, texts or token ids, as the tokens that a model reads; refused rather than cut.
+
+Runs in one thread, since a tokenizer that is used by several at once can fail. It knows nothing of
+the model's states.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+from llm2vec.encoder.encoder import LLM2Vec
+from llm2vec.encoder.tokenization import Tokens, shortened
+from llm2vec.errors import UsageError
+from llm2vec.serving.refusals import Refusal
+
+Direction = Literal["left", "right"]
+
+_NO_LIMIT = 2**31 - 1
+
+
+class Reader:
+    """Reads requests for one encoder.
+
+    Args:
+        encoder: Whose tokenizer, template, prompts and lengths count.
+        max_characters: Most characters of all texts of a request, each with its prompt.
+    """
+
+    def __init__(self, encoder: LLM2Vec, *, max_characters: int) -> None:
+        self._encoder = encoder
+        self._max_characters = max_characters
+        uncut = replace(
+            encoder.settings, max_length=_NO_LIMIT, doc_max_length=None, skip_instruction=True
+        )
+        self._uncut = LLM2Vec(encoder.model, encoder.tokenizer, settings=uncut)
+        self._vocabulary = int(encoder.config.get_text_config().vocab_size)
+
+    def prompt(self, prompt: str | None, prompt_name: str | None) -> str:
+        """What stands before each text, separator included; empty where nothing does.
+
+        Raises:
+            Refusal: There is no such name, or both are given.
+        """
+        settings = self._encoder.settings
+        if prompt is not None and prompt_name is not None:
+            raise Refusal("invalid", "give prompt or prompt_name, not both", param="prompt_name")
+        if prompt_name is not None:
+            if prompt_name not in settings.prompts:
+                known = ", ".join(settings.prompts) or "none"
+                raise Refusal(
+                    "invalid", f"there is no such prompt; there are: {known}", param="prompt_name"
+                )
+            prompt = settings.prompts[prompt_name]
+        if prompt is None or not prompt.strip():
+            return ""
+        return prompt.strip() + settings.separator
+
+    def read(
+        self,
+        inputs: Sequence[str | list[int]],
+        *,
+        prompt: str = "",
+        truncate: bool = False,
+        direction: Direction = "right",
+    ) -> list[Tokens]:
+        """Tokens of every input, in order, each with the range that is pooled.
+
+        Args:
+            inputs: Texts, or token ids of texts without the special tokens around them.
+            prompt: As from `prompt`.
+            truncate: Cut what is too long instead of refusing it.
+            direction: The side that is cut.
+
+        Raises:
+            Refusal: An input is empty, too long, or holds an id beyond the vocabulary.
+        """
+        characters = sum(len(each) for each in inputs) + len(prompt) * len(inputs)
+        if characters > self._max_characters:
+            raise Refusal(
+                "too_large",
+                f"the texts with their prompts come to {characters} characters; at most "
+                f"{self._max_characters} are read in one request",
+            )
+        found = self._whole(inputs, prompt)
+        for index, (given, tokens) in enumerate(zip(inputs, found, strict=True)):
+            if tokens.first == tokens.end or not given:
+                raise Refusal("empty", f"text {index} is empty; there is nothing to encode", index)
+            if self._is_long(given, tokens):
+                if not truncate:
+                    raise self._too_long(index, tokens)
+                found[index] = self._cut(given, tokens, prompt, direction, index)
+        return [self._pooled(tokens) for tokens in found]
+
+    def _whole(self, inputs: Sequence[str | list[int]], prompt: str) -> list[Tokens]:
+        """Tokens without any limit on their number."""
+        texts = [each for each in inputs if isinstance(each, str)]
+        prompts = [prompt] * len(texts) if prompt else None
+        of_texts = iter(self._uncut.tokens(texts, prompts=prompts))
+        frame = None
+        found = []
+        for index, given in enumerate(inputs):
+            if isinstance(given, str):
+                found.append(next(of_texts))
+                continue
+            if frame is None:
+                frame = self._uncut.tokens([""], prompts=[prompt] if prompt else None)[0]
+            self._check_ids(given, index)
+            row = [*frame.ids[: frame.first], *given, *frame.ids[frame.first :]]
+            found.append(Tokens(row, frame.first, frame.end + len(given)))
+        return found
+
+    def _check_ids(self, ids: Sequence[int], index: int) -> None:
+        for each in ids:
+            if not 0 <= each < self._vocabulary:
+                raise Refusal(
+                    "invalid",
+                    f"text {index} holds a token id outside of 0 to {self._vocabulary - 1}, the "
+                    "vocabulary of this model",
+                    index,
+                )
+
+    def _is_long(self, given: str | list[int], tokens: Tokens) -> bool:
+        settings = self._encoder.settings
+        most = settings.doc_max_length
+        if len(tokens.ids) > settings.max_length:
+            return True
+        if most is None:
+            return False
+        if isinstance(given, str):
+            return shortened(self._encoder.tokenizer, [given], most=most) != [given]
+        return len(given) > most
+
+    def _too_long(self, index: int, tokens: Tokens) -> Refusal:
+        settings = self._encoder.settings
+        most = f"{settings.max_length}"
+        if settings.doc_max_length is not None:
+            most += f" (and {settings.doc_max_length} without its prompt)"
+        return Refusal(
+            "too_large",
+            f"text {index} has {len(tokens.ids)} tokens; this model reads at most {most}. "
+            'Shorten it, or send "truncate": true',
+            index,
+            code="context_length_exceeded",
+        )
+
+    def _cut(
+        self, given: str | list[int], tokens: Tokens, prompt: str, direction: Direction, index: int
+    ) -> Tokens:
+        if isinstance(given, str) and direction == "right":
+            try:
+                cut = self._encoder.tokens([given], prompts=[prompt] if prompt else None)[0]
+            except UsageError as error:
+                raise self._no_room(index) from error
+            return cut
+        around = len(tokens.ids) - (tokens.end - tokens.first)
+        most = self._encoder.settings.max_length - around
+        if self._encoder.settings.doc_max_length is not None:
+            most = min(most, self._encoder.settings.doc_max_length)
+        if most < 1:
+            raise self._no_room(index)
+        own = tokens.ids[tokens.first : tokens.end]
+        own = own[:most] if direction == "right" else own[-most:]
+        row = [*tokens.ids[: tokens.first], *own, *tokens.ids[tokens.end :]]
+        return Tokens(row, tokens.first, tokens.first + len(own))
+
+    def _no_room(self, index: int) -> Refusal:
+        most = self._encoder.settings.max_length
+        return Refusal(
+            "too_large",
+            f"the prompt leaves no room for text {index} in {most} tokens; shorten the prompt",
+            index,
+        )
+
+    def _pooled(self, tokens: Tokens) -> Tokens:
+        if self._encoder.settings.skip_instruction:
+            return tokens
+        return Tokens(tokens.ids, 0, len(tokens.ids))
