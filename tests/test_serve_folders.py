@@ -1,4 +1,4 @@
-"""What is served and what is not: a folder that could run something or leads elsewhere is refused."""
+"""What is served: a folder that could run something or leads elsewhere is refused."""
 
 import json
 import pickle

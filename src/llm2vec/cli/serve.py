@@ -1,4 +1,4 @@
-"""The command `serve`: encoder folders over HTTP, by OpenAI's and text-embeddings-inference's routes."""
+"""The command `serve`: encoder folders over HTTP, by OpenAI's and TEI's routes."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""The outermost layer: gives each request an id, counts it, logs it, and limits how many there are."""
+"""The outermost layer: gives each request an id, counts it, logs it, limits how many there are."""
 
 import time
 import uuid

@@ -1,6 +1,6 @@
 """Answers as JSON, written piece by piece: a large one is never held whole, a slow reader is left.
 
-Vectors are float32; their numbers are written as short as they can be and still be read back exactly.
+Vectors are float32; numbers are written as short as they can be and still be read back exactly.
 """
 
 import asyncio

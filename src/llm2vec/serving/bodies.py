@@ -51,7 +51,7 @@ class Share:
 
 
 class BodyGate:
-    """ASGI middleware: reads bodies within the limits and gives each request its share of memory."""
+    """ASGI middleware: reads bodies within the limits, gives each request its share of memory."""
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""Whether a folder may be served: weights in safetensors, nothing that runs, nothing that leads outside.
+"""Whether a folder may be served: safetensors, nothing that runs, nothing that leads outside.
 
 Looks at names, first bytes, links and the paths that configuration files name; loads nothing.
 """
@@ -39,7 +39,8 @@ def check_folder(folder: Path, *, trust_remote_code: bool = False) -> None:
     for path in _files(folder):
         if not path.resolve().is_relative_to(root):
             raise ModelError(
-                f"{path} is a link to {path.resolve()}, outside of the folder; copy the file into it"
+                f"{path} is a link to {path.resolve()}, outside of the folder; copy the file "
+                "into it"
             )
         if path.is_file():
             _check_file(path)
@@ -83,8 +84,8 @@ def _check_configurations(folder: Path, *, trust_remote_code: bool) -> None:
                 raise ModelError(f"{path} leads outside of the folder, to {named!r}; correct it")
     if (folder / "adapter_config.json").is_file():
         raise ModelError(
-            f"{folder} holds an adapter, whose base lies elsewhere; merge it into a folder of its own "
-            "first (`llm2vec import`)"
+            f"{folder} holds an adapter, whose base lies elsewhere; merge it into a folder of its "
+            "own first (`llm2vec import`)"
         )
 
 

@@ -15,7 +15,7 @@ VARIABLE = "LLM2VEC_API_KEY"
 """The environment variable with keys, between commas or line breaks."""
 
 OPEN_PATHS = frozenset({"/", "/health"})
-"""What answers without a key to GET: whether the server works, and the page, which holds no secret."""
+"""What answers to GET without a key: whether the server works, and the page, which is no secret."""
 
 
 class Keys:

@@ -17,8 +17,8 @@ class Limits:
         max_answer_numbers: Most numbers in one answer (texts, or tokens for `/embed_all`, times
             dimensions).
         batch_tokens: Most tokens the model reads at once; None: what the encoder takes.
-        timeout_s: Longest time for a request, from its first byte to its vectors, and then again for
-            each piece of the answer that the client has to take.
+        timeout_s: Longest time for a request's body to arrive, for its vectors to be there, and
+            for each piece of the answer to be taken.
         drain_s: Shortest time between SIGTERM and the closing of the port, in which new requests
             are told to go elsewhere.
     """

@@ -1,4 +1,4 @@
-"""What is counted, for Prometheus: requests, batches, tokens, failures. No text and no key is in it."""
+"""What is counted, for Prometheus: requests, batches, tokens, failures; no text and no key."""
 
 from collections.abc import Callable
 

@@ -22,8 +22,8 @@ class EmbeddingsRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     input: Inputs = Field(
-        description="A text, a list of texts, the token ids of a text, or a list of these. Token ids "
-        "are those of the text alone; special tokens are put around them.",
+        description="A text, a list of texts, the token ids of a text, or a list of these. Token "
+        "ids are those of the text alone; special tokens are put around them.",
         examples=["The quick brown fox", ["One text.", "Another."]],
     )
     model: StrictStr | None = Field(

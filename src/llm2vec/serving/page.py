@@ -1,6 +1,6 @@
-"""The page at `/`: type sentences, see how near they are, search own lines. It loads nothing from outside.
+"""The page at `/`: type sentences, see how near they are, search own lines.
 
-The browser is told to run this page's own script and style alone, by their digests.
+It loads nothing from outside; the browser is told to run this page's own script and style alone.
 """
 
 import base64

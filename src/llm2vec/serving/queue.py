@@ -1,15 +1,15 @@
 """One queue for all requests: texts of several requests are joined into batches by tokens.
 
-The queue lives in the event loop, the model in one thread of its own. While a batch is computed, the
-next one gathers; nothing waits when the model is idle. Requests take turns text by text, so a short
-one is never behind all of a long one. The queue knows nothing of HTTP.
+The queue lives in the event loop, the model in one thread of its own. While a batch is computed,
+the next one gathers; nothing waits when the model is idle. Requests take turns text by text, so a
+short one is never behind all of a long one. The queue knows nothing of HTTP.
 """
 
 import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -57,6 +57,10 @@ class Job:
     handed: int = 0
     results: list[np.ndarray] = field(default_factory=list)
     left: int = 0
+
+    def is_handed_out(self) -> bool:
+        """Whether every text was given to a batch."""
+        return self.handed == len(self.tokens)
 
     def __post_init__(self) -> None:
         self.cost = sum(len(each.ids) for each in self.tokens)
@@ -136,8 +140,8 @@ class Queue:
         if job.cost > min(limits.max_request_tokens, limits.max_queue_tokens):
             raise Refusal(
                 "too_large",
-                f"the request has {job.cost} tokens in all; at most {limits.max_request_tokens} are "
-                "taken in one. Send it in parts",
+                f"the request has {job.cost} tokens in all; at most {limits.max_request_tokens} are taken "
+                "in one. Send it in parts",
             )
         self.check()
         if served in self._broken:
@@ -192,22 +196,10 @@ class Queue:
         oldest = next((job for job in self._waiting if job.served not in self._broken), None)
         if oldest is None:
             return []
-        turns = deque(job for job in self._waiting if job.work == oldest.work)
-        batch: list[Place] = []
-        used = 0
-        while turns:
-            job = turns.popleft()
-            cost = len(job.tokens[job.handed].ids)
-            if batch and used + cost > job.served.batch_tokens:
-                break
-            batch.append((job, job.handed))
-            used += cost
-            job.handed += 1
-            if job.handed < len(job.tokens):
-                turns.append(job)
-        served = {job for job, _ in batch}
-        later = [job for job in self._waiting if job in served and job.handed < len(job.tokens)]
-        others = [job for job in self._waiting if job not in served]
+        batch = _in_turns([job for job in self._waiting if job.work == oldest.work])
+        had_a_turn = {job for job, _ in batch}
+        others = [job for job in self._waiting if job not in had_a_turn]
+        later = [job for job in self._waiting if job in had_a_turn and not job.is_handed_out()]
         self._waiting = deque(others + later)
         return batch
 
@@ -224,18 +216,13 @@ class Queue:
             return
         self._metrics.failures.labels(type(arrays).__name__).inc()
         log("batch failed", level=logging.WARNING, error=arrays, texts=len(batch))
-        if not is_out_of_memory(arrays):
-            self._fail(batch, Refusal("failed", f"the model failed: {type(arrays).__name__}"))
-            await self._probe([job.served])
-            return
-        _free_memory()
-        if len(batch) > 1:
+        if is_out_of_memory(arrays) and len(batch) > 1:
+            _free_memory()
             half = len(batch) // 2
             await self._compute(batch[:half])
             await self._compute(batch[half:])
             return
-        message = f"out of memory with one text of {len(tokens[0].ids)} tokens; send a shorter one"
-        self._fail(batch, Refusal("failed", message, batch[0][1]))
+        self._fail(batch, _why(arrays, batch))
         await self._probe([job.served])
 
     async def _in_thread(
@@ -285,6 +272,35 @@ class Queue:
         self._metrics.batch(name, texts=len(batch), tokens=tokens, requests=requests, took_s=took_s)
         if took_s > 0:
             self._tokens_per_s += 0.1 * (tokens / took_s - self._tokens_per_s)
+
+
+def _in_turns(jobs: Iterable[Job]) -> list[Place]:
+    """A batch of requests' next texts, a text each in turn until the batch is full."""
+    turns = deque(jobs)
+    batch: list[Place] = []
+    used = 0
+    while turns:
+        job = turns.popleft()
+        cost = len(job.tokens[job.handed].ids)
+        if batch and used + cost > job.served.batch_tokens:
+            break
+        batch.append((job, job.handed))
+        used += cost
+        job.handed += 1
+        if not job.is_handed_out():
+            turns.append(job)
+    return batch
+
+
+def _why(error: BaseException, batch: Sequence[Place]) -> Refusal:
+    """What the requests of a batch that failed are told."""
+    if not is_out_of_memory(error):
+        return Refusal("failed", f"the model failed: {type(error).__name__}")
+    _free_memory()
+    job, index = batch[0]
+    tokens = len(job.tokens[index].ids)
+    message = f"out of memory with one text of {tokens} tokens; send a shorter one"
+    return Refusal("failed", message, index)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

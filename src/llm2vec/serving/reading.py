@@ -1,4 +1,4 @@
-"""What a request holds, texts or token ids, as the tokens that a model reads; refused rather than cut.
+"""Texts or token ids of a request as the tokens that a model reads; refused rather than cut.
 
 Runs in one thread, since a tokenizer that is used by several at once can fail. It knows nothing of
 the model's states.

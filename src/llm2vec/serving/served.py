@@ -58,7 +58,7 @@ class Served:
 
     @torch.inference_mode()
     def states(self, tokens: Sequence[Tokens]) -> list[np.ndarray]:
-        """States of every token, special tokens and prompt included: states_TD, float32, one a text."""
+        """States of every token, special tokens and prompt included: states_TD for each text."""
         model = self.encoder.model
         lengths = [len(each.ids) for each in tokens]
         batches = batching.plan_batches(
@@ -110,8 +110,8 @@ def name_folders(given: Sequence[str]) -> list[Named]:
         check_place(folder)
         if not isinstance(folder, Path):
             raise ModelError(
-                f"there is no folder {folder}; fetch a model from a hub first (`hf download`), then "
-                "serve its folder"
+                f"there is no folder {folder}; fetch a model from a hub first (`hf download`), "
+                "then serve its folder"
             )
         own = name if separator else (each if each == "bundled" else folder.resolve().name)
         if own in [other.name for other in found]:
