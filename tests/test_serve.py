@@ -10,7 +10,7 @@ import pytest
 from conftest import DECODERS
 from servers import Slow, asked, unit
 
-from llm2vec import LLM2Vec
+from llm2vec import Encoder
 from llm2vec.errors import UsageError
 from llm2vec.serving.keys import Keys, read_keys
 from llm2vec.serving.limits import Limits
@@ -37,7 +37,7 @@ def client(encoder):
 def with_settings(encoder, **changes):
     """The same model with other settings."""
     settings = replace(encoder.settings, **changes)
-    return LLM2Vec(encoder.model, encoder.tokenizer, settings=settings)
+    return Encoder(encoder.model, encoder.tokenizer, settings=settings)
 
 
 def vectors_of(response):
@@ -59,7 +59,7 @@ def test_openai_vectors_are_those_of_encode(client, encoder):
 
 @pytest.mark.parametrize("name", ["gemma3", "gpt2", "qwen3"])
 def test_other_families_are_served_with_the_same_vectors(name):
-    encoder = LLM2Vec.from_pretrained(DECODERS / name)
+    encoder = Encoder.from_pretrained(DECODERS / name)
     with asked(encoder) as client:
         found = vectors_of(client.post("/embed", json={"inputs": TEXTS}))
         ids = [encoder.tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
@@ -106,7 +106,7 @@ def test_a_prompt_is_given_by_its_words_or_its_name(encoder):
 
 @pytest.mark.parametrize("skipped", [True, False])
 def test_token_ids_give_what_their_text_gives(encoder, skipped):
-    chosen = with_settings(encoder, skip_instruction=skipped)
+    chosen = with_settings(encoder, skip_prompt=skipped)
     text = "The old miller opened the door."
     ids = chosen.tokenizer(text, add_special_tokens=False)["input_ids"]
     want = chosen.encode([text], normalize=True).numpy()
@@ -135,7 +135,7 @@ def test_similarity_is_the_cosine(client, encoder):
 
 
 def test_several_encoders_are_served_by_their_names(encoder):
-    other = with_settings(encoder, pooling_mode="last")
+    other = with_settings(encoder, pooling="last")
     with asked(encoder, other) as client:
         assert [each["id"] for each in client.get("/v1/models").json()["data"]] == [
             "small",

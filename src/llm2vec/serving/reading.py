@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from llm2vec.encoder.encoder import LLM2Vec
+from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.tokenization import Tokens, shortened
 from llm2vec.errors import UsageError
 from llm2vec.serving.refusals import Refusal
@@ -26,14 +26,14 @@ class Reader:
         max_characters: Most characters of all texts of a request, each with its prompt.
     """
 
-    def __init__(self, encoder: LLM2Vec, *, max_characters: int) -> None:
+    def __init__(self, encoder: Encoder, *, max_characters: int) -> None:
         self._encoder = encoder
         self._max_characters = max_characters
         uncut = replace(
-            encoder.settings, max_length=_NO_LIMIT, doc_max_length=None, skip_instruction=True
+            encoder.settings, max_length=_NO_LIMIT, doc_max_length=None, skip_prompt=True
         )
-        self._uncut = LLM2Vec(encoder.model, encoder.tokenizer, settings=uncut)
-        self._vocabulary = int(encoder.config.get_text_config().vocab_size)
+        self._uncut = Encoder(encoder.model, encoder.tokenizer, settings=uncut)
+        self._vocabulary = int(encoder.model.config.get_text_config().vocab_size)
 
     def prompt(self, prompt: str | None, prompt_name: str | None) -> str:
         """What stands before each text, separator included; empty where nothing does.
@@ -172,6 +172,6 @@ class Reader:
         )
 
     def _pooled(self, tokens: Tokens) -> Tokens:
-        if self._encoder.settings.skip_instruction:
+        if self._encoder.settings.skip_prompt:
             return tokens
         return Tokens(tokens.ids, 0, len(tokens.ids))

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from llm2vec.backbone.source import check_place, place
+from llm2vec.backbone.source import Source
 from llm2vec.encoder import batching
-from llm2vec.encoder.encoder import LLM2Vec
+from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.tokenization import Tokens
 from llm2vec.errors import ModelError, UsageError
 from llm2vec.serving.folder_check import check_folder
@@ -42,7 +42,7 @@ class Served:
         ModelError: The probe gives no finite vector.
     """
 
-    def __init__(self, name: str, encoder: LLM2Vec, *, limits: Limits) -> None:
+    def __init__(self, name: str, encoder: Encoder, *, limits: Limits) -> None:
         self.name = name
         self.encoder = encoder
         self.reader = Reader(encoder, max_characters=limits.max_body_bytes)
@@ -82,7 +82,7 @@ class Served:
         return distance <= _PROBE_TOLERANCE * float(np.linalg.norm(self._probe_vector))
 
 
-def _batch_tokens(encoder: LLM2Vec) -> int:
+def _batch_tokens(encoder: Encoder) -> int:
     """A batch for each core of a CPU, since the encoder gives each core its own; one on a GPU."""
     cores = torch.get_num_threads() if encoder.device.type == "cpu" else 1
     return encoder.max_tokens * cores
@@ -106,11 +106,12 @@ def name_folders(given: Sequence[str]) -> list[Named]:
     found: list[Named] = []
     for each in given:
         name, separator, path = each.partition("=")
-        folder = place(Path(path if separator else each) if "/" in each else (path or each))
-        check_place(folder)
-        if not isinstance(folder, Path):
+        source = Source.of(Path(path if separator else each) if "/" in each else (path or each))
+        source.check()
+        folder = source.folder
+        if folder is None:
             raise ModelError(
-                f"there is no folder {folder}; fetch a model from a hub first (`hf download`), "
+                f"there is no folder {source}; fetch a model from a hub first (`hf download`), "
                 "then serve its folder"
             )
         own = name if separator else (each if each == "bundled" else folder.resolve().name)
@@ -142,8 +143,8 @@ def open_served(
         check_folder(each.folder, trust_remote_code=trust_remote_code)
     found = []
     for each in folders:
-        encoder = LLM2Vec.from_pretrained(
-            each.folder, device=device, trust_remote_code=trust_remote_code
+        encoder = Encoder.from_pretrained(
+            Source(each.folder, trust_remote_code=trust_remote_code), device=device
         )
         encoder.eval()
         found.append(Served(each.name, encoder, limits=limits))

@@ -220,7 +220,7 @@ class TeiRoutes:
         return Info(
             model_id=served.name,
             model_dtype=str(served.encoder.model.dtype).removeprefix("torch."),
-            model_type=Kind(embedding=Pooling(pooling=settings.pooling_mode)),
+            model_type=Kind(embedding=Pooling(pooling=settings.pooling)),
             max_concurrent_requests=limits.max_requests,
             max_input_length=settings.max_length,
             max_batch_tokens=served.batch_tokens,
