@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from llm2vec.backbone.mode import evaluating
 from llm2vec.backbone.source import Source
 from llm2vec.encoder import batching
 from llm2vec.encoder.encoder import Encoder
@@ -66,7 +67,7 @@ class Served:
         )
         found = [np.zeros((length, self.encoder.dimension), np.float32) for length in lengths]
         pad_id = int(self.encoder.tokenizer.pad_token_id)
-        with batching.evaluating(model):
+        with evaluating(model):
             for batch in batches:
                 documents = [tokens[index].ids for index in batch]
                 states_ND = batching.token_states(model, documents, pad_id=pad_id)
