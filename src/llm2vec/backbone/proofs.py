@@ -23,6 +23,7 @@ from llm2vec.backbone.forward import ForwardFailed, model_code
 from llm2vec.backbone.loading import embedding_rows
 from llm2vec.backbone.mode import evaluating
 from llm2vec.backbone.packed_attention import PACKED, packed_inputs, padded_inputs
+from llm2vec.backbone.positions import border_moved, frequency_border
 from llm2vec.backbone.receptive_field import NOISE, Reach, either, layer_reach
 from llm2vec.errors import ModelError, ProofFailed
 
@@ -47,6 +48,9 @@ _ALONE_AFTER = 2
 
 _LONGEST_TRIED = 96
 """Windows shorter than this are proven with a longer text."""
+
+_FAR = (8, 6, 9, 9)
+"""Lengths beyond the border of models with two sets of frequencies; the border is moved below them for the proof."""
 
 
 @dataclass(frozen=True)
@@ -255,25 +259,17 @@ def prove_packing(body: "PreTrainedModel", *, plain: str, windows: Sequence[int 
         windows: What each layer's window should be; a layer that forgets its own is found without long texts.
     """
     name = "texts in one packed row do not see each other"
+    config = body.config.get_text_config(decoder=True)
     with _probing(body):
         draws = _Draws(body)
-        texts = [draws.ids(length).tolist() for length in _packed_lengths(body, windows)]
-        others = [draws.other(torch.tensor(text)).tolist() for text in texts]
-        body.set_attn_implementation(plain)
-        alone = [
-            _states(body, input_ids=torch.tensor([text], device=body.device))[0] for text in texts
-        ]
-        body.set_attn_implementation(PACKED)
-        seen: list[int | None] = []
         try:
-            packed = _packed_states(body, texts, seen_window=seen.append)
-            padded_BTD = _states(body, **padded_inputs(texts, pad_id=0, device=body.device))
-            margin = max(relative(ours, theirs) for ours, theirs in zip(packed, alone, strict=True))
-            for row, theirs in enumerate(alone):
-                margin = max(margin, relative(padded_BTD[row, : len(theirs)], theirs))
-            for kept, text in enumerate(texts):
-                row_texts = [text if row == kept else other for row, other in enumerate(others)]
-                margin = max(margin, relative(_packed_states(body, row_texts)[kept], packed[kept]))
+            lengths = _packed_lengths(body, windows)
+            with border_moved(config, max(lengths)):
+                margin, seen = _packing_margin(body, draws, lengths, plain=plain)
+            if frequency_border(config) is not None:
+                with border_moved(config, min(_FAR) - 1):
+                    far_margin, _ = _packing_margin(body, draws, _FAR, plain=plain)
+                margin = max(margin, far_margin)
         except ForwardFailed as error:
             return Proof(name, False, float("inf"), f"the family cannot: {str(error)[:120]}")
     tolerance = TOLERANCE[body.dtype]
@@ -281,6 +277,27 @@ def prove_packing(body: "PreTrainedModel", *, plain: str, windows: Sequence[int 
         return Proof(name, False, margin, "layers do not tell their attention its window")
     detail = f"measured: largest relative difference to the text alone; at most {tolerance:g}"
     return Proof(name, margin <= tolerance, margin, detail)
+
+
+def _packing_margin(
+    body: "PreTrainedModel", draws: _Draws, lengths: Sequence[int], *, plain: str
+) -> tuple[float, list[int | None]]:
+    """The largest relative difference of a packed or padded text to itself alone, and the windows that layers named."""
+    texts = [draws.ids(length).tolist() for length in lengths]
+    others = [draws.other(torch.tensor(text)).tolist() for text in texts]
+    body.set_attn_implementation(plain)
+    alone = [_states(body, input_ids=torch.tensor([text], device=body.device))[0] for text in texts]
+    body.set_attn_implementation(PACKED)
+    seen: list[int | None] = []
+    packed = _packed_states(body, texts, seen_window=seen.append)
+    padded_BTD = _states(body, **padded_inputs(texts, pad_id=0, device=body.device))
+    margins = [relative(ours, theirs) for ours, theirs in zip(packed, alone, strict=True)]
+    for row, theirs in enumerate(alone):
+        margins.append(relative(padded_BTD[row, : len(theirs)], theirs))
+    for kept, text in enumerate(texts):
+        row_texts = [text if row == kept else other for row, other in enumerate(others)]
+        margins.append(relative(_packed_states(body, row_texts)[kept], packed[kept]))
+    return max(margins), seen
 
 
 def _packed_lengths(body: "PreTrainedModel", windows: Sequence[int | None]) -> list[int]:

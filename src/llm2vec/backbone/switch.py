@@ -40,14 +40,6 @@ _ONE_WAY = (
 )
 """Parts of the names that transformers' `layer_types` give to layers that read from left to right by construction."""
 
-_POSITIONS = (
-    "max_position_embeddings",
-    "n_positions",
-    "n_ctx",
-    "max_sequence_length",
-    "max_seq_len",
-)
-
 
 @dataclass(frozen=True)
 class Switch:
@@ -249,13 +241,6 @@ def attention_windows(base: PreTrainedModel) -> tuple[int | None, ...]:
     text = base.config.get_text_config(decoder=True)
     window = getattr(text, "sliding_window", None)
     return tuple(window if "sliding" in kind else None for kind in layer_types(text))
-
-
-def position_limit(config: PreTrainedConfig) -> int | None:
-    """Longest sequence the model has positions for, in tokens; None: no limit known."""
-    text = config.get_text_config(decoder=True)
-    found = (getattr(text, name, None) for name in _POSITIONS)
-    return next((int(value) for value in found if isinstance(value, int) and value > 0), None)
 
 
 def save_model(model: PreTrainedModel, folder: str | Path) -> None:

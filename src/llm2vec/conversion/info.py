@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from llm2vec.backbone.loading import embedding_rows, load_config, wrapper_note
 from llm2vec.backbone.miniature import NoSmallCopy, small_copy
+from llm2vec.backbone.positions import position_limit
 from llm2vec.backbone.proofs import Proof
 from llm2vec.backbone.receptive_field import decoder_layers
 from llm2vec.backbone.source import Source
@@ -24,7 +25,6 @@ from llm2vec.backbone.switch import (
     is_bidirectional,
     layer_types,
     make_bidirectional,
-    position_limit,
 )
 from llm2vec.errors import ModelError, NotConvertible, first_line
 from llm2vec.recipe.knobs import MntpRecipe, Recipe, SimcseRecipe, StageRecipe, SupervisedRecipe

@@ -10,9 +10,10 @@ from transformers import PreTrainedConfig
 from llm2vec.backbone.adapters import check_adapter
 from llm2vec.backbone.loading import load_config
 from llm2vec.backbone.miniature import NoSmallCopy, small_copy
+from llm2vec.backbone.positions import frequency_border, position_limit
 from llm2vec.backbone.proofs import prove_dropout
 from llm2vec.backbone.source import Source
-from llm2vec.backbone.switch import body, is_bidirectional, position_limit
+from llm2vec.backbone.switch import body, is_bidirectional
 from llm2vec.corpus.triples import check_triples
 from llm2vec.errors import ModelError, ProofFailed, UsageError
 from llm2vec.recipe.knobs import Recipe
@@ -43,7 +44,13 @@ def check(recipe: Recipe, *, processes: int, progress: Progress) -> None:
         )
     for adapter in recipe.adapters:
         check_adapter(adapter)
-    _check_lengths(recipe, position_limit(config))
+    _check_lengths(recipe, config)
+    border = frequency_border(config)
+    if border is not None and recipe.encoder.max_length > border:
+        progress.note(
+            f"longer texts than {border} tokens change the decoder's frequencies for all texts of a call: encode keeps "
+            "them apart, other libraries do not; encode there in batches of one, or lower encoder.max_length"
+        )
     if recipe.simcse.steps:
         noise = dict.fromkeys(attention_dropouts(source), recipe.simcse.dropout)
         _check_dropout(config, noise, trust_remote_code=recipe.trust_remote_code)
@@ -71,7 +78,8 @@ def _check_dropout(
         ) from error
 
 
-def _check_lengths(recipe: Recipe, limit: int | None) -> None:
+def _check_lengths(recipe: Recipe, config: PreTrainedConfig) -> None:
+    limit, border = position_limit(config), frequency_border(config)
     lengths = {"encoder.max_length": recipe.encoder.max_length}
     for stage in STAGES:
         knobs = stage.knobs(recipe)
@@ -81,4 +89,9 @@ def _check_lengths(recipe: Recipe, limit: int | None) -> None:
         if limit is not None and length > limit:
             raise UsageError(
                 f"{name} is {length}, but the decoder has {limit} positions: --set {name}={limit}"
+            )
+        if border is not None and length > border and name != "encoder.max_length":
+            raise UsageError(
+                f"{name} is {length}, but longer texts than {border} tokens change the decoder's frequencies for all "
+                f"texts of a batch: --set {name}={border}"
             )

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from llm2vec.backbone.packed_attention import PACKED, packed_inputs, padded_inputs
+from llm2vec.backbone.positions import one_side
 from llm2vec.backbone.receptive_field import decoder_layers
 from llm2vec.errors import UsageError
 from llm2vec.runtime.onednn import fast_products
@@ -91,11 +92,23 @@ def on_each_core(
 
 
 def plan_batches(
-    lengths: Sequence[int], *, max_tokens: int, max_texts: int | None = None, padded: bool
+    lengths: Sequence[int],
+    *,
+    max_tokens: int,
+    max_texts: int | None = None,
+    padded: bool,
+    border: int | None = None,
 ) -> list[list[int]]:
     """Indices of texts in batches, longest first, each batch at most `max_tokens` tokens (padding counted).
 
     A single text longer than the budget makes a batch of its own. Texts without tokens are in no batch.
+
+    Args:
+        lengths: Tokens of each text.
+        max_tokens: The most tokens in a batch.
+        max_texts: The most texts in a batch; None is no limit.
+        padded: Whether rows are filled up to the longest.
+        border: Texts up to this length and longer ones share no batch; None: all may (see `backbone.positions`).
 
     Example:
         >>> plan_batches([3, 9, 0, 4], max_tokens=10, padded=False)
@@ -109,7 +122,8 @@ def plan_batches(
     for index in order:
         longest = lengths[batches[-1][0]] if batches else 0
         cost = longest if padded else lengths[index]
-        full = not batches or used + cost > max_tokens or len(batches[-1]) == max_texts
+        crossed = border is not None and longest > border >= lengths[index]
+        full = not batches or used + cost > max_tokens or len(batches[-1]) == max_texts or crossed
         if full:
             batches.append([index])
             used = lengths[index]
@@ -150,11 +164,9 @@ def token_states(
     Args:
         model: A body (no LM head), bidirectional or causal.
         documents: Token ids; none of them empty.
-        pad_id: What fills the rows of a model that is not packed.
+        pad_id: Token id that fills the rows of a model that is not packed.
     """
-    output = model(
-        **model_inputs(documents, packed=is_packed(model), pad_id=pad_id, device=model.device)
-    )
+    output = _forward(model, documents, pad_id=pad_id)
     return flatten(output.last_hidden_state, [len(document) for document in documents])
 
 
@@ -162,10 +174,17 @@ def layer_states(
     model: "PreTrainedModel", documents: Sequence[Sequence[int]], *, pad_id: int
 ) -> tuple[Tensor, ...]:
     """States after the embedding and after each layer, each flat: a tuple of states_ND."""
-    inputs = model_inputs(documents, packed=is_packed(model), pad_id=pad_id, device=model.device)
-    output = model(**inputs, output_hidden_states=True)
+    output = _forward(model, documents, pad_id=pad_id, output_hidden_states=True)
     lengths = [len(document) for document in documents]
     return tuple(flatten(states_BTD, lengths) for states_BTD in output.hidden_states)
+
+
+def _forward(
+    model: "PreTrainedModel", documents: Sequence[Sequence[int]], *, pad_id: int, **options: Any
+) -> Any:
+    inputs = model_inputs(documents, packed=is_packed(model), pad_id=pad_id, device=model.device)
+    with one_side(model, model.config, longest=max(map(len, documents))):
+        return model(**inputs, **options)
 
 
 class _ReachedError(Exception):
@@ -226,10 +245,9 @@ def _states_before(
     model: "PreTrainedModel", documents: Sequence[Sequence[int]], reader: object, *, pad_id: int
 ) -> Tensor:
     """States that go into the layer whose hook ends the reader's forward: states_ND."""
-    inputs = model_inputs(documents, packed=is_packed(model), pad_id=pad_id, device=model.device)
     before = _reading.set(reader)
     try:
-        model(**inputs)
+        _forward(model, documents, pad_id=pad_id)
     except _ReachedError as reached:
         if reached.states_BTD.ndim == 3:
             return flatten(reached.states_BTD, [len(document) for document in documents])

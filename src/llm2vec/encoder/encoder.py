@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from llm2vec.backbone.adapters import merged_copy, told
 from llm2vec.backbone.mode import evaluating
+from llm2vec.backbone.positions import frequency_border, position_limit
 from llm2vec.backbone.source import Source
 from llm2vec.backbone.switch import is_bidirectional, save_model
 from llm2vec.encoder.batching import (
@@ -81,7 +82,8 @@ class Encoder(nn.Module):
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
-        self.settings = settings or Settings(bidirectional=is_bidirectional(model.config))
+        settings = settings or Settings(bidirectional=is_bidirectional(model.config))
+        self.settings = self._within_positions(settings)
         self.switch = switch
         self.chain = chain
 
@@ -154,6 +156,11 @@ class Encoder(nn.Module):
             switch=opened.switch,
             chain=opened.chain,
         )
+
+    def _within_positions(self, settings: Settings) -> Settings:
+        """Settings whose longest sequence the model has positions for."""
+        limit = position_limit(self.model.config)
+        return settings if limit is None else settings.within(limit)
 
     @property
     def dimension(self) -> int:
@@ -313,6 +320,7 @@ class Encoder(nn.Module):
             max_tokens=self.max_tokens,
             max_texts=batch_size,
             padded=not is_packed(self.model),
+            border=frequency_border(self.model.config),
         )
 
         def vectors_of(batch: list[int]) -> Tensor:

@@ -72,6 +72,10 @@ class Settings:
             self, **{name: value for name, value in changes.items() if value is not None}
         )
 
+    def within(self, positions: int) -> "Settings":
+        """The same settings, for a model that has so many positions."""
+        return self.changed(max_length=min(self.max_length, positions))
+
 
 def pooling_named(name: str) -> Pooling:
     """A pooling by any of its names (`eos_token` is `last`, `bos_token` is `first`).

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from llm2vec.backbone.adapters import Chain, find_chain, merge_chain
 from llm2vec.backbone.loading import check_vocabulary, load_decoder, load_tokenizer
 from llm2vec.backbone.source import Source
-from llm2vec.backbone.switch import Switch, is_bidirectional, make_bidirectional, position_limit
+from llm2vec.backbone.switch import Switch, is_bidirectional, make_bidirectional
 from llm2vec.encoder.folder import SETTINGS_FILE, Settings, pooling_named, read_settings
 from llm2vec.encoder.templates import published_template, read_template
 from llm2vec.errors import ModelError
@@ -66,9 +66,6 @@ def open_parts(
             f"{source} is bidirectional already; its causal baseline is the decoder it was made from"
         )
     switch = make_bidirectional(model) if settings.bidirectional else None
-    limit = position_limit(model.config)
-    if limit is not None and settings.max_length > limit:
-        settings = settings.changed(max_length=limit)
     return Opened(model, tokenizer, settings, switch, chain)
 
 

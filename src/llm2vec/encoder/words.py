@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from llm2vec.backbone.mode import evaluating
+from llm2vec.backbone.positions import frequency_border
 from llm2vec.encoder.batching import (
     Layer,
     is_packed,
@@ -197,7 +198,10 @@ def word_states(
     starts = torch.tensor([0, *counts]).cumsum(0)
     found: dict[Reading, Tensor] = {}
     plan = plan_batches(
-        [len(text.ids) for text in texts], max_tokens=max_tokens, padded=not is_packed(model)
+        [len(text.ids) for text in texts],
+        max_tokens=max_tokens,
+        padded=not is_packed(model),
+        border=frequency_border(model.config),
     )
 
     with evaluating(model), reading_layer(model, layer=layer, pad_id=pad_id) as states_of:

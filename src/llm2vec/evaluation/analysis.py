@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from llm2vec.backbone.loading import load_decoder, load_tokenizer
+from llm2vec.backbone.positions import position_limit
 from llm2vec.backbone.source import Source
-from llm2vec.backbone.switch import is_bidirectional, make_bidirectional, position_limit
+from llm2vec.backbone.switch import is_bidirectional, make_bidirectional
 from llm2vec.encoder.batching import layer_states
 from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.tokenization import Tokens, borders, tokenize

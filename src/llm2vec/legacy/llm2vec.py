@@ -46,7 +46,7 @@ def _setting(name: str) -> Any:
         if name == "pooling":
             value = _pooling(value)
         changed: Any = {name: value}
-        self.settings = replace(self.settings, **changed)
+        self.settings = self._within_positions(replace(self.settings, **changed))
 
     return property(read, write)
 

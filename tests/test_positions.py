@@ -1,0 +1,220 @@
+"""Models whose frequencies change with the longest text of a call: a text's vector stays its own."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from conftest import DECODERS
+from transformers import (
+    LlamaConfig,
+    LlamaModel,
+    MiniCPM3Config,
+    MiniCPM3Model,
+    Phi3Config,
+    Phi3Model,
+    PhimoeConfig,
+    PhimoeModel,
+)
+from typer.testing import CliRunner
+
+from llm2vec import Encoder, LLM2Vec
+from llm2vec.backbone.loading import load_tokenizer
+from llm2vec.backbone.positions import border_moved, frequency_border, position_limit
+from llm2vec.backbone.switch import make_bidirectional
+from llm2vec.cli.main import app
+from llm2vec.encoder.batching import is_packed, layer_states, plan_batches, token_states
+from llm2vec.encoder.folder import Settings
+
+BORDER = 16
+SHORT = "Yes, it rains."
+LONG = "The mill by the river has stood empty for years, and nobody remembers who owned it before."
+CLOSE = {"atol": 1e-4, "rtol": 1e-4}
+"""Float32 in batches of another shape."""
+
+TINY = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+    "eos_token_id": 0,
+    "original_max_position_embeddings": BORDER,
+}
+
+
+def frequencies(features, **more):
+    """Rotary frequencies with a second set, far from the first."""
+    return {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "original_max_position_embeddings": BORDER,
+        "short_factor": [1.0] * (features // 2),
+        "long_factor": [7.0] * (features // 2),
+        **more,
+    }
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(DECODERS / "qwen3")
+
+
+@pytest.fixture(scope="module")
+def models(tokenizer):
+    """A model of each family that has two sets of frequencies."""
+    common = {**TINY, "vocab_size": len(tokenizer)}
+    mscales = {"short_mscale": 1.0, "long_mscale": 1.4}
+    latent = {"q_lora_rank": 32, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16}
+    torch.manual_seed(0)
+    found = {
+        "phi3": Phi3Model(Phi3Config(**common, rope_parameters=frequencies(16))),
+        "minicpm3": MiniCPM3Model(
+            MiniCPM3Config(**common, **latent, v_head_dim=16, rope_parameters=frequencies(16))
+        ),
+        "phimoe": PhimoeModel(
+            PhimoeConfig(**common, num_local_experts=2, rope_parameters=frequencies(16, **mscales))
+        ),
+    }
+    for model in found.values():
+        make_bidirectional(model.eval())
+    return found
+
+
+@pytest.mark.parametrize("name", ["phi3", "minicpm3", "phimoe"])
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_short_text_beside_a_long_one_keeps_its_vector(name, packed, models, tokenizer):
+    model = models[name]
+    if packed and not is_packed(model):
+        pytest.skip("this family pads")
+    live = model.config._attn_implementation
+    model.set_attn_implementation(live if packed else "sdpa")
+    encoder = Encoder(model, tokenizer)
+    assert (encoder.settings.max_length, frequency_border(model.config)) == (64, BORDER)
+    lengths = [len(each.ids) for each in encoder.tokens([SHORT, LONG])]
+    assert lengths[0] <= BORDER < lengths[1]
+    try:
+        together = encoder.encode([LONG, SHORT, LONG, SHORT])
+        alone = torch.stack([encoder.encode(text) for text in (LONG, SHORT, LONG, SHORT)])
+        torch.testing.assert_close(together, alone, **CLOSE)
+        words = encoder.words([LONG, SHORT])[1].vectors_WD
+        torch.testing.assert_close(words, encoder.words(SHORT)[0].vectors_WD, **CLOSE)
+        for layer in (0, 1):
+            inner = encoder.words([LONG, SHORT], layer=layer)[1].vectors_WD
+            torch.testing.assert_close(
+                inner, encoder.words(SHORT, layer=layer)[0].vectors_WD, **CLOSE
+            )
+    finally:
+        model.set_attn_implementation(live)
+
+
+@pytest.mark.parametrize("name", ["phi3", "phimoe"])
+def test_the_border_matters_or_these_tests_would_show_nothing(name, models, tokenizer):
+    model = models[name]
+    ids = tokenizer(SHORT)["input_ids"]
+    with torch.no_grad():
+        near = token_states(model, [ids], pad_id=0)
+        with border_moved(model.config, 2):
+            far = token_states(model, [ids], pad_id=0)
+    assert (near - far).norm() / near.norm() > 0.1
+    assert frequency_border(model.config) == BORDER
+
+
+def test_threads_on_both_sides_of_the_border_do_not_change_each_others_vectors(models, tokenizer):
+    encoder = Encoder(models["phi3"], tokenizer)
+    expected = {text: encoder.encode(text) for text in (SHORT, LONG)}
+    texts = [SHORT, LONG] * 100
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(encoder.encode, texts))
+    for text, vector in zip(texts, found, strict=True):
+        torch.testing.assert_close(vector, expected[text], **CLOSE)
+
+
+def test_all_layers_are_read_on_the_texts_own_side(models, tokenizer):
+    model = models["phi3"]
+    ids = tokenizer(SHORT)["input_ids"]
+    with torch.no_grad():
+        states = layer_states(model, [ids], pad_id=0)
+    torch.testing.assert_close(states[-1], token_states(model, [ids], pad_id=0))
+
+
+def test_texts_on_both_sides_share_no_batch():
+    lengths = [3, BORDER, BORDER + 1, 40, 5]
+    batches = plan_batches(lengths, max_tokens=1000, padded=False, border=BORDER)
+    assert batches == [[3, 2], [1, 4, 0]]
+    assert plan_batches(lengths, max_tokens=1000, padded=False) == [[3, 2, 1, 4, 0]]
+
+
+class FarLeak(torch.nn.Module):
+    """Frequencies that, beyond the border, depend on the length of the whole row."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x, position_ids):
+        border = self.inner.config.rope_parameters["original_max_position_embeddings"]
+        if int(position_ids.max()) >= border:
+            position_ids = position_ids * position_ids.shape[1]
+        return self.inner(x, position_ids)
+
+
+def test_packing_that_is_wrong_only_beyond_the_border_is_not_used(tokenizer):
+    torch.manual_seed(0)
+    config = Phi3Config(**TINY, vocab_size=len(tokenizer), rope_parameters=frequencies(16))
+    model = Phi3Model(config).eval()
+    assert make_bidirectional(model).packs
+    model.rotary_emb = FarLeak(model.rotary_emb)
+    switch = make_bidirectional(model)
+    assert not switch.packs
+    assert any("texts are padded, not packed" in note for note in switch.notes)
+    assert frequency_border(config) == BORDER
+
+
+def test_frequencies_that_grow_with_the_longest_text_are_never_asked_to_grow(tokenizer):
+    """`dynamic` frequencies change for good once a text is longer than the positions; texts are cut there."""
+    torch.manual_seed(0)
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+    model = LlamaModel(
+        LlamaConfig(
+            **{**TINY, "max_position_embeddings": BORDER},
+            vocab_size=len(tokenizer),
+            rope_parameters=rope,
+        )
+    ).eval()
+    make_bidirectional(model)
+    before = model.rotary_emb.inv_freq.clone()
+    for made in (
+        Encoder(model, tokenizer, settings=Settings(max_length=500)),
+        LLM2Vec(model, tokenizer, max_length=500),
+    ):
+        assert made.settings.max_length == position_limit(model.config) == BORDER
+        alone = made.encode(SHORT)
+        made.encode(LONG * 3)
+        made.words(LONG * 3)
+        torch.testing.assert_close(made.encode([LONG * 3, SHORT])[1], alone, **CLOSE)
+    made.max_length = 400
+    assert made.max_length == BORDER
+    assert torch.equal(model.rotary_emb.inv_freq, before)
+
+
+def test_training_on_both_sides_of_the_border_is_refused_before_it_begins(
+    models, tokenizer, corpus, tmp_path
+):
+    folder = tmp_path / "decoder"
+    config = Phi3Config(
+        **TINY, vocab_size=len(tokenizer), rope_parameters=frequencies(16), attention_dropout=0.0
+    )
+    from transformers import Phi3ForCausalLM
+
+    Phi3ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    sets = ["mntp.steps=1", "simcse.steps=0", "mntp.max_length=32", "encoder.max_length=32"]
+    asked = ["convert", str(folder), "--corpus", str(corpus), "--out", str(tmp_path / "out")]
+    for each in sets:
+        asked += ["--set", each]
+    done = CliRunner().invoke(app, asked)
+    assert "longer texts than 16 tokens change the decoder's frequencies" in str(done.exception)
+    assert "--set mntp.max_length=16" in str(done.exception)
