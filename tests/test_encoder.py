@@ -110,6 +110,35 @@ def test_what_is_no_text_is_refused(encoder, wrong):
         encoder.encode(wrong)
 
 
+def test_pairs_without_an_instruction_get_the_prompt(encoder):
+    prompt = "Find it:"
+    expected = encoder.encode(TEXTS, prompt=prompt)
+    assert (
+        distance(encoder.encode([["", text] for text in TEXTS], prompt=prompt), expected) < ROUNDING
+    )
+    named = LLM2Vec(
+        encoder.model,
+        encoder.tokenizer,
+        settings=encoder.settings.changed(prompts={"query": prompt, "document": ""}),
+    )
+    found = named.encode([["", text] for text in TEXTS], prompt_name="query")
+    assert distance(found, expected) < ROUNDING
+    own = [[prompt, text] for text in TEXTS]
+    assert distance(named.encode(own, prompt_name="document"), expected) < ROUNDING
+
+
+def test_two_prompts_for_one_text_are_refused(encoder):
+    named = LLM2Vec(
+        encoder.model, encoder.tokenizer, settings=encoder.settings.changed(prompts={"query": "Q:"})
+    )
+    pairs = [["", "a text"], ["Own:", "another"]]
+    for chosen in ({"prompt": "P:"}, {"prompt_name": "query"}):
+        with pytest.raises(UsageError, match="a pair has the instruction 'Own:' and"):
+            named.encode(pairs, **chosen)
+    with pytest.raises(UsageError, match="two prompts for one text"):
+        named.encode("a text", prompt="P:", prompt_name="query")
+
+
 def test_an_unknown_prompt_name_is_answered_with_the_known_ones(encoder):
     with pytest.raises(UsageError, match="no prompt named 'query'; there are: none"):
         encoder.encode(TEXTS, prompt_name="query")

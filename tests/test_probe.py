@@ -189,6 +189,44 @@ def test_labels_that_training_never_saw_count_as_wrong(encoder):
     assert (found.unseen, found.value) == (1, 0.5)
 
 
+def test_equal_numbers_are_one_label_in_whatever_form_a_file_has_them(encoder, tmp_path):
+    forms = {"whole": [0, 1], "fraction": [0.0, 1.0], "text": ["0", "1"], "written": ["0.0", "1.0"]}
+    read = {}
+    for name, tags in forms.items():
+        row = json.dumps({"tokens": ["one", "cat"], "tags": tags}) + "\n"
+        (tmp_path / f"{name}.jsonl").write_text(row * 20)
+        (tmp_path / f"{name}.txt").write_text(f"one {tags[0]}\ncat {tags[1]}\n\n" * 20)
+        for kind in ("jsonl", "txt"):
+            read[name, kind] = read_tagged(tmp_path / f"{name}.{kind}")
+            assert read[name, kind][0].tags == ("0", "1"), (name, kind)
+    found = probe(encoder, read["whole", "jsonl"], read["fraction", "jsonl"], seeds=1)
+    assert (found.value, found.unseen) == (1.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("metric", "tags", "said"),
+    [
+        (
+            "accuracy",
+            ("1", "0"),
+            r"no label of the test sentences \(0, 1\) occurs in .* \(B-A, O\)",
+        ),
+        ("entity-f1", ("B-B", "O"), r"no label of the test sentences \(B-B\) occurs"),
+        ("entity-f1", ("O", "O"), "the test sentences have no entity"),
+        ("entity-f1", ("NOUN", "O"), "NOUN, O follow no scheme"),
+    ],
+)
+def test_a_test_set_on_which_nothing_can_be_right_is_refused_before_anything_is_read(
+    metric, tags, said
+):
+    train, test = [[Tagged(("one", "cat"), given)] * 9 for given in (("B-A", "O"), tags)]
+    with pytest.raises(CorpusError, match=said):
+        probe(None, train, test, metric=metric)  # no encoder is needed to see that
+    if metric == "accuracy":
+        with pytest.raises(CorpusError, match="no label of the development sentences"):
+            probe(None, train, train, dev=test)
+
+
 def test_entities_are_scored_whole(encoder):
     train = [Tagged(("New", "York", "sleeps"), ("B-LOC", "I-LOC", "O"))] * 20
     found = probe(encoder, train, train[:2], metric="entity-f1", seeds=1)

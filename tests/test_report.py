@@ -9,11 +9,15 @@ from itertools import pairwise
 import pytest
 import torch
 from conftest import DECODERS
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
 from llm2vec import Recipe, convert
+from llm2vec.backbone.loading import load_decoder
 from llm2vec.corpus.tagged import Tagged
 from llm2vec.errors import ModelError, RunError
+from llm2vec.evaluation import analysis
+from llm2vec.evaluation.subjects import open_encoder
 from llm2vec.report.figures import PALETTE, Bar, bars, cells, histograms, ranking
 from llm2vec.report.html import to_html, to_markdown, write_report
 from llm2vec.report.measure import WordTask, bundled_words, measure
@@ -182,6 +186,32 @@ def test_a_run_without_its_stages_is_still_compared_with_its_decoder(run, report
     )
     found = measure(tmp_path / "alone", words=[task])
     assert [row["model"] for row in found["words"][0]["rows"]] == ["Uni", "Bi", "Bi+MNTP+SimCSE"]
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    """An adapter of the tiny qwen3 with an effect."""
+    torch.manual_seed(0)
+    model = load_decoder(DECODERS / "qwen3", head=False, dtype=torch.float32)
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
+    return str(tmp_path / "adapter")
+
+
+def test_a_run_is_called_what_was_done_in_it(adapter, corpus, tmp_path):
+    """Adapters merged first, no MNTP, no stage kept: Bi is the decoder with its adapters."""
+    changes = {"adapters": [adapter], "corpus": {"source": str(corpus)}, "mntp": {"steps": 0}}
+    run = convert(Recipe.read({**RUN, **changes}), tmp_path / "out").folder
+    sentence = [Tagged(("a", "cat"), ("D", "N"))]
+    found = measure(run, words=[WordTask("x", sentence * 30, sentence, "accuracy", "")])
+    names = ["Uni", "Bi with adapters", "Bi with adapters+SimCSE"]
+    assert [row["model"] for row in found["future"]] == names
+    opened = open_encoder(RUN["decoder"], adapters=[adapter])
+    expected = analysis.future_tokens(opened, analysis.bundled_triples())
+    assert found["future"][1]["different"] == pytest.approx(expected.different, abs=1e-6)
+    text = to_markdown(sections(found))
+    assert "Uni to Bi with adapters+SimCSE" in text
+    assert "+MNTP" not in text
 
 
 def test_what_is_no_run_or_has_lost_its_decoder_is_said(run, tmp_path):

@@ -4,10 +4,12 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from conftest import DECODERS
 
 from llm2vec.errors import CorpusError
 from llm2vec.evaluation.sentence_tasks import classification, clustering, pairs, retrieval, sts
-from llm2vec.evaluation.subjects import open_embedder
+from llm2vec.evaluation.subjects import open_embedder, open_encoder
 
 
 def by_first_letters(texts, *, prompt=None):
@@ -64,7 +66,11 @@ def beir(folder, judged):
 def test_a_documents_gain_falls_with_its_rank(judged, gain, rank, tmp_path):
     found = retrieval(by_first_letters, beir(tmp_path, judged))
     assert found.value == pytest.approx(gain)
-    assert found.others == {"recall@100": 1.0, "mrr@10": pytest.approx(rank)}
+    assert found.others == {
+        "map@100": pytest.approx(rank),
+        "recall@100": 1.0,
+        "mrr@10": pytest.approx(rank),
+    }
 
 
 @pytest.mark.parametrize(
@@ -118,6 +124,34 @@ def test_labels_that_training_never_saw_count_as_wrong(tmp_path):
         train=lines(tmp_path / "train.jsonl", train),
     )
     assert found.value == 0.5
+    assert found.others["unseen"] == 0.5
+
+
+def test_equal_numbers_are_one_label_in_whatever_form_a_file_has_them(tmp_path):
+    train, test = [], []
+    for number, letter in enumerate("ab"):
+        train += [{"text": letter, "label": number}] * 10
+        test += [
+            {"text": letter, "label": label}
+            for label in (float(number), f"{number}.0", str(number))
+        ]
+    files = [lines(tmp_path / f"{len(rows)}.jsonl", rows) for rows in (train, test)]
+    assert classification(by_first_letters, files[1], train=files[0]).value == 1.0
+
+
+def test_other_labels_than_in_training_and_nan_are_refused_before_anything_is_encoded(tmp_path):
+    train = [{"text": letter, "label": letter} for letter in "ab"]
+    for labels, said in (
+        (["x", "y"], r"no label of .* \(x, y\) occurs"),
+        ([1, float("nan")], "is NaN"),
+    ):
+        test = [{"text": "a", "label": label} for label in labels]
+        with pytest.raises(CorpusError, match=said):
+            classification(
+                None,
+                lines(tmp_path / "test.jsonl", test),
+                train=lines(tmp_path / "train.jsonl", train),
+            )
 
 
 def test_only_the_order_of_scores_counts_and_equal_cosines_tell_nothing(tmp_path):
@@ -175,3 +209,20 @@ def test_every_kind_of_model_embeds(name):
     embed = open_embedder(name)
     assert np.isfinite(embed(["a text of words", "another text"])).all()
     assert len(embed(["later texts"])) == 1
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gpt2", "gemma3"])
+def test_random_weights_keep_nothing_that_was_trained_norms_and_biases_included(name):
+    trained = dict(open_encoder(str(DECODERS / name)).model.named_parameters())
+    found = open_encoder(f"random:{DECODERS / name}").model
+    again = open_encoder(f"random:{DECODERS / name}").model
+    flat = 0
+    for weight_name, weight in found.named_parameters():
+        assert not torch.equal(weight, trained[weight_name]), weight_name
+        assert torch.equal(weight, again.get_parameter(weight_name)), weight_name
+        if weight.ndim == 1:
+            assert weight.unique().tolist() in ([0.0], [1.0]), weight_name
+            flat += 1
+        else:
+            assert 0.005 < float(weight.detach().std()) < 0.1, weight_name
+    assert flat > 4

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import DECODERS
 
+from llm2vec import LLM2Vec
 from llm2vec.backbone.loading import load_decoder, load_tokenizer
 from llm2vec.backbone.proofs import prove_dropout
 from llm2vec.backbone.switch import make_bidirectional
@@ -77,6 +78,32 @@ def trained(store, folder, **changes):
     task = simcse_task(model, tokenizer, store, recipe, pooling="mean", seed=3)
     model, log = train_and_merge(model, task, recipe, folder=folder, seed=3, progress=Silent())
     return model, [line["loss"] for line in log if "loss" in line]
+
+
+def test_a_text_that_two_passes_bring_into_one_batch_is_no_negative_of_itself(tmp_path):
+    """Three texts in a batch of six: each is there twice, and only the two others are wrong."""
+    tokenizer = load_tokenizer(DECODERS / "qwen3")
+    texts = ["The mill has stood empty.", "Two trains left at nine.", "Rain is expected."]
+    encoder = LLM2Vec.from_pretrained(DECODERS / "qwen3", dtype="float32")
+    cosine_BB = torch.nn.functional.normalize(encoder.encode(texts), dim=1)
+    scores_BB = (cosine_BB @ cosine_BB.T * 2.0).exp()
+    others_B = 2 * (scores_BB.sum(1) - scores_BB.diag())
+    expected = float(-(scores_BB.diag() / (scores_BB.diag() + others_B)).log().mean())
+    store = store_tokens(tokenizer, texts, tmp_path / "tokens", max_length=32)
+    recipe = SimcseRecipe(
+        steps=1,
+        batch_size=6,
+        max_length=32,
+        scale=2.0,
+        log_every=1,
+        lora={"dropout": 0.0},
+        precision="float32",
+    )
+    model = encoder.model  # its dropout is 0: both views are the same
+    task = simcse_task(model, tokenizer, store, recipe, pooling="mean", seed=0)
+    run = {"folder": tmp_path / "run", "seed": 0, "progress": Silent()}
+    _, log = train_and_merge(model, task, recipe, **run)
+    assert log[0]["loss"] == pytest.approx(expected, rel=1e-3)
 
 
 GOLDEN = [1.4714, 0.9999, 0.5895, 0.441]

@@ -456,7 +456,8 @@ convert(Recipe.read(json.loads(sys.argv[1])), sys.argv[2])
 
 
 def test_two_processes_share_candidates_and_gradients(corpus, tmp_path):
-    triples = write(tmp_path / "events.jsonl", active_and_passive())
+    repeated = list(active_and_passive())[:6] * 8  # so that each process has texts of the other's
+    triples = write(tmp_path / "events.jsonl", repeated)
     plain = {"steps": 2, "lora": {"dropout": 0.0}}
     alone = Recipe.read(
         merged(conversion(corpus, triples, **plain).to_dict(), {"mntp": {"steps": 0}})

@@ -4,6 +4,7 @@ UTF-8, with or without a byte order mark; a line ends at a line feed and nowhere
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,9 @@ from typing import Any
 import numpy as np
 
 from llm2vec.errors import CorpusError
+
+_WHOLE = re.compile(r"(0|-?[1-9][0-9]*)\.0")
+"""A whole number as programs write one that they hold as a fraction."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,15 @@ class Row:
         return str(value)
 
     def label(self, name: str) -> str:
-        """A field as a label: text, a number, or true and false."""
-        return str(value) if isinstance(value := self._value(name), bool) else self.text(name)
+        """A field as a label: text, a number, or true and false; equal numbers are one label.
+
+        Raises:
+            CorpusError: There is no such field, or it holds something else.
+        """
+        value = self._value(name)
+        if not isinstance(value, bool):
+            self.text(name)
+        return self._label_of(value, name)
 
     def number(self, name: str) -> float:
         """A field as a number that can be ranked."""
@@ -61,12 +72,35 @@ class Row:
             raise CorpusError(f"{self.place}: {name!r} must be a list of texts or numbers")
         return tuple(map(str, value))
 
+    def labels(self, name: str) -> tuple[str, ...]:
+        """A field as a list of labels, each read as `label` reads one."""
+        self.several(name)
+        return tuple(self._label_of(value, name) for value in self._value(name))
+
+    def _label_of(self, value: str | float, name: str) -> str:
+        if value != value:
+            raise CorpusError(f"{self.place}: {name!r} is NaN, which is no label")
+        return label_text(value)
+
     def _value(self, name: str) -> Any:
         if name not in self.values:
             raise CorpusError(
                 f"{self.place}: needs {name!r}; it has {', '.join(self.values) or 'nothing'}"
             )
         return self.values[name]
+
+
+def label_text(value: str | float) -> str:
+    """A label as text, the same for equal numbers, whether a file has them as `1`, `1.0` or in quotes.
+
+    Example:
+        >>> label_text(1.0), label_text("1.0"), label_text("1.10"), label_text(0.5), label_text(True)
+        ('1', '1', '1.10', '0.5', 'True')
+    """
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    whole = _WHOLE.fullmatch(str(value))
+    return whole[1] if whole else str(value)
 
 
 def read_lines(path: Path) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm2vec.corpus.jsonl import read_json_rows, read_lines
+from llm2vec.corpus.jsonl import label_text, read_json_rows, read_lines
 from llm2vec.corpus.texts import HUB
 from llm2vec.errors import CorpusError, first_line
 
@@ -67,7 +67,7 @@ def _from_datasets(source: str, column: str, split: str) -> list[Tagged]:
     names = getattr(labels, "names", None)
     found: list[Tagged] = []
     for row in rows:
-        tags = [names[tag] if names else str(tag) for tag in row[column]]
+        tags = [names[tag] if names else label_text(tag) for tag in row[column]]
         if len(tags) != len(row["tokens"]):
             raise CorpusError(
                 f"{name}, sentence {len(found) + 1}: {len(row['tokens'])} tokens but {len(tags)} labels"
@@ -87,7 +87,7 @@ def _from_json(path: Path, column: str | None) -> Iterator[Tagged]:
             raise CorpusError(
                 f"{row.place}: has no field {min(missing)!r}; it has {known} (--column says which)"
             )
-        words, tags = row.several("tokens"), row.several(name)
+        words, tags = row.several("tokens"), row.labels(name)
         if len(words) != len(tags):
             raise CorpusError(f"{row.place}: {len(words)} tokens but {len(tags)} labels")
         if words:
@@ -140,7 +140,9 @@ def _from_columns(path: Path, column: str | None) -> Iterator[Tagged]:
             raise CorpusError(
                 f"{path}: there is no column {wanted}, only {width} (from 0; -1 is the last)"
             )
-        yield Tagged(tuple(cell[0] for cell in cells), tuple(cell[wanted] for cell in cells))
+        yield Tagged(
+            tuple(cell[0] for cell in cells), tuple(label_text(cell[wanted]) for cell in cells)
+        )
 
 
 def _blocks(path: Path, *, comments: str) -> Iterator[list[tuple[int, str]]]:

@@ -230,6 +230,11 @@ class Encoder(nn.Module):
             UsageError: Something is not a text, or there is no such prompt.
         """
         rows = _rows(texts)
+        if prompt is not None and prompt_name is not None:
+            raise UsageError(
+                f"prompt and prompt_name are two prompts for one text ({prompt!r}, "
+                f"{prompt_name!r}); give one of them"
+            )
         if prompt_name is not None:
             prompt = self._prompt_named(prompt_name)
         embedding_BD = self._vectors(

@@ -147,11 +147,15 @@ def probe(
         seen: Told how many sentences have been read.
 
     Raises:
-        CorpusError: Fewer than two labels, or too few sentences.
+        CorpusError: Fewer than two labels, too few sentences, or test labels of which training has none.
         UsageError: The model has no such layer.
     """
+    given = dev
     train, dev = with_development(train, dev)
-    _labels(train, metric)  # before the model has worked for nothing
+    labels = _labels(train, metric)  # before the model has worked for nothing
+    _check_labels(labels, test, metric, part="test")
+    if given:
+        _check_labels(labels, given, "accuracy", part="development")
     readings = READINGS if reading == "auto" else (reading,)
     kept = None if states is None else Kept(states, fingerprint(encoder.model))
     splits = [
@@ -220,6 +224,7 @@ def probe_splits(
     if seeds < 1:
         raise UsageError(f"seeds is {seeds}; a probe needs at least one")
     labels = _labels(train.sentences, metric)
+    _check_labels(labels, test.sentences, metric, part="test")
     known = {label: index for index, label in enumerate(labels)}
     train_N, dev_N = (_ids(part.sentences, known) for part in (train, dev))
 
@@ -272,20 +277,45 @@ def _labels(sentences: Sequence[Tagged], metric: Metric) -> list[str]:
     labels = sorted({tag for sentence in sentences for tag in sentence.tags})
     if len(labels) < 2:
         raise CorpusError(f"a probe needs two labels or more; the training sentences have {labels}")
-    if metric == "entity-f1" and not has_scheme(labels):
+    if metric == "entity-f1":
+        _check_scheme(labels)
+    return labels
+
+
+def _check_scheme(labels: Sequence[str]) -> None:
+    if not has_scheme(labels):
         shown = ", ".join(labels[:5])
         raise CorpusError(
             f"labels such as {shown} follow no scheme such as BIO; measure their accuracy instead"
         )
-    return labels
+
+
+def _check_labels(
+    labels: Sequence[str], sentences: Sequence[Tagged], metric: Metric, *, part: str
+) -> None:
+    """Refuse sentences on which every probe would be worth nothing."""
+    tags = sorted({tag for sentence in sentences for tag in sentence.tags})
+    if metric == "entity-f1":
+        _check_scheme(tags)
+        labels, tags = ([each for each in part if each != "O"] for part in (labels, tags))
+        if not tags:
+            raise CorpusError(f"the {part} sentences have no entity, only the label O")
+    known = {_kind(label, metric) for label in labels}
+    if not any(_kind(tag, metric) in known for tag in tags):
+        raise CorpusError(
+            f"no label of the {part} sentences ({', '.join(tags[:5])}) occurs in the training sentences "
+            f"({', '.join(labels[:5])}); both need the same labels"
+        )
 
 
 def _unseen(labels: Sequence[str], sentences: Sequence[Tagged], metric: Metric) -> int:
-    def kind(tag: str) -> str:
-        return tag.partition("-")[2] if metric == "entity-f1" else tag
+    known = {_kind(label, metric) for label in labels}
+    return sum(_kind(tag, metric) not in known for sentence in sentences for tag in sentence.tags)
 
-    known = set(map(kind, labels))
-    return sum(kind(tag) not in known for sentence in sentences for tag in sentence.tags)
+
+def _kind(tag: str, metric: Metric) -> str:
+    """What must agree between training and test: a label, or the type of an entity, whatever the scheme."""
+    return tag.partition("-")[2] if metric == "entity-f1" else tag
 
 
 def _ids(sentences: Sequence[Tagged], known: dict[str, int]) -> Tensor:

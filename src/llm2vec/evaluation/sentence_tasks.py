@@ -3,10 +3,12 @@
 Scores as MTEB counts them, from files of one plain format each (`docs/evaluate.md`). Vectors are compared by cosine.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,7 +17,16 @@ from llm2vec.errors import CorpusError
 from llm2vec.evaluation.bootstrap import draws, interval
 from llm2vec.evaluation.subjects import Embedder
 
-_PER_LABEL, _EXPERIMENTS = 8, 10  # MTEB's classification: samples of each label, and how often
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
+
+_SEED = 42  # MTEB's
+_PER_LABEL, _EXPERIMENTS, _ITERATIONS = 8, 10, 100
+"""MTEB's classification: texts of each label, how often they are drawn, and iterations of the classifier."""
+_CLUSTERINGS, _CLUSTERING_BATCH = 3, 500  # the batch is MTEB's
+_SHALLOW, _DEEPEST = 10, 100
+"""Ranks that nDCG and MRR look at; ranks that MAP and recall look at."""
+_QUERIES_AT_ONCE, _DOCUMENTS_AT_ONCE = 64, 8192
 
 
 @dataclass(frozen=True)
@@ -88,44 +99,48 @@ def pairs(embed: Embedder, data: Path, *, prompt: str | None = None) -> Score:
 
 
 def classification(embed: Embedder, data: Path, *, train: Path, prompt: str | None = None) -> Score:
-    """Accuracy of logistic regression on a few texts of each label, as MTEB does it.
+    """Accuracy of logistic regression on a few texts of each label: MTEB's draws, classifier and numbers.
 
     Args:
         embed: Texts to vectors.
         data: jsonl with `text` and `label`, to test on.
         train: The same, to draw 8 texts of each label from, ten times over (all of a label that has fewer).
         prompt: Put before every text.
+
+    Returns:
+        Accuracy; macro F1, the deviation of the ten accuracies, and the share of test texts whose label no training
+        text has, which count as wrong.
+
+    Raises:
+        CorpusError: A file is not as described, or no label of the test texts occurs in training.
     """
-    from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import accuracy_score, f1_score
 
     train_texts, train_labels = _labelled(train)
     test_texts, test_labels = _labelled(data)
+    known = set(train_labels)
+    unseen = float(np.mean([label not in known for label in test_labels]))
+    if unseen == 1:
+        raise CorpusError(
+            f"no label of {data} ({_some_of(test_labels)}) occurs in {train} ({_some_of(train_labels)}); both need the "
+            "same labels"
+        )
     train_BD, test_BD = embed(train_texts, prompt=prompt), embed(test_texts, prompt=prompt)
     accuracies, f1s = [], []
-    for seed in range(_EXPERIMENTS):
-        order = np.random.default_rng(seed).permutation(len(train_labels))
-        taken: dict[str, int] = {}
-        chosen = []
-        for index in order:
-            label = train_labels[index]
-            if taken.setdefault(label, 0) < _PER_LABEL:
-                taken[label] += 1
-                chosen.append(index)
-        classifier = LogisticRegression(max_iter=1000, random_state=seed)
-        classifier.fit(train_BD[chosen], [train_labels[index] for index in chosen])
+    for chosen in _few_of_each(train_labels):
+        classifier = _classifier(train_BD[chosen], [train_labels[index] for index in chosen])
         guessed = classifier.predict(test_BD)
         accuracies.append(accuracy_score(test_labels, guessed))
         f1s.append(f1_score(test_labels, guessed, average="macro"))
-    spread = {"f1": float(np.mean(f1s)), "deviation": float(np.std(accuracies))}
     values = np.array(accuracies)
+    others = {"f1": float(np.mean(f1s)), "deviation": float(np.std(values)), "unseen": unseen}
     return Score(
-        "classification", "accuracy", float(values.mean()), *interval(values), spread, values
+        "classification", "accuracy", float(values.mean()), *interval(values), others, values
     )
 
 
 def clustering(embed: Embedder, data: Path, *, prompt: str | None = None) -> Score:
-    """V-measure of k-means with as many clusters as labels, three seeds.
+    """V-measure of k-means with as many clusters as labels: MTEB's settings, three seeds.
 
     Args:
         embed: Texts to vectors.
@@ -138,21 +153,27 @@ def clustering(embed: Embedder, data: Path, *, prompt: str | None = None) -> Sco
     texts, labels = _labelled(data)
     vectors_BD = embed(texts, prompt=prompt)
     values = []
-    for seed in range(3):
-        groups = MiniBatchKMeans(
-            len(set(labels)), batch_size=1024, n_init=3, random_state=seed
-        ).fit_predict(vectors_BD)
-        values.append(float(v_measure_score(labels, groups)))
+    for seed in range(_SEED, _SEED + _CLUSTERINGS):
+        means = MiniBatchKMeans(
+            len(set(labels)), batch_size=_CLUSTERING_BATCH, n_init="auto", random_state=seed
+        )
+        values.append(float(v_measure_score(labels, means.fit(vectors_BD).labels_)))
     return Score("clustering", "v-measure", float(np.mean(values)), *interval(np.array(values)), {})
 
 
 def retrieval(embed: Embedder, data: Path, *, prompt: str | None = None) -> Score:
-    """nDCG@10 of cosine search, with recall@100 and MRR@10.
+    """nDCG@10 of cosine search, with MAP@100, recall@100 and MRR@10, as trec_eval and BEIR count them.
+
+    A document that has the query's own id is the query itself (ArguAna, Quora) and is left out of its results, unless
+    the query's judgements name it as relevant. Documents of equal cosine are ranked by their ids, the later one first.
 
     Args:
         embed: Texts to vectors.
         data: A folder in BEIR's layout: `corpus.jsonl` (`_id`, `title`, `text`), `queries.jsonl`, `qrels/test.tsv`.
         prompt: Put before queries, not before documents.
+
+    Raises:
+        CorpusError: A file is not as described, or ids of different files do not belong together.
     """
     documents = _by_id(data / "corpus.jsonl")
     relevant = _relevant(data / "qrels" / "test.tsv")
@@ -167,26 +188,24 @@ def retrieval(embed: Embedder, data: Path, *, prompt: str | None = None) -> Scor
         raise CorpusError(
             f"{data}: qrels name the query {missing[0]!r}, which queries.jsonl has not"
         )
-    names = list(documents)
-    document_BD = _normalised(embed(list(documents.values())))
-    query_QD = _normalised(embed(list(queries.values()), prompt=prompt))
-    gains, recalls, ranks = [], [], []
-    for query, vector_D in zip(queries, query_QD, strict=True):
-        order = np.argsort(-(document_BD @ vector_D), kind="stable")[:100]
-        grades = relevant[query]
-        found = np.array([grades.get(names[place], 0) for place in order])
-        best = np.sort(list(grades.values()))[::-1][:10]
-        gains.append(_discounted(found[:10]) / max(_discounted(best), 1e-12))
-        recalls.append(
-            float((found > 0).sum() / max(sum(grade > 0 for grade in grades.values()), 1))
-        )
-        hits = np.flatnonzero(found[:10] > 0)
-        ranks.append(1.0 / (hits[0] + 1) if len(hits) else 0.0)
+    ranked = _ranked(
+        documents,
+        queries,
+        relevant,
+        document_BD=embed(list(documents.values())),
+        query_QD=embed(list(queries.values()), prompt=prompt),
+    )
+    measured = [
+        _measures([relevant[query].get(name, 0) for name in names], list(relevant[query].values()))
+        for query, names in ranked
+    ]
+    gains, *others = zip(*measured, strict=True)
     values = np.array(gains)
     resampled = np.array([values[drawn].mean() for drawn in draws(len(values))])
-    others = {"recall@100": float(np.mean(recalls)), "mrr@10": float(np.mean(ranks))}
+    means = map(float, np.mean(others, axis=1))
+    named = dict(zip(("map@100", "recall@100", "mrr@10"), means, strict=True))
     return Score(
-        "retrieval", "ndcg@10", float(values.mean()), *interval(resampled), others, resampled
+        "retrieval", "ndcg@10", float(values.mean()), *interval(resampled), named, resampled
     )
 
 
@@ -199,11 +218,88 @@ TASKS: Mapping[str, Callable[..., Score]] = {
 }
 
 
-def _discounted(grades: np.ndarray) -> float:
-    return float((grades / np.log2(np.arange(len(grades)) + 2)).sum())
+def _few_of_each(labels: Sequence[str]) -> Iterator[list[int]]:
+    """MTEB's draws: each shuffles the order of the last one by the same random numbers."""
+    order = list(range(len(labels)))
+    for _ in range(_EXPERIMENTS):
+        np.random.RandomState(_SEED).shuffle(order)
+        taken: Counter[str] = Counter()
+        chosen = []
+        for index in order:
+            if taken[labels[index]] < _PER_LABEL:
+                taken[labels[index]] += 1
+                chosen.append(index)
+        yield chosen
+
+
+def _classifier(vectors_BD: np.ndarray, labels: Sequence[str]) -> "LogisticRegression":
+    """MTEB's classifier; that its hundred iterations may end early is part of the measure."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return LogisticRegression(max_iter=_ITERATIONS, random_state=_SEED).fit(vectors_BD, labels)
+
+
+def _ranked(
+    documents: Mapping[str, str],
+    queries: Mapping[str, str],
+    relevant: Mapping[str, Mapping[str, int]],
+    *,
+    document_BD: np.ndarray,
+    query_QD: np.ndarray,
+) -> Iterator[tuple[str, list[str]]]:
+    """Each query with the names of its nearest documents, nearest first."""
+    names = np.array(list(documents), dtype=object)
+    latest = np.array(sorted(range(len(names)), key=names.__getitem__, reverse=True))
+    names, document_BD = names[latest], document_BD[latest]
+    for start in range(0, len(query_QD), _QUERIES_AT_ONCE):
+        some = list(queries)[start : start + _QUERIES_AT_ONCE]
+        cosine_QB = _cosine_table(query_QD[start : start + len(some)], document_BD)
+        for query, cosine_B in zip(some, cosine_QB, strict=True):
+            nearest = names[np.argsort(-cosine_B, kind="stable")[: _DEEPEST + 1]]
+            itself = query if not relevant[query].get(query) else None
+            yield query, [name for name in nearest if name != itself][:_DEEPEST]
+
+
+def _cosine_table(query_QD: np.ndarray, document_BD: np.ndarray) -> np.ndarray:
+    """Cosines of every query with every document: cosine_QB."""
+    query_QD = _normalised(query_QD)
+    parts = [
+        (query_QD @ _normalised(document_BD[start : start + _DOCUMENTS_AT_ONCE]).T).astype(
+            np.float32
+        )
+        for start in range(0, len(document_BD), _DOCUMENTS_AT_ONCE)
+    ]
+    table: np.ndarray = np.concatenate(parts, axis=1)
+    return table
+
+
+def _measures(found: Sequence[int], judged: Sequence[int]) -> tuple[float, float, float, float]:
+    """nDCG@10, MAP@100, recall@100 and MRR@10 of one query.
+
+    Args:
+        found: Grades of its results, nearest first; 0 for what is not judged.
+        judged: Grades of all its judged documents.
+    """
+    best = sorted(judged, reverse=True)[:_SHALLOW]
+    gain = _discounted(found[:_SHALLOW]) / max(_discounted(best), 1e-12)
+    right = max(sum(grade > 0 for grade in judged), 1)
+    places = [place for place, grade in enumerate(found, start=1) if grade > 0]
+    precisions = [count / place for count, place in enumerate(places, start=1)]
+    first = places[0] if places else np.inf
+    rank = 1 / first if first <= _SHALLOW else 0.0
+    return gain, sum(precisions) / right, len(places) / right, rank
+
+
+def _discounted(grades: Sequence[int]) -> float:
+    return float((np.array(grades) / np.log2(np.arange(len(grades)) + 2)).sum())
 
 
 def _normalised(vectors_BD: np.ndarray) -> np.ndarray:
+    """Vectors of length 1 in float64, so that products of equal ones are equal once rounded to float32."""
+    vectors_BD = vectors_BD.astype(np.float64)
     lengths = np.linalg.norm(vectors_BD, axis=1, keepdims=True)
     scaled: np.ndarray = vectors_BD / np.clip(lengths, 1e-12, None)
     return scaled
@@ -214,7 +310,7 @@ def _cosines(embed: Embedder, rows: Sequence[Row], prompt: str | None) -> np.nda
         embed([row.text(side) for side in ("text1", "text2") for row in rows], prompt=prompt)
     )
     first_BD, second_BD = np.split(both_BD, 2)
-    cosines: np.ndarray = (first_BD * second_BD).sum(1)
+    cosines: np.ndarray = (first_BD * second_BD).sum(1).astype(np.float32)
     return cosines
 
 
@@ -254,6 +350,10 @@ def _labelled(path: Path) -> tuple[list[str], list[str]]:
             f"{path}: every text has the label {labels[0]!r}; there must be two labels or more"
         )
     return [row.text("text") for row in rows], labels
+
+
+def _some_of(labels: Sequence[str]) -> str:
+    return ", ".join(sorted(set(labels))[:5])
 
 
 def _pairs(path: Path, first: str) -> list[Row]:

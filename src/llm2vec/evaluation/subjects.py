@@ -1,18 +1,19 @@
 """What is compared: an encoder folder, a decoder read causally, other encoders, and floors that know nothing.
 
 A model is named by a folder, GGUF file or hub id; `uni:DECODER` reads a decoder causally, `auto:ENCODER` any encoder
-that `AutoModel` opens (BERT, DeBERTa ...), `random:DECODER` gives the same architecture random weights, `tfidf` counts
+that `AutoModel` opens (BERT, DeBERTa ...), `random:DECODER` is the architecture before any training, `tfidf` counts
 words.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, PreTrainedModel
 
-from llm2vec.backbone.loading import load_config, load_tokenizer
+from llm2vec.backbone.loading import load_tokenizer
 from llm2vec.backbone.source import Source
 from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.folder import Settings, pooling_named
@@ -53,13 +54,16 @@ def open_encoder(name: str, *, pooling: str | None = None, adapters: Sequence[st
     if not name.startswith(RANDOM):
         return Encoder.from_pretrained(name, adapters=adapters, pooling=pooling)
     encoder = Encoder.from_pretrained(name.removeprefix(RANDOM), pooling=pooling)
-    config = load_config(name.removeprefix(RANDOM))
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
-        for weight in encoder.model.parameters():
-            if weight.ndim > 1:
-                weight.normal_(0.0, float(getattr(config, "initializer_range", 0.02)))
+    _forget(encoder.model)
     return encoder
+
+
+def _forget(model: PreTrainedModel) -> None:
+    """Give every weight, norms and biases included, the value that its family starts training from."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        fresh = type(model)(copy.deepcopy(model.config))
+    model.load_state_dict(fresh.state_dict())
 
 
 def _open_any(name: str, *, pooling: str | None) -> Encoder:

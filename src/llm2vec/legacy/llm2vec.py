@@ -232,13 +232,14 @@ class LLM2Vec(Encoder):
             show_progress: As of `Encoder.encode`.
 
         Raises:
-            UsageError: Something is neither a text nor a pair, pairs came with a prompt as well, or there is no such
+            UsageError: Something is neither a text nor a pair, a text has two prompts, or there is no such
                 prompt.
         """
         texts, instructions, alone = split_pairs(sentences)
-        if instructions is not None and (prompt is not None or prompt_name is not None):
+        if prompt is not None and prompt_name is not None:
             raise UsageError(
-                "the pairs hold an instruction each, and there is a prompt as well; give one of them"
+                f"prompt and prompt_name are two prompts for one text ({prompt!r}, "
+                f"{prompt_name!r}); give one of them"
             )
         if prompt_name is not None:
             prompt = self._prompt_named(prompt_name)
@@ -246,7 +247,7 @@ class LLM2Vec(Encoder):
             self.to(device)
         embedding_BD = self._vectors(
             texts,
-            prompts=instructions or [prompt or ""] * len(texts),
+            prompts=_one_prompt_each(instructions or [""] * len(texts), prompt or ""),
             batch_size=batch_size,
             normalize=normalize,
             show_progress=show_progress_bar and show_progress,
@@ -323,3 +324,19 @@ def _as_list(value: str | Path | Sequence[str | Path] | None) -> list[str | Path
     if value is None:
         return []
     return [value] if isinstance(value, str | Path) else list(value)
+
+
+def _one_prompt_each(instructions: Sequence[str], common: str) -> list[str]:
+    """Each text's prompt: its own instruction, or what all texts share.
+
+    Raises:
+        UsageError: A text has both.
+    """
+    if not common.strip():
+        return list(instructions)
+    if twice := next((each for each in instructions if each.strip()), None):
+        raise UsageError(
+            f"a pair has the instruction {twice!r} and encode was given the prompt {common!r}, "
+            "two prompts for one text; leave one of them out"
+        )
+    return [common] * len(instructions)

@@ -34,13 +34,8 @@ from llm2vec.evaluation.word_metrics import Metric, floors
 from llm2vec.runtime.files import read_json
 from llm2vec.runtime.progress import Progress, Silent
 
-STAGES = {
-    "0-bi": "Bi",
-    "1-mntp": "Bi+MNTP",
-    "2-simcse": "Bi+MNTP+SimCSE",
-    "3-supervised": "supervised",
-}
-"""Stage folders and what the paper calls them."""
+_TITLES = {"bi": "Bi", "mntp": "MNTP", "simcse": "SimCSE", "supervised": "supervised"}
+"""Stages and what the paper calls them."""
 
 _ALIKE = 4.0
 """Pairs graded so or higher (of 5) mean the same."""
@@ -138,8 +133,10 @@ def measure(
     decoder = provenance["recipe"]["decoder"]
     words = bundled_words() if words is None else words
     sentences = bundled_sentences() if sentences is None else sentences
-    names = _models(run, decoder)
-    progress.start("measuring", total=len(names) + len(baselines))
+    subjects = _subjects(run, decoder)
+    names = [each.title for each in subjects]
+    others = [_Subject(_short(each), each) for each in baselines]
+    progress.start("measuring", total=len(subjects) + len(others))
     report: dict[str, Any] = {
         "words": list(map(_head, words)),
         "sentences": list(map(_sentence_head, sentences)),
@@ -148,23 +145,22 @@ def measure(
     entries = [*report["words"], *report["sentences"]]
     measured: list[dict[str, Probed | Score]] = [{} for _ in entries]
     _measure_floors(report["sentences"], measured[len(words) :], sentences, decoder)
-    for done, (name, source) in enumerate(
-        [*names.items(), *((_short(each), each) for each in baselines)], start=1
-    ):
-        encoder = open_encoder(source)
+    for done, subject in enumerate([*subjects, *others], start=1):
+        name = subject.title
+        encoder = open_encoder(subject.source, adapters=subject.adapters)
         values: list[Probed | Score] = [
             *_probed(words, encoder),
             *(sts(_embedder(encoder), task.path) for task in sentences),
         ]
         for entry, known, value in zip(entries, measured, values, strict=True):
             known[name] = value
-            entry["rows"].append({**_row(name, value), "baseline": source in baselines})
-        if source not in baselines:
-            _analyse(report, encoder, name, near=name in (next(iter(names)), list(names)[-1]))
+            entry["rows"].append({**_row(name, value), "baseline": subject in others})
+        if subject not in others:
+            _analyse(report, encoder, name, near=name in (names[0], names[-1]))
         progress.advance(done)
     progress.finish()
     for entry, known in zip(entries, measured, strict=True):
-        entry["changes"] = list(_changes(known, list(names)))
+        entry["changes"] = list(_changes(known, names))
     report["efficiency"] = list(_efficiency(run, words[:1], sentences[:1]))
     similarity = analysis.layer_similarity(decoder)
     return {
@@ -211,28 +207,56 @@ def _provenance(run: Path) -> Mapping[str, Any]:
     return provenance
 
 
-def _models(run: Path, decoder: str) -> dict[str, str]:
-    """Uni, Bi, each stage that is there, and the encoder itself, by the paper's names."""
+@dataclass(frozen=True)
+class _Subject:
+    """A model that is measured.
+
+    Attributes:
+        title: What was done to the decoder.
+        source: What opens it.
+        adapters: Merged into it then.
+    """
+
+    title: str
+    source: str
+    adapters: tuple[str, ...] = ()
+
+
+def _subjects(run: Path, decoder: str) -> list[_Subject]:
+    """Uni, Bi, each stage that is there, and the encoder itself, called what was done."""
     try:
         Source.of(decoder)
     except ModelError as error:
         raise ModelError(
             f"{error}; {run} was made from it, and the report compares with it"
         ) from error
-    stages = {
-        folder.name: folder
+    provenance = _provenance(run)
+    made = [stage["stage"] for stage in provenance["stages"]]
+    adapters = tuple(provenance["recipe"].get("adapters", ()))
+    kept = {
+        folder.name.partition("-")[2]: str(folder)
         for folder in run.with_name(run.name + ".stages").glob("[0-9]-*")
         if folder.is_dir()
     }
-    made = [stage["stage"] for stage in _provenance(run)["stages"]]
-    names = {"Uni": f"{UNI}{decoder}", "Bi": str(stages.get("0-bi", decoder))}
-    names |= {
-        title: str(stages[name])
-        for name, title in STAGES.items()
-        if name in stages and name != "0-bi"
-    }
-    last = next(title for name, title in STAGES.items() if name.endswith(made[-1]))
-    return {**names, last: str(run)}
+    folders = {"bi": (decoder, adapters)} | {stage: (folder, ()) for stage, folder in kept.items()}
+    folders[made[-1]] = (str(run), ())
+    subjects = [_Subject("Uni", f"{UNI}{decoder}")]
+    for place_of, stage in enumerate(made):
+        if stage in folders:
+            title = _title(made[: place_of + 1], adapted=bool(adapters))
+            subjects.append(_Subject(title, *folders[stage]))
+    return subjects
+
+
+def _title(stages: Sequence[str], *, adapted: bool) -> str:
+    """What was done, in order.
+
+    Example:
+        >>> _title(["bi", "simcse"], adapted=False)
+        'Bi+SimCSE'
+    """
+    first, *others = (_TITLES[stage] for stage in stages)
+    return "+".join([f"{first} with adapters" if adapted else first, *others])
 
 
 def _short(baseline: str) -> str:

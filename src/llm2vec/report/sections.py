@@ -60,12 +60,12 @@ def _gains(kind: str, entries: Sequence[Facts]) -> str:
     parts = [_gain(entry) for entry in entries]
     if not parts:
         return ""
-    return f"{kind}, {_last_stage(entries[0])} against the causal decoder: {'; '.join(parts)}."
+    return f"{kind}, {_stages(entries[0])[-1]} against the causal decoder: {'; '.join(parts)}."
 
 
 def _gain(entry: Facts) -> str:
     rows = {row["model"]: row for row in entry["rows"]}
-    last = _last_stage(entry)
+    last = _stages(entry)[-1]
     change = next(
         each for each in entry["changes"] if (each["before"], each["after"]) == ("Uni", last)
     )
@@ -79,7 +79,7 @@ def _not_reached(entries: Sequence[Facts]) -> str:
     better = []
     for entry in entries:
         rows = {row["model"]: row for row in entry["rows"]}
-        value = rows[_last_stage(entry)]["value"]
+        value = rows[_stages(entry)[-1]]["value"]
         for row in entry["rows"]:
             if row["baseline"] and row["value"] > value:
                 better.append(f"{row['model']} in {entry['task']} ({_hundred(row['value'])})")
@@ -104,18 +104,16 @@ def _ranked(entry: Facts) -> list[Bar]:
 def _summary(report: Facts) -> Section:
     points = []
     for entry in report["words"]:
-        points += [
-            _change(entry, "Uni", after)
-            for after in dict.fromkeys(("Bi", "Bi+MNTP", _last_stage(entry)))
-        ]
+        stages = _stages(entry)
+        points += [_change(entry, "Uni", each) for each in dict.fromkeys([*stages[:2], stages[-1]])]
     for entry in report["sentences"]:
-        points += [
-            _change(entry, "Uni", after) for after in dict.fromkeys(("Bi", _last_stage(entry)))
-        ]
-        points.append(_change(entry, "Uni, weighted mean", _last_stage(entry)))
+        stages = _stages(entry)
+        points += [_change(entry, "Uni", each) for each in dict.fromkeys([stages[0], stages[-1]])]
+        points.append(_change(entry, "Uni, weighted mean", stages[-1]))
     text = (
-        f"The decoder {report['decoder']}, read causally (Uni) and after each step of the method: every token attends "
-        "to every other (Bi), masked next-token prediction (MNTP), contrastive learning (SimCSE).\nIntervals are 95%, "
+        f"The decoder {report['decoder']}, read causally (Uni) and after each step of what was done: every token "
+        "attends to every other (Bi), masked next-token prediction (MNTP), contrastive learning without labels "
+        "(SimCSE) and with them (supervised). A model's name lists the steps behind it.\nIntervals are 95%, "
         "over the test data. For a paired difference the same test items are drawn for both models; where its interval "
         "leaves out 0 the change is called clear, even if the two models' own intervals overlap. The bundled sets are "
         "small: use your own to decide anything."
@@ -123,9 +121,9 @@ def _summary(report: Facts) -> Section:
     return Section("Changes", text, points=[point for point in points if point])
 
 
-def _last_stage(entry: Facts) -> str:
-    """The last stage of the method that is measured."""
-    return [str(row["model"]) for row in entry["rows"] if not row["baseline"]][-1]
+def _stages(entry: Facts) -> list[str]:
+    """The stages that were measured, in order, without the causal decoder."""
+    return [str(row["model"]) for row in entry["rows"] if not row["baseline"]][1:]
 
 
 def _change(entry: Facts, before: str, after: str) -> str:
