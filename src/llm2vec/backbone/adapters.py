@@ -1,23 +1,34 @@
-"""Chains of adapters that the first implementation trained: a base, an MNTP adapter, then a SimCSE or supervised one.
+"""Adapters of any kind that peft can merge, alone or in the chains that the first implementation trained.
 
 Each adapter was trained on its predecessors merged, so they are merged in order, in float32. What class they were
-trained on (`LlamaBiModel` of a module that no longer exists) does not matter: the layers have the same names.
+trained on (`LlamaBiModel` of a module that no longer exists, `AutoModelForCausalLM`, a classifier) does not matter: the
+names of their weights say whether that was a body or a model with a head.
 """
 
 import copy
+import pickle
 import re
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel, load_peft_weights
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import safe_open
-from transformers import PreTrainedModel
+from safetensors import SafetensorError
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
+from llm2vec.backbone.loading import check_weights, embedding_rows, read_tokenizer
 from llm2vec.backbone.source import Source
+from llm2vec.backbone.switch import body
 from llm2vec.errors import ModelError, first_line
 from llm2vec.runtime.files import fingerprint, read_json
 
@@ -26,6 +37,11 @@ _CONFIG, _WEIGHTS, _SETTINGS = (
     "adapter_model.safetensors",
     "llm2vec_config.json",
 )
+
+_TOKENIZER = "tokenizer.json"
+
+_PREFIX = "base_model.model."
+"""What peft puts before the names of the weights that an adapter was trained on."""
 
 _MNTP, _LAST = 1, 2
 """When an adapter was trained: MNTP first, SimCSE or supervised on the merged result."""
@@ -165,31 +181,169 @@ def check_adapter(adapter: str | Path) -> None:
         raise ModelError(f"{adapter} is no adapter: there is no {_CONFIG} in it")
 
 
-def merge_chain(model: PreTrainedModel, adapters: Sequence[Path]) -> PreTrainedModel:
-    """Merge adapters into a model's body, one after the other.
+def trained_with_head(adapter: Path, config: PreTrainedConfig) -> bool:
+    """Whether an adapter was trained on a language model with its LM head; else on a body alone.
 
     Args:
-        model: What the first adapter was trained on.
+        adapter: The adapter's folder.
+        config: The configuration of the model that it was trained on.
+
+    Raises:
+        ModelError: The adapter's files cannot be read.
+    """
+    return _with_head(_weights_of(adapter), config)
+
+
+def merge_chain(model: PreTrainedModel, adapters: Sequence[Path]) -> PreTrainedModel:
+    """Merge adapters into a model, one after the other, in float32.
+
+    An adapter that was trained on a language model is merged into it, any other into its body. A
+    vocabulary that grew with an adapter grows here too.
+
+    Args:
+        model: What the first adapter was trained on; with its LM head, if any of them was.
         adapters: Folders, in the order they were trained in.
 
     Returns:
         The model, plain again, in the type of its weights.
 
     Raises:
-        ModelError: There is no adapter, or it does not fit the model.
+        ModelError: There is no adapter, it does not fit the model, or it cannot be merged.
     """
     dtype = model.dtype
+    if adapters:
+        model.float()
     for adapter in adapters:
+        config, weights = _config_of(adapter), _weights_of(adapter)
+        trained_on = model if _with_head(weights, model.config) else body(model)
+        _fit_vocabulary(trained_on, weights, _single_tokens(config))
+        _merge(trained_on, adapter, config, weights)
+        check_weights(model, f"the model with the adapter {adapter}")
+    merged: PreTrainedModel = model.to(dtype)  # type: ignore[arg-type]  # transformers narrows `to`
+    return merged
+
+
+def tokenizer_with(
+    tokenizer: PreTrainedTokenizerFast, adapters: Sequence[Path], *, rows: int
+) -> PreTrainedTokenizerFast:
+    """The tokenizer of a base or, where the vocabulary grew with an adapter, that of the adapter.
+
+    Args:
+        tokenizer: The base's tokenizer.
+        adapters: The adapters' folders.
+        rows: How many tokens the merged model has embeddings for.
+    """
+    for adapter in adapters:
+        if (adapter / _TOKENIZER).is_file():
+            found = read_tokenizer(Source(adapter))
+            if len(tokenizer) < len(found) <= rows:
+                tokenizer = found
+    return tokenizer
+
+
+def _weights_of(adapter: Path) -> dict[str, torch.Tensor]:
+    """An adapter's weights, by the names of what they were trained on."""
+    try:
+        saved = load_peft_weights(str(adapter), device="cpu")
+    except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        raise ModelError(f"cannot read the adapter {adapter}: {first_line(error)}") from error
+    return {name.removeprefix(_PREFIX): weight for name, weight in saved.items()}
+
+
+def _with_head(weights: Mapping[str, torch.Tensor], config: PreTrainedConfig) -> bool:
+    language_model: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    prefix = f"{language_model.base_model_prefix}." if language_model else "model."
+    return any(name.startswith((prefix, "lm_head.")) for name in weights)
+
+
+def _config_of(adapter: Path) -> PeftConfig:
+    try:
+        config: PeftConfig = PeftConfig.from_pretrained(str(adapter))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"cannot read the adapter {adapter}: {first_line(error)}") from error
+    if config.is_prompt_learning:
+        raise ModelError(
+            f"the adapter {adapter} is {config.peft_type.value}, which changes no weights: "
+            "there is nothing to merge"
+        )
+    return config
+
+
+def _single_tokens(config: PeftConfig) -> list[int]:
+    """Tokens that an adapter trained by themselves."""
+    named = getattr(config, "trainable_token_indices", None) or ()
+    lists = named.values() if isinstance(named, Mapping) else [named]
+    return [token for tokens in lists for token in tokens]
+
+
+def _fit_vocabulary(
+    model: PreTrainedModel, weights: Mapping[str, torch.Tensor], single_tokens: Sequence[int]
+) -> None:
+    """Give a model as many embeddings as it had when the adapter was trained."""
+    embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
+    names = [name for name, module in model.named_modules() if module in embeddings]
+    before = embedding_rows(model)
+    rows = max([before, *(token + 1 for token in single_tokens)])
+    for name in names:
+        if f"{name}.weight" in weights:
+            rows = len(weights[f"{name}.weight"])
+        elif f"{name}.lora_embedding_A" in weights:
+            rows = max(rows, weights[f"{name}.lora_embedding_A"].shape[1])
+    if rows != before:
+        model.resize_token_embeddings(rows, mean_resizing=False)
+
+
+def _merge(
+    model: PreTrainedModel,
+    adapter: Path,
+    config: PeftConfig,
+    weights: Mapping[str, torch.Tensor],
+) -> None:
+    """Merge one adapter in place, as peft does it, whatever its kind."""
+    heads = _without_task(config, model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what peft says of embeddings that are no longer tied
         try:
-            wrapped = PeftModel.from_pretrained(model.float(), str(adapter))
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            wrapped = PeftModel.from_pretrained(model, str(adapter), config=config)
+            read = wrapped.load_adapter(str(adapter), "default")
+        except (OSError, ValueError, RuntimeError, LookupError, AttributeError) as error:
             raise ModelError(
                 f"cannot put the adapter {adapter} on this model: {first_line(error)}"
             ) from error
-        _check_all_used(wrapped, adapter)
-        model = wrapped.merge_and_unload()  # type: ignore[operator]  # via __getattr__
-    merged: PreTrainedModel = model.to(dtype)  # type: ignore[arg-type]  # transformers narrows `to`
-    return merged
+        unused = _unused({name.removeprefix(_PREFIX) for name in read.unexpected_keys}, weights)
+        unused = [name for name in unused if name.partition(".")[0] not in heads]
+        if unused:
+            raise ModelError(
+                f"the adapter {adapter} does not fit this model: {len(unused)} weights, "
+                f"{unused[0]} among them"
+            )
+        try:
+            wrapped.merge_and_unload()  # type: ignore[operator]  # via __getattr__
+        except (ValueError, NotImplementedError, AttributeError, TypeError) as error:
+            raise ModelError(
+                f"peft cannot merge the adapter {adapter}: {first_line(error)}"
+            ) from error
+
+
+def _unused(names: AbstractSet[str], weights: Mapping[str, torch.Tensor]) -> list[str]:
+    """Names of weights that found no place; peft saves grown embeddings more than once, and reads one copy."""
+    used = [weight for name, weight in weights.items() if name not in names]
+    return [
+        name
+        for name in sorted(names)
+        if name not in weights or not any(torch.equal(weights[name], each) for each in used)
+    ]
+
+
+def _without_task(config: PeftConfig, model: PreTrainedModel) -> set[str]:
+    """Make a configuration that of an adapter for no task; names of the task's heads, which are left out."""
+    config.task_type = None
+    saved = getattr(config, "modules_to_save", None) or ()
+    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    heads = {name for name in saved if name.rpartition(".")[2] not in names}
+    if heads:
+        config.modules_to_save = [name for name in saved if name not in heads] or None
+    return heads
 
 
 def merged_copy(model: PreTrainedModel) -> PreTrainedModel:
@@ -223,23 +377,6 @@ def adapter_folder(adapter: Source) -> Path:
         raise ModelError(f"{adapter} is no adapter: there is no {_CONFIG} in it")
     if adapter.find(_WEIGHTS) is None and adapter.find("adapter_model.bin") is None:
         raise ModelError(f"the adapter {adapter} has no weights: there is no {_WEIGHTS} in it")
-    adapter.find(_SETTINGS)
+    for file in (_SETTINGS, _TOKENIZER, "tokenizer_config.json"):
+        adapter.find(file)
     return config.parent
-
-
-def _check_all_used(wrapped: PeftModel, adapter: Path) -> None:
-    """The library skips weights whose names fit no layer in silence; an adapter without effect is none."""
-    if not (adapter / _WEIGHTS).is_file():
-        return
-    with safe_open(adapter / _WEIGHTS, "pt") as file:
-        saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
-    live = {name.replace(".default", ""): weight for name, weight in wrapped.state_dict().items()}
-    unused = [
-        name
-        for name, weight in saved.items()
-        if name not in live or not torch.equal(live[name], weight.float())
-    ]
-    if unused:
-        raise ModelError(
-            f"the adapter {adapter} does not fit this model: {len(unused)} weights, {unused[0]} among them"
-        )

@@ -49,6 +49,11 @@ def load_tokenizer(source: str | Path | Source) -> PreTrainedTokenizerFast:
     """
     source = Source.of(source)
     source.check()
+    return read_tokenizer(source)
+
+
+def read_tokenizer(source: Source) -> PreTrainedTokenizerFast:
+    """A tokenizer as of `load_tokenizer`, from a place that need not hold a model."""
     name, file = gguf.asked(source)
     with _errors_of(source, "a tokenizer"), quiet():
         tokenizer = AutoTokenizer.from_pretrained(

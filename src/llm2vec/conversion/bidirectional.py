@@ -1,13 +1,25 @@
 """Stage 0 of a conversion: the decoder, bidirectional and proven, with nothing trained yet."""
 
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llm2vec.backbone.adapters import adapter_folder, merge_chain
-from llm2vec.backbone.loading import check_vocabulary, load_decoder, load_tokenizer
+from llm2vec.backbone.adapters import (
+    adapter_folder,
+    merge_chain,
+    tokenizer_with,
+    trained_with_head,
+)
+from llm2vec.backbone.loading import (
+    check_vocabulary,
+    embedding_rows,
+    load_config,
+    load_decoder,
+    load_tokenizer,
+)
 from llm2vec.backbone.lora import check_trainable, weights_dtype
 from llm2vec.backbone.source import Source
 from llm2vec.backbone.switch import Switch, body, make_bidirectional
@@ -43,14 +55,10 @@ def make_bidirectional_folder(
     tokenizer = load_tokenizer(source)
     if recipe.trains_on_own_texts and not own_texts.is_file():
         _write_own_texts(recipe, source, tokenizer, own_texts, progress)
-    model = load_decoder(
-        source,
-        head=recipe.mntp.steps > 0,
-        dtype=weights_dtype(_first_knobs(recipe), default_device()),
-    )
-    check_vocabulary(model, tokenizer)
     adapters = [adapter_folder(Source.of(each)) for each in recipe.adapters]
-    merge_chain(body(model), adapters)
+    model = _load(recipe, source, adapters)
+    tokenizer = tokenizer_with(tokenizer, adapters, rows=embedding_rows(model))
+    check_vocabulary(model, tokenizer)
     for stage in STAGES:
         if stage.knobs(recipe).steps:
             check_trainable(model if stage.has_head else body(model), stage.knobs(recipe))
@@ -74,6 +82,19 @@ def settings_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Settings:
         separator=_separator(recipe, tokenizer),
         template=template,
     )
+
+
+def _load(recipe: Recipe, source: Source, adapters: Sequence[Path]) -> PreTrainedModel:
+    """The decoder with the recipe's adapters merged, with its LM head if a stage trains it."""
+    head = recipe.mntp.steps > 0
+    config = load_config(source)
+    model = load_decoder(
+        source,
+        head=head or any(trained_with_head(each, config) for each in adapters),
+        dtype=weights_dtype(_first_knobs(recipe), default_device()),
+    )
+    merged = merge_chain(model, adapters)
+    return merged if head else body(merged)
 
 
 def _first_knobs(recipe: Recipe) -> StageRecipe:

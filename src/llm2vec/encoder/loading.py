@@ -6,10 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm2vec.backbone.adapters import Chain, find_chain, merge_chain
-from llm2vec.backbone.loading import check_vocabulary, load_decoder, load_tokenizer
+from llm2vec.backbone.adapters import (
+    Chain,
+    find_chain,
+    merge_chain,
+    tokenizer_with,
+    trained_with_head,
+)
+from llm2vec.backbone.loading import (
+    check_vocabulary,
+    embedding_rows,
+    load_config,
+    load_decoder,
+    load_tokenizer,
+)
 from llm2vec.backbone.source import Source
-from llm2vec.backbone.switch import Switch, is_bidirectional, make_bidirectional
+from llm2vec.backbone.switch import Switch, body, is_bidirectional, make_bidirectional
 from llm2vec.encoder.folder import SETTINGS_FILE, Settings, pooling_named, read_settings
 from llm2vec.encoder.templates import published_template, read_template
 from llm2vec.errors import ModelError
@@ -56,17 +68,25 @@ def open_parts(
     for doubt in chain.doubts:
         warnings.warn(doubt, stacklevel=3)
     tokenizer = load_tokenizer(chain.base)
-    model = load_decoder(chain.base, head=False, **loading).eval()
+    model = _load_chain(chain, loading).eval()
+    tokenizer = tokenizer_with(tokenizer, chain.folders, rows=embedding_rows(model))
     check_vocabulary(model, tokenizer)
     settings = _settings(chain, tokenizer, model.config.model_type, changes)
-    if chain.adapters:
-        model = merge_chain(model, chain.folders).eval()
     if not settings.bidirectional and is_bidirectional(model.config):
         raise ModelError(
             f"{source} is bidirectional already; its causal baseline is the decoder it was made from"
         )
     switch = make_bidirectional(model) if settings.bidirectional else None
     return Opened(model, tokenizer, settings, switch, chain)
+
+
+def _load_chain(chain: Chain, loading: Mapping[str, Any]) -> "PreTrainedModel":
+    """The body of the base with its adapters merged."""
+    if not chain.adapters:
+        return load_decoder(chain.base, head=False, **loading)
+    config = load_config(chain.base)
+    head = any(trained_with_head(folder, config) for folder in chain.folders)
+    return body(merge_chain(load_decoder(chain.base, head=head, **loading), chain.folders))
 
 
 def _settings(
