@@ -6,7 +6,7 @@ A killed run is started again by the same call: finished stages are folders that
 import json
 import platform
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -79,14 +79,20 @@ def convert(
     if (note := idle_gpus(processes.num_processes, torch.cuda.device_count())) is not None:
         progress.note(note)
     work.stage("0-bi", partial(_stage_zero, recipe, work, processes, progress))
-    for number, stage in enumerate(STAGES, start=1):
-        if stage.knobs(recipe).steps:
-            train = partial(_train, stage, recipe, work, processes, progress)
-            work.stage(f"{number}-{stage.name}", train)
+    for name, stage in stages_of(recipe).items():
+        work.stage(name, partial(_train, stage, recipe, work, processes, progress))
     _on_main(processes, partial(_finish, recipe, work, progress))
     if not keep_stages:
         _on_main(processes, partial(shutil.rmtree, work.folder))
     return _result(work)
+
+
+def stages_of(recipe: Recipe) -> dict[str, Stage[Any]]:
+    """The stages that a recipe trains, by the names of their folders, in order."""
+    numbered = enumerate(STAGES, start=1)
+    return {
+        f"{number}-{stage.name}": stage for number, stage in numbered if stage.knobs(recipe).steps
+    }
 
 
 def _on_main(processes: PartialState, job: Callable[[], None]) -> None:
@@ -151,10 +157,15 @@ def _finish(recipe: Recipe, work: Work, progress: Progress) -> None:
     write_json(built / PROVENANCE_FILE, provenance)
     card = model_card(work.out.name, provenance)
     (built / "README.md").write_text(card, encoding="utf8")
-    with whole_file(built / "metrics.jsonl") as file:
-        lines = ({"stage": stage["stage"], **line} for stage in stages for line in stage["metrics"])
-        file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf8")
+    _write_metrics(built / "metrics.jsonl", stages)
     publish(built, work.out)
+
+
+def _write_metrics(path: Path, stages: Sequence[Mapping[str, Any]]) -> None:
+    with whole_file(path) as partial_path, partial_path.open("w", encoding="utf8") as file:
+        for stage in stages:
+            for line in stage["metrics"]:
+                file.write(json.dumps({"stage": stage["stage"], **line}) + "\n")
 
 
 def _result(work: Work) -> Conversion:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,6 +11,10 @@ from llm2vec.backbone.loading import quiet
 from llm2vec.backbone.proofs import Proof
 from llm2vec.encoder.encoder import Encoder
 from llm2vec.errors import ProofFailed
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+    from transformers import PreTrainedModel
 
 _PROBE_TEXTS = (
     "The old man the boats.",
@@ -38,51 +43,57 @@ def prove_read_back(encoder: Encoder, folder: Path, *, trust_remote_code: bool =
     from sentence_transformers import SentenceTransformer
     from transformers import AutoModel
 
-    texts = list(_PROBE_TEXTS)
     if encoder.settings.template is not None:
-        encoder = Encoder(
-            encoder.model, encoder.tokenizer, settings=replace(encoder.settings, template=None)
-        )
+        plain_settings = replace(encoder.settings, template=None)
+        encoder = Encoder(encoder.model, encoder.tokenizer, settings=plain_settings)
     with quiet():
         opened = SentenceTransformer(
             str(folder), device=str(encoder.device), trust_remote_code=trust_remote_code
         )
         plain = AutoModel.from_pretrained(folder, trust_remote_code=trust_remote_code)
         plain = plain.eval().to(encoder.device)
-    ours_BD = encoder.encode(texts, convert_to_numpy=True)
-    theirs_BD = opened.encode(texts, convert_to_numpy=True, show_progress_bar=False)
-    margin = _distance(ours_BD, theirs_BD)
-    # no settings of theirs amount to our weighted mean of a prompted text: their weights start at the prompt
-    prompts = {} if encoder.settings.pooling == "weighted_mean" else encoder.settings.prompts
-    for (
-        name
-    ) in prompts:  # their mean with a prompt may have another length, never another direction
-        ours = encoder.encode(texts, prompt_name=name, normalize=True, convert_to_numpy=True)
-        theirs = opened.encode(
-            texts, prompt_name=name, normalize_embeddings=True, show_progress_bar=False
-        )
-        margin = max(margin, _distance(ours, theirs))
-    ids = torch.tensor([encoder.tokens(texts[:1])[0].ids], device=encoder.device)
-    with torch.inference_mode():
-        states = [
-            model(input_ids=ids, use_cache=False).last_hidden_state
-            for model in (plain, encoder.model)
-        ]
     margin = max(
-        margin, _distance(states[0][0].float().cpu().numpy(), states[1][0].float().cpu().numpy())
+        _vectors_apart(encoder, opened),
+        _prompted_vectors_apart(encoder, opened),
+        _states_apart(encoder, plain),
     )
     allowed = _READ_BACK_TOLERANCE[encoder.model.dtype]
-    proof = Proof(
-        "the saved folder gives the same vectors",
-        margin <= allowed,
-        margin,
-        f"relative, allowed {allowed}",
-    )
-    if not proof.passed:
+    if not margin <= allowed:
         raise ProofFailed(
-            f"{folder}: opened by sentence-transformers it gives other vectors (off by {margin:.1e})"
+            f"{folder}: opened by sentence-transformers it gives other vectors "
+            f"(off by {margin:.1e})"
         )
-    return proof
+    detail = f"relative, allowed {allowed}"
+    return Proof("the saved folder gives the same vectors", True, margin, detail)
+
+
+def _vectors_apart(encoder: Encoder, opened: "SentenceTransformer") -> float:
+    texts = list(_PROBE_TEXTS)
+    ours_BD = encoder.encode(texts, convert_to_numpy=True)
+    theirs_BD = opened.encode(texts, convert_to_numpy=True, show_progress_bar=False)
+    return _distance(ours_BD, theirs_BD)
+
+
+def _prompted_vectors_apart(encoder: Encoder, opened: "SentenceTransformer") -> float:
+    """The same with each prompt; their mean with a prompt may have another length, never another direction."""
+    if encoder.settings.pooling == "weighted_mean":
+        return 0.0  # no settings of theirs amount to ours: their weights start at the prompt
+    texts, apart = list(_PROBE_TEXTS), 0.0
+    for name in encoder.settings.prompts:
+        ours_BD = encoder.encode(texts, prompt_name=name, normalize=True, convert_to_numpy=True)
+        theirs_BD = opened.encode(
+            texts, prompt_name=name, normalize_embeddings=True, show_progress_bar=False
+        )
+        apart = max(apart, _distance(ours_BD, theirs_BD))
+    return apart
+
+
+def _states_apart(encoder: Encoder, plain: "PreTrainedModel") -> float:
+    ids_BT = torch.tensor([encoder.tokens([_PROBE_TEXTS[0]])[0].ids], device=encoder.device)
+    with torch.inference_mode():
+        ours_BTD = encoder.model(input_ids=ids_BT, use_cache=False).last_hidden_state
+        theirs_BTD = plain(input_ids=ids_BT, use_cache=False).last_hidden_state
+    return _distance(ours_BTD[0].float().cpu().numpy(), theirs_BTD[0].float().cpu().numpy())
 
 
 def _distance(ours: np.ndarray, theirs: np.ndarray) -> float:

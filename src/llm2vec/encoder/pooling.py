@@ -38,27 +38,29 @@ def pool(
     Returns:
         embedding_BD in float32. A text of which no token counts gets the zero vector.
     """
-    starts_B = lengths_B.cumsum(0) - lengths_B
     if pooling in ("last", "first"):
-        place_B = starts_B if pooling == "first" else (starts_B + lengths_B - 1).clamp(min=0)
-        empty_B = (end_B <= first_B) | (lengths_B == 0)
-        picked_BD = (
-            states_ND[place_B.clamp(max=max(len(states_ND) - 1, 0))] if len(states_ND) else None
+        return _edge_states(
+            states_ND, lengths_B=lengths_B, empty_B=end_B <= first_B, last=pooling == "last"
         )
-        embedding_BD = (
-            states_ND.new_zeros(len(lengths_B), states_ND.shape[1])
-            if picked_BD is None
-            else picked_BD
-        )
-        return embedding_BD.float().masked_fill(empty_B[:, None], 0.0)
-    text_N = torch.repeat_interleave(
-        torch.arange(len(lengths_B), device=states_ND.device), lengths_B
-    )
-    place_N = torch.arange(len(states_ND), device=states_ND.device) - starts_B[text_N]
-    rank_N = place_N - first_B[text_N]
-    counts_N = (rank_N >= 0) & (place_N < end_B[text_N])
-    weight_N = counts_N.float() * ((rank_N + 1).float() if pooling == "weighted_mean" else 1.0)
+    starts_B = lengths_B.cumsum(0) - lengths_B
+    texts_B = torch.arange(len(lengths_B), device=states_ND.device)
+    text_N = torch.repeat_interleave(texts_B, lengths_B)
+    position_N = torch.arange(len(states_ND), device=states_ND.device) - starts_B[text_N]
+    rank_N = position_N - first_B[text_N]
+    weight_N = ((rank_N >= 0) & (position_N < end_B[text_N])).float()
+    if pooling == "weighted_mean":
+        weight_N = weight_N * (rank_N + 1)
     total_B = torch.zeros(len(lengths_B), device=states_ND.device).index_add_(0, text_N, weight_N)
     weight_N = weight_N / total_B.clamp(min=1e-9)[text_N]
     embedding_BD = torch.zeros(len(lengths_B), states_ND.shape[1], device=states_ND.device)
     return embedding_BD.index_add(0, text_N, states_ND.float() * weight_N[:, None])
+
+
+def _edge_states(states_ND: Tensor, *, lengths_B: Tensor, empty_B: Tensor, last: bool) -> Tensor:
+    """The state at the end or at the start of each whole sequence; zero for texts that count as empty."""
+    if not len(states_ND):
+        return torch.zeros(len(lengths_B), states_ND.shape[1], device=states_ND.device)
+    ends_B = lengths_B.cumsum(0)
+    position_B = ends_B - 1 if last else ends_B - lengths_B
+    picked_BD = states_ND[position_B.clamp(0, len(states_ND) - 1)]
+    return picked_BD.float().masked_fill((empty_B | (lengths_B == 0))[:, None], 0.0)

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import import_module
@@ -163,35 +163,19 @@ def chosen_tasks(names: str) -> "list[AbsTask]":
     Raises:
         UsageError: mteb is not installed, or there is no such task, in English, on texts.
     """
-    mteb = _mteb()
-    benchmarks = {benchmark.name: benchmark for benchmark in mteb.get_benchmarks()}
-    splits = {task.metadata.name: task.eval_splits for task in benchmarks[_PAPER_BENCHMARK].tasks}
-    wanted = (
-        PAPER15
-        if names.strip() == "paper15"
-        else [name.strip() for name in names.split(",") if name.strip()]
-    )
-    found = list(benchmarks[names.strip()].tasks) if names.strip() in benchmarks else []
-    for name in () if found else dict.fromkeys(wanted):
-        try:
-            task = mteb.get_task(
-                name,
-                languages=["eng"],
-                exclusive_language_filter=True,
-                eval_splits=splits.get(name),
-            )
-        except KeyError as error:
-            known = [task.metadata.name for task in import_module("mteb.get_tasks").TASK_LIST]
-            close = (
-                ", ".join(difflib.get_close_matches(name, [*known, *benchmarks, "paper15"]))
-                or "nothing"
-            )
-            raise UsageError(
-                f"mteb has no task or benchmark {name!r}; close to it is {close}"
-            ) from error
-        except ValueError as error:
-            raise UsageError(f"mteb's {name} has no English subset") from error
-        found.append(task)
+    benchmarks = {benchmark.name: benchmark for benchmark in _mteb().get_benchmarks()}
+    name = names.strip()
+    if name in benchmarks:
+        found = list(benchmarks[name].tasks)
+    else:
+        wanted = PAPER15 if name == "paper15" else [each.strip() for each in names.split(",")]
+        paper_tasks = benchmarks[_PAPER_BENCHMARK].tasks
+        splits = {task.metadata.name: task.eval_splits for task in paper_tasks}
+        found = [
+            _task_named(each, splits.get(each), others=list(benchmarks))
+            for each in dict.fromkeys(wanted)
+            if each
+        ]
     if not found:
         raise UsageError(
             "no task is named; name paper15, a benchmark such as MTEB(eng, v2), or tasks of mteb"
@@ -199,6 +183,24 @@ def chosen_tasks(names: str) -> "list[AbsTask]":
     if other := [task.metadata.name for task in found if task.modalities != ["text"]]:
         raise UsageError(f"mteb's {other[0]} is not about texts alone")
     return found
+
+
+def _task_named(name: str, splits: Any, *, others: Sequence[str]) -> "AbsTask":
+    """A task in English; `others` are names that a misspelt one is compared with too."""
+    try:
+        task: AbsTask = _mteb().get_task(
+            name, languages=["eng"], exclusive_language_filter=True, eval_splits=splits
+        )
+    except KeyError as error:
+        known = [task.metadata.name for task in import_module("mteb.get_tasks").TASK_LIST]
+        matches = difflib.get_close_matches(name, [*known, *others, "paper15"])
+        close = ", ".join(matches) or "nothing"
+        raise UsageError(
+            f"mteb has no task or benchmark {name!r}; close to it is {close}"
+        ) from error
+    except ValueError as error:
+        raise UsageError(f"mteb's {name} has no English subset") from error
+    return task
 
 
 def run_mteb(

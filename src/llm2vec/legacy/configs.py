@@ -308,7 +308,11 @@ def _precision(file: _File) -> str:
     bfloat16, float16, weights = file.take("bf16"), file.take("fp16"), file.take("dtype")
     if bfloat16 and float16:
         raise UsageError(f"{file.path}: bf16 and fp16 are both true; keep one")
-    return "bfloat16" if bfloat16 else "float16" if float16 else weights or "float32"
+    if bfloat16:
+        return "bfloat16"
+    if float16:
+        return "float16"
+    return weights or "float32"
 
 
 def _corpus(file: _File) -> dict[str, Any]:
@@ -407,8 +411,12 @@ def _probe(file: _File) -> dict[str, Any]:
             file.notes.append(
                 "validation_file: what is measured on, for want of another; --test names one"
             )
+    if any_encoder:
+        model = f"auto:{model}"
+    elif not bidirectional:
+        model = f"uni:{model}"
     return {
-        "model": f"auto:{model}" if any_encoder else model if bidirectional else f"uni:{model}",
+        "model": model,
         "adapters": adapters,
         **data,
         "column": file.take("task"),

@@ -27,6 +27,8 @@ _NAMES = {color: f"var(--c{number})" for number, color in enumerate(PALETTE)}
 _NAMES |= {_TEXT: "var(--text)", _RULE: "var(--rule)", _SOFT: "var(--faint)"}
 
 _WIDTH_IN, _HEIGHT_IN = 4.6, 2.9
+_ERROR = {"ecolor": _TEXT, "elinewidth": 1.2}
+_DASHES = (0, (5, 4))
 _BINS = 15
 _COLUMNS = 48
 
@@ -57,22 +59,17 @@ def bars(title: str, values: Sequence[Bar], *, lines: Mapping[str, float]) -> st
     """
     figure, axes = _axes()
     heights = [100 * each.value for each in values]
-    axes.bar(
-        range(len(values)),
-        heights,
-        width=0.6,
-        color=[each.color or _SOFT for each in values],
-        yerr=_errors(values),
-        error_kw={"ecolor": _TEXT, "elinewidth": 1.2},
-    )
-    for index, each in enumerate(values):
-        _label(axes, index, 100 * each.high, f"{100 * each.value:.1f}", above=True)
-    for name, value in lines.items():
-        axes.axhline(100 * value, color=_TEXT, linewidth=1, linestyle=(0, (5, 4)))
-        _label(axes, len(values) - 0.5, 100 * value, name, above=True, anchor="right")
+    colors = [each.color or _SOFT for each in values]
+    axes.bar(range(len(values)), heights, 0.6, color=colors, yerr=_errors(values), error_kw=_ERROR)
+    for index, (height, each) in enumerate(zip(heights, values, strict=True)):
+        _label(axes, index, 100 * each.high, f"{height:.1f}")
+    levels = {name: 100 * value for name, value in lines.items()}
+    for name, level in levels.items():
+        axes.axhline(level, color=_TEXT, linewidth=1, linestyle=_DASHES)
+        _label(axes, len(values) - 0.5, level, name, anchor="right")
     axes.set_xticks(range(len(values)), [_wrapped(each.name) for each in values])
     axes.set_xlim(-0.5, len(values) - 0.5)
-    axes.set_ylim(*_bounds([*_ends(values), *(100 * value for value in lines.values())]))
+    axes.set_ylim(*_bounds([*_ends(values), *levels.values()]))
     return _svg(figure, title)
 
 
@@ -80,14 +77,9 @@ def ranking(title: str, values: Sequence[Bar]) -> str:
     """Lying bars with intervals, in hundredths from 0, one below the other in the order given."""
     figure, axes = _axes(height_in=0.5 + 0.27 * len(values), grid="x")
     positions = range(len(values), 0, -1)
-    axes.barh(
-        positions,
-        [100 * each.value for each in values],
-        height=0.62,
-        color=[each.color or _SOFT for each in values],
-        xerr=_errors(values),
-        error_kw={"ecolor": _TEXT, "elinewidth": 1.2},
-    )
+    widths = [100 * each.value for each in values]
+    colors = [each.color or _SOFT for each in values]
+    axes.barh(positions, widths, 0.62, color=colors, xerr=_errors(values), error_kw=_ERROR)
     for position, each in zip(positions, values, strict=True):
         text = f" {100 * each.value:.1f}"
         axes.text(100 * max(each.high, 0.0), position, text, va="center", color=_TEXT)
@@ -151,11 +143,9 @@ def histograms(
         low, high = low - 0.01, high + 0.01
     figure, axes = _axes(grid="none")
     edges = [low + (high - low) * index / _BINS for index in range(_BINS + 1)]
-    inside = [min(max(value, low), high) for value in second]
     axes.hist(first, edges, color=PALETTE[2], rwidth=0.9, label=names[0])
-    axes.hist(
-        inside, edges, color=PALETTE[1], rwidth=0.9, label=names[1], weights=[-1] * len(inside)
-    )
+    down = [-1] * len(second)
+    axes.hist(second, edges, color=PALETTE[1], rwidth=0.9, label=names[1], weights=down)
     axes.axhline(0, color=_RULE, linewidth=1)
     axes.set_yticks([])
     axes.set_xticks([low, high], [f"{low:.2f}", f"{high:.2f}"])
@@ -172,21 +162,24 @@ def cells(title: str, rows: Sequence[Sequence[float]], *, names: Sequence[str]) 
         names: The names of the layers.
     """
     figure, axes = _axes(height_in=0.6 + 0.17 * len(rows), grid="none")
-    red, green, blue = (int(PALETTE[2][start : start + 2], 16) / 255 for start in (1, 3, 5))
     for index, row in enumerate(rows):
-        averaged = _averaged(row)
-        strengths = [max(0.0, min(1.0, value)) ** 3 for value in averaged]
-        colors = [(red, green, blue, strength) for strength in strengths]
-        axes.barh(index, 1.0, left=range(len(averaged)), height=0.9, color=colors)
+        colors = [_shade(value) for value in _averaged(row)]
+        axes.barh(index, 1.0, left=range(len(colors)), height=0.9, color=colors)
     every = 1 if len(rows) <= 16 else 4
     axes.set_yticks(range(0, len(rows), every), names[::every])
     axes.invert_yaxis()
     columns = min(_COLUMNS, len(rows[0]))
     axes.set_xlim(0, columns)
     axes.set_xticks([0, columns], ["first token", "last token"])
-    axes.get_xticklabels()[0].set_horizontalalignment("left")
-    axes.get_xticklabels()[1].set_horizontalalignment("right")
+    first, last = axes.get_xticklabels()
+    first.set_horizontalalignment("left")
+    last.set_horizontalalignment("right")
     return _svg(figure, title)
+
+
+def _shade(value: float) -> tuple[str, float]:
+    """The colour of a value between 0 and 1, and its opacity."""
+    return PALETTE[2], max(0.0, min(1.0, value)) ** 3
 
 
 def _averaged(row: Sequence[float]) -> list[float]:
@@ -230,16 +223,15 @@ def _bounds(values: Sequence[float]) -> tuple[float, float]:
     return bottom, high + spare
 
 
-def _label(
-    axes: "Axes", x: float, y: float, text: str, *, above: bool, anchor: str = "center"
-) -> None:
+def _label(axes: "Axes", x: float, y: float, text: str, *, anchor: str = "center") -> None:
+    """Write just above a point."""
     axes.annotate(
         text,
         (x, y),
-        xytext=(0, 2 if above else -2),
+        xytext=(0, 2),
         textcoords="offset points",
         ha=anchor,
-        va="bottom" if above else "top",
+        va="bottom",
         color=_TEXT,
         fontsize=8.5,
     )

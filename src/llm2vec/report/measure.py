@@ -78,6 +78,21 @@ class SentenceTask:
     data: str
 
 
+@dataclass(frozen=True)
+class _Subject:
+    """A model that is measured.
+
+    Attributes:
+        title: What was done to the decoder.
+        source: What opens it.
+        adapters: Merged into it then.
+    """
+
+    title: str
+    source: str
+    adapters: tuple[str, ...] = ()
+
+
 def bundled_words() -> list[WordTask]:
     """Part-of-speech, chunks and entities of the project's own sentences."""
     kinds: dict[str, tuple[str, Metric]] = {
@@ -128,53 +143,76 @@ def measure(
         RunError: The folder is no finished run.
         ModelError: The decoder it was made from is gone.
     """
-    progress = progress or Silent()
     provenance = _provenance(run)
     decoder = provenance["recipe"]["decoder"]
     words = bundled_words() if words is None else words
     sentences = bundled_sentences() if sentences is None else sentences
+    report = _empty_report(words, sentences)
     subjects = _subjects(run, decoder)
-    names = [each.title for each in subjects]
     others = [_Subject(_short(each), each) for each in baselines]
-    progress.start("measuring", total=len(subjects) + len(others))
-    report: dict[str, Any] = {
-        "words": list(map(_head, words)),
-        "sentences": list(map(_sentence_head, sentences)),
-    }
-    report |= {"future": [], "geometry": [], "neighbours": []}
-    entries = [*report["words"], *report["sentences"]]
-    measured: list[dict[str, Probed | Score]] = [{} for _ in entries]
-    _measure_floors(report["sentences"], measured[len(words) :], sentences, decoder)
-    for done, subject in enumerate([*subjects, *others], start=1):
-        name = subject.title
-        encoder = open_encoder(subject.source, adapters=subject.adapters)
-        values: list[Probed | Score] = [
-            *_probed(words, encoder),
-            *(sts(_embedder(encoder), task.path) for task in sentences),
-        ]
-        for entry, known, value in zip(entries, measured, values, strict=True):
-            known[name] = value
-            entry["rows"].append({**_row(name, value), "baseline": subject in others})
-        if subject not in others:
-            _analyse(report, encoder, name, near=name in (names[0], names[-1]))
-        progress.advance(done)
-    progress.finish()
-    for entry, known in zip(entries, measured, strict=True):
-        entry["changes"] = list(_changes(known, names))
-    report["efficiency"] = list(_efficiency(run, words[:1], sentences[:1]))
+    _measure_all(report, words, sentences, subjects, others, decoder, progress or Silent())
     similarity = analysis.layer_similarity(decoder)
+    trained = [stage for stage in provenance["stages"] if stage["metrics"]]
     return {
         "encoder": run.name,
         "decoder": str(decoder),
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         **report,
+        "efficiency": list(_efficiency(run, words[:1], sentences[:1])),
         "layers": {"cosine_LT": similarity.cosine_LT, "by_layer": similarity.by_layer},
-        "training": {
-            stage["stage"]: stage["metrics"] for stage in provenance["stages"] if stage["metrics"]
-        },
+        "training": {stage["stage"]: stage["metrics"] for stage in trained},
         "proofs": list(_proofs(provenance)),
         "run": {key: provenance[key] for key in ("recipe", "versions", "machine", "corpora")},
     }
+
+
+def _empty_report(words: Sequence[WordTask], sentences: Sequence[SentenceTask]) -> dict[str, Any]:
+    return {
+        "words": list(map(_head, words)),
+        "sentences": list(map(_sentence_head, sentences)),
+        "future": [],
+        "geometry": [],
+        "neighbours": [],
+    }
+
+
+def _measure_all(
+    report: dict[str, Any],
+    words: Sequence[WordTask],
+    sentences: Sequence[SentenceTask],
+    subjects: Sequence[_Subject],
+    others: Sequence[_Subject],
+    decoder: str,
+    progress: Progress,
+) -> None:
+    """Measure each subject on each task into the report's entries, then the changes between them."""
+    entries = [*report["words"], *report["sentences"]]
+    measured: list[dict[str, Probed | Score]] = [{} for _ in entries]
+    _measure_floors(report["sentences"], measured[len(words) :], sentences, decoder)
+    names = [each.title for each in subjects]
+    ends = (names[0], names[-1])
+    everybody = [*subjects, *others]
+    progress.start("measuring", total=len(everybody))
+    for done, subject in enumerate(everybody, start=1):
+        title, is_baseline = subject.title, subject in others
+        encoder = open_encoder(subject.source, adapters=subject.adapters)
+        values = _values(encoder, words, sentences)
+        for entry, known, value in zip(entries, measured, values, strict=True):
+            known[title] = value
+            entry["rows"].append({**_row(title, value), "baseline": is_baseline})
+        if not is_baseline:
+            _analyse(report, encoder, title, near=title in ends)
+        progress.advance(done)
+    progress.finish()
+    for entry, known in zip(entries, measured, strict=True):
+        entry["changes"] = list(_changes(known, names))
+
+
+def _values(
+    encoder: Encoder, words: Sequence[WordTask], sentences: Sequence[SentenceTask]
+) -> list[Probed | Score]:
+    scores = [sts(_embedder(encoder), task.path) for task in sentences]
+    return [*_probed(words, encoder), *scores]
 
 
 def _efficiency(
@@ -205,21 +243,6 @@ def _provenance(run: Path) -> Mapping[str, Any]:
     if "recipe" not in provenance:
         raise RunError(f"{run} was made by `llm2vec import` or `save`; a report is of a conversion")
     return provenance
-
-
-@dataclass(frozen=True)
-class _Subject:
-    """A model that is measured.
-
-    Attributes:
-        title: What was done to the decoder.
-        source: What opens it.
-        adapters: Merged into it then.
-    """
-
-    title: str
-    source: str
-    adapters: tuple[str, ...] = ()
 
 
 def _subjects(run: Path, decoder: str) -> list[_Subject]:

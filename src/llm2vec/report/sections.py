@@ -89,13 +89,9 @@ def _not_reached(entries: Sequence[Facts]) -> str:
 
 
 def _ranked(entry: Facts) -> list[Bar]:
-    """The decoder and the stages in order and in colour, then in grey what they are compared with."""
-    own = [row for row in entry["rows"] if not row["baseline"]]
+    """The decoder and the stages in order, then in grey what they are compared with."""
     others = [row for row in entry["rows"] if row["baseline"]]
-    found = [
-        Bar(row["model"], row["value"], row["low"], row["high"], PALETTE[index % len(PALETTE)])
-        for index, row in enumerate(own)
-    ]
+    found = _stage_bars(entry)
     found += [Bar(row["model"], row["value"], row["low"], row["high"]) for row in others]
     floors = entry.get("floors", {})
     return found + [Bar(name, value, value, value) for name, value in floors.items()]
@@ -168,27 +164,36 @@ def _changes(entry: Facts) -> list[list[str]]:
 def _words(report: Facts) -> Section:
     figures, tables = [], []
     for entry in report["words"]:
-        own = [row for row in entry["rows"] if not row["baseline"]]
         levels = {row["model"]: row["value"] for row in entry["rows"] if row["baseline"]}
-        shown = [
-            Bar(row["model"], row["value"], row["low"], row["high"], PALETTE[index % len(PALETTE)])
-            for index, row in enumerate(own)
-        ]
-        figures.append(bars(f"{entry['task']}, {entry['metric']} x 100", shown, lines=levels))
-        head = [entry["task"], f"{entry['metric']} x 100", "95%", "read from"]
-        rows = [
-            [row["model"], _hundred(row["value"]), _range(row), row["reading"]]
-            for row in entry["rows"]
-        ]
-        floors = [[name, _hundred(value), "", ""] for name, value in entry["floors"].items()]
-        tables += [[head, *rows, *floors], _changes(entry)]
+        title = f"{entry['task']}, {entry['metric']} x 100"
+        figures.append(bars(title, _stage_bars(entry), lines=levels))
+        tables += [_word_table(entry), _changes(entry)]
     about = "; ".join(sorted({entry["data"] for entry in report["words"]}))
     text = (
-        f"A linear classifier on frozen word vectors, three seeds (paper, section 3.1). Data: {about}. Dashed lines "
-        "are other encoders. A word is read from its own tokens (own) or from the states one token earlier (before), "
-        "whichever did better on sentences kept out of training. The axes do not begin at 0."
+        "A linear classifier on frozen word vectors, three seeds (paper, section 3.1). "
+        f"Data: {about}. Dashed lines are other encoders. A word is read from its own tokens (own) "
+        "or from the states one token earlier (before), whichever did better on sentences kept out "
+        "of training. The axes do not begin at 0."
     )
     return Section("Words", text, figures, tables)
+
+
+def _stage_bars(entry: Facts) -> list[Bar]:
+    """The decoder and the stages in order, each in a colour of its own."""
+    own = [row for row in entry["rows"] if not row["baseline"]]
+    return [
+        Bar(row["model"], row["value"], row["low"], row["high"], PALETTE[index % len(PALETTE)])
+        for index, row in enumerate(own)
+    ]
+
+
+def _word_table(entry: Facts) -> list[list[str]]:
+    table = [[entry["task"], f"{entry['metric']} x 100", "95%", "read from"]]
+    for row in entry["rows"]:
+        table.append([row["model"], _hundred(row["value"]), _range(row), row["reading"]])
+    for name, value in entry["floors"].items():
+        table.append([name, _hundred(value), "", ""])
+    return table
 
 
 def _sentences(report: Facts) -> Section:
@@ -215,36 +220,36 @@ def _sentences(report: Facts) -> Section:
 
 
 def _training(report: Facts) -> Section:
-    figures, rows = [], []
+    figures, table = [], [["", "first", "last"]]
     for stage, metrics in report["training"].items():
-        losses = [(line["step"], line["loss"]) for line in metrics if "loss" in line]
-        held = [(line["step"], line["eval_loss"]) for line in metrics if "eval_loss" in line]
-        right = [
-            (line["step"], line["eval_accuracy"]) for line in metrics if "eval_accuracy" in line
-        ]
         name = _stage(stage)
-        series = {"training": (losses, PALETTE[1])} | (
-            {"held out": (held, PALETTE[2])} if held else {}
-        )
+        losses = _points(metrics, "loss")
+        held_out = _points(metrics, "eval_loss")
+        accuracy = _points(metrics, "eval_accuracy")
+        series = {"training": (losses, PALETTE[1]), "held out": (held_out, PALETTE[2])}
         figures.append(curves(f"{name}, loss", series))
-        if right:
-            figures.append(
-                curves(
-                    f"{name}, masked tokens right, %",
-                    {"held out": (right, PALETTE[2])},
-                    percent=True,
-                )
-            )
-            rows.append(
-                [f"{name}, masked accuracy held out", f"{right[0][1]:.1%}", f"{right[-1][1]:.1%}"]
-            )
-        first_last = held or losses
-        if first_last:
-            kind = "held-out loss" if held else "training loss"
-            rows.append([f"{name}, {kind}", f"{first_last[0][1]:.3f}", f"{first_last[-1][1]:.3f}"])
-    return Section(
-        "Training", "", [each for each in figures if each], [[["", "first", "last"], *rows]]
-    )
+        line = {"held out": (accuracy, PALETTE[2])}
+        figures.append(curves(f"{name}, masked tokens right, %", line, percent=True))
+        table += _first_and_last(f"{name}, masked accuracy held out", accuracy, ".1%")
+        if held_out:
+            table += _first_and_last(f"{name}, held-out loss", held_out, ".3f")
+        else:
+            table += _first_and_last(f"{name}, training loss", losses, ".3f")
+    return Section("Training", "", [each for each in figures if each], [table])
+
+
+def _first_and_last(
+    name: str, points: Sequence[tuple[float, float]], shape: str
+) -> list[list[str]]:
+    """A row with the first and the last value; none where there are no points."""
+    if not points:
+        return []
+    return [[name, format(points[0][1], shape), format(points[-1][1], shape)]]
+
+
+def _points(metrics: Sequence[Facts], key: str) -> list[tuple[float, float]]:
+    """The steps at which a metric was logged, and its values."""
+    return [(line["step"], line[key]) for line in metrics if key in line]
 
 
 def _stage(name: str) -> str:

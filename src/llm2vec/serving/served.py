@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from llm2vec.backbone.mode import evaluating
-from llm2vec.backbone.source import Source
+from llm2vec.backbone.source import BUNDLED, Source
 from llm2vec.encoder import batching
 from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.tokenization import Tokens
@@ -107,7 +107,10 @@ def name_folders(given: Sequence[str]) -> list[Named]:
     found: list[Named] = []
     for each in given:
         name, separator, path = each.partition("=")
-        source = Source.of(Path(path if separator else each) if "/" in each else (path or each))
+        model: str | Path = path if separator else each
+        if "/" in each:
+            model = Path(model)
+        source = Source.of(model)
         source.check()
         folder = source.folder
         if folder is None:
@@ -115,11 +118,15 @@ def name_folders(given: Sequence[str]) -> list[Named]:
                 f"there is no folder {source}; fetch a model from a hub first (`hf download`), "
                 "then serve its folder"
             )
-        own = name if separator else (each if each == "bundled" else folder.resolve().name)
+        own = name if separator else _own_name(each, folder)
         if own in [other.name for other in found]:
             raise UsageError(f"two folders are named {own}; name them: NAME=FOLDER")
         found.append(Named(own, folder))
     return found
+
+
+def _own_name(given: str, folder: Path) -> str:
+    return given if given == BUNDLED else folder.resolve().name
 
 
 def open_served(

@@ -3,7 +3,7 @@
 Masked places are chosen anew each time a block is drawn. Only the states that are read go through the LM head.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -142,20 +142,21 @@ class Masking:
             The first token of a segment has nothing before it and is never masked.
         """
         random = np.random.default_rng(list(seed))
+        ends_S = np.cumsum([len(each) for each in segments])
         ids_N = np.concatenate(segments).astype(np.int64)
         open_N = ~np.isin(ids_N, self.special)
-        open_N[np.cumsum([0, *map(len, segments[:-1])])] = False
+        open_N[[0, *ends_S[:-1]]] = False
         chosen_N = open_N & (random.random(len(ids_N)) < self.probability)
-        fate_N, other_N = (
-            random.random(len(ids_N)),
-            random.integers(self.vocabulary, size=len(ids_N)),
-        )
-        masked_N = np.where(chosen_N & (self.whole | (fate_N < _MASKED)), self.mask_id, ids_N)
+        fate_N = random.random(len(ids_N))
+        other_N = random.integers(self.vocabulary, size=len(ids_N))
+        masked_N = ids_N.copy()
+        masked_N[chosen_N & (self.whole | (fate_N < _MASKED))] = self.mask_id
         if not self.whole:
-            masked_N = np.where(chosen_N & (fate_N >= 1 - _RANDOM), other_N, masked_N)
-        places = np.flatnonzero(chosen_N)
-        pieces = np.split(masked_N, np.cumsum([len(each) for each in segments])[:-1])
-        return [piece.tolist() for piece in pieces], places - 1, ids_N[places]
+            replaced_N = chosen_N & (fate_N >= 1 - _RANDOM)
+            masked_N[replaced_N] = other_N[replaced_N]
+        positions = np.flatnonzero(chosen_N)
+        pieces = np.split(masked_N, ends_S[:-1])
+        return [piece.tolist() for piece in pieces], positions - 1, ids_N[positions]
 
 
 def collate(
@@ -216,37 +217,46 @@ def evaluator(
     count = min(len(rows), recipe.eval_blocks)
     size = recipe.batch_size // recipe.accumulation
 
+    def batches() -> Iterator[Batch]:
+        for start in range(0, count, size):
+            numbers = range(start, min(start + size, count))
+            seeds = [(_EVALUATION_SEED, number) for number in numbers]
+            segments = [rows[number] for number in numbers]
+            yield collate(segments, seeds, masking, packed=packed, pad_id=pad_id)
+
     @torch.no_grad()
     def evaluate(model: nn.Module) -> Mapping[str, float]:
         was_training = model.training
         model.eval()
-        loss = right = targets = 0.0
-        for start in range(0, count, size):
-            numbers = range(start, min(start + size, count))
-            seeds = [(_EVALUATION_SEED, number) for number in numbers]
-            batch = collate(
-                [rows[number] for number in numbers], seeds, masking, packed=packed, pad_id=pad_id
-            )
-            device = next(model.parameters()).device
-            batch = {
-                key: value.to(device) if isinstance(value, Tensor) else value
-                for key, value in batch.items()
-            }
-            logits_MV = read_logits(model, batch).float()
-            loss += float(nn.functional.cross_entropy(logits_MV, batch["labels"], reduction="sum"))
-            right += float((logits_MV.argmax(-1) == batch["labels"]).sum())
-            targets += len(batch["labels"])
+        device = next(model.parameters()).device
+        sums_3 = torch.stack([_evaluated(model, batch, device) for batch in batches()]).sum(0)
         model.train(was_training)
-        mean = loss / max(targets, 1)
-        perplexity = float(np.exp(min(mean, 700)))
-        return {
-            "loss": mean,
-            "perplexity": perplexity,
-            "accuracy": right / max(targets, 1),
-            "targets": targets,
-        }
+        return _metrics(*sums_3.tolist())
 
     return evaluate
+
+
+def _metrics(loss: float, right: float, targets: float) -> Mapping[str, float]:
+    """Metrics from what was summed over all batches."""
+    mean = loss / max(targets, 1)
+    return {
+        "loss": mean,
+        "perplexity": float(np.exp(min(mean, 700))),
+        "accuracy": right / max(targets, 1),
+        "targets": targets,
+    }
+
+
+def _evaluated(model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
+    """Summed loss, right guesses and targets of a batch: sums_3 in float64, on the CPU."""
+    batch = {
+        key: value.to(device) if isinstance(value, Tensor) else value
+        for key, value in batch.items()
+    }
+    logits_MV = read_logits(model, batch).float()
+    loss = nn.functional.cross_entropy(logits_MV, batch["labels"], reduction="sum")
+    right = (logits_MV.argmax(-1) == batch["labels"]).sum()
+    return torch.tensor([float(loss), float(right), len(batch["labels"])], dtype=torch.float64)
 
 
 def mask_id(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, choice: str) -> int:

@@ -125,9 +125,7 @@ def run_stage(stage: Stage[Any], run: StageRun) -> Trained:
         config_overrides=overrides,
     )
     check_vocabulary(model, tokenizer)
-    switch = make_bidirectional(model).to_dict()
-    if stage.prove is not None:
-        switch["proofs"].append(stage.prove(model).to_dict())
+    switch = _switch_facts(stage, model)
     task = stage.task(run, model, tokenizer, rows)
     model, log = train_and_merge(
         model, task, knobs, folder=run.scratch, seed=run.recipe.seed, progress=run.progress
@@ -137,6 +135,13 @@ def run_stage(stage: Stage[Any], run: StageRun) -> Trained:
     corpus = stage.row_facts(rows)
     facts = {"stage": stage.name, "switch": switch, "corpus": corpus, "metrics": log}
     return Trained(model, tokenizer, facts, configuration)
+
+
+def _switch_facts(stage: Stage[Any], model: PreTrainedModel) -> Mapping[str, Any]:
+    facts = make_bidirectional(model).to_dict()
+    if stage.prove is not None:
+        facts["proofs"].append(stage.prove(model).to_dict())
+    return facts
 
 
 def train_and_merge(
