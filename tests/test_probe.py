@@ -14,7 +14,7 @@ from llm2vec.evaluation import probe as probing
 from llm2vec.evaluation.analysis import BUNDLED_SETS
 from llm2vec.evaluation.bootstrap import interval
 from llm2vec.evaluation.probe import probe
-from llm2vec.evaluation.state_cache import fingerprint
+from llm2vec.evaluation.state_cache import encoder_fingerprint
 from llm2vec.evaluation.subjects import open_encoder
 from llm2vec.evaluation.tagger import Tagger, save_probe
 from llm2vec.evaluation.word_metrics import floors, resampled, value
@@ -451,11 +451,11 @@ def test_kept_states_serve_other_labels_and_never_another_model(
 
 def test_one_number_of_one_weight_changes_the_fingerprint():
     model = open_encoder(str(DECODERS / "gpt2")).model
-    before = fingerprint(model)
-    assert before == fingerprint(open_encoder(str(DECODERS / "gpt2")).model)
+    before = encoder_fingerprint(model)
+    assert before == encoder_fingerprint(open_encoder(str(DECODERS / "gpt2")).model)
     with torch.no_grad():
         next(iter(model.parameters()))[3, 5] += 1e-4
-    assert fingerprint(model) != before
+    assert encoder_fingerprint(model) != before
 
 
 def test_a_tagger_notices_another_encoder_in_its_encoders_place(sets, tmp_path):

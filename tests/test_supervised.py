@@ -417,7 +417,7 @@ def test_a_conversion_ends_with_the_supervised_stage_and_its_folder_opens(corpus
     assert list(done.stages) == ["0-bi", "1-mntp", "3-supervised"]
     stage = done.provenance["stages"][-1]
     assert (stage["stage"], stage["corpus"]["data_sets"][0]["skipped"]) == ("supervised", 1)
-    assert set(done.provenance["corpora"]) == {"corpus", "simcse.corpus", "supervised.corpus"}
+    assert set(done.provenance["corpora"]) == {"corpus", "supervised.corpus"}
     assert "events: 1 of 150 rows have an empty text" in listener.notes
     encoder = LLM2Vec.from_pretrained(tmp_path / "out")
     assert encoder.settings.separator == "\n"

@@ -30,7 +30,8 @@ from llm2vec.backbone.loading import check_weights, embedding_rows, read_tokeniz
 from llm2vec.backbone.source import Source
 from llm2vec.backbone.switch import body
 from llm2vec.errors import ModelError, first_line
-from llm2vec.runtime.files import fingerprint, read_json
+from llm2vec.runtime import fingerprint
+from llm2vec.runtime.files import read_json
 
 _CONFIG, _WEIGHTS, _SETTINGS = (
     "adapter_config.json",
@@ -77,7 +78,7 @@ def told(chain: Chain) -> dict[str, Any]:
         "imported": [
             {
                 "source": str(source),
-                "fingerprint": "" if path is None else fingerprint(path),
+                "fingerprint": "" if path is None else fingerprint.of_path(path),
             }
             for source, path in sources
         ],

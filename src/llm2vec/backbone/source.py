@@ -4,6 +4,7 @@ One `Source` goes from the caller to whatever reads files, so that a revision or
 imports nothing heavy, so that a wrong path is reported at once.
 """
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -166,6 +167,33 @@ def _located(name: str | Path) -> str | Path:
 
 def _is_gguf(name: str | Path) -> bool:
     return str(name).endswith(_GGUF)
+
+
+def seen_from(folder: Path, name: str | Path) -> str:
+    """How a file in a folder names a model, so that both can be moved together.
+
+    Args:
+        folder: Where the file will be.
+        name: A folder, a GGUF file, a hub id or `bundled`.
+
+    Returns:
+        The path to the model from `folder`, which begins with a dot; a hub id and `bundled` as they are.
+
+    Raises:
+        ModelError: As `Source.of` says.
+    """
+    path = Source.of(name).path
+    if name == BUNDLED or path is None:
+        return str(name)
+    here, there = folder.resolve(), path.resolve()
+    if here.drive != there.drive:
+        return str(there)
+    return "/".join((".", *Path(os.path.relpath(there, here)).parts))
+
+
+def found_from(folder: Path, name: str) -> str:
+    """The model that a file in a folder names, the inverse of `seen_from`."""
+    return str((folder / name).resolve()) if name.startswith(".") else name
 
 
 def _only_gguf(folder: Path) -> Path | None:

@@ -3,10 +3,13 @@
 People read standard error; standard output holds results alone. Only `cli` uses this.
 """
 
+import io
 import json
+import shlex
 import sys
 import time
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -30,8 +33,8 @@ _AS_WIDE_AS_NEEDED = 1000
 _ONE_LINE = 32
 """Cells up to so many characters stay on one line; names, in the first column, are folded instead."""
 
-people = Console(stderr=True, highlight=False, soft_wrap=True)
-results = Console(highlight=False, soft_wrap=True)
+people = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+results = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 class Drawn:
@@ -49,7 +52,7 @@ class Drawn:
         self._started = self._spoke = time.monotonic()
         if people.is_terminal:
             columns = (
-                TextColumn("{task.description:<14}"),
+                TextColumn("{task.description:<14}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
@@ -100,7 +103,38 @@ def _shown(numbers: dict[str, float]) -> str:
 
 def answer(value: Any) -> None:
     """One JSON document on standard output."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(_as_json(value, sys.stdout, indent=2) + "\n")
+
+
+def one_line(value: Any, file: IO[str]) -> str:
+    """A value as JSON on one line, for a file to write."""
+    return _as_json(value, file, indent=None)
+
+
+def _as_json(value: Any, file: IO[str], *, indent: int | None) -> str:
+    """Characters that a file's encoding does not have are escaped, so that the JSON says the same."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    try:
+        text.encode(getattr(file, "encoding", None) or "utf8")
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=indent)
+    return text
+
+
+def pasted(path: Path) -> str:
+    """A path as a shell reads it, for lines that are meant to be pasted."""
+    return shlex.quote(str(path))
+
+
+def as_python(path: Path) -> str:
+    """A path as a string in Python, in double quotes."""
+    return json.dumps(str(path), ensure_ascii=False)
+
+
+def escape_unknown_characters() -> None:
+    """Let standard output escape what the terminal's encoding does not have, as standard error does."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
@@ -113,7 +147,8 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
         )
     for row in rows:
         drawn.add_row(*row)
-    place = results if results.is_terminal else Console(highlight=False, width=_AS_WIDE_AS_NEEDED)
+    wide = Console(highlight=False, width=_AS_WIDE_AS_NEEDED, markup=False, emoji=False)
+    place = results if results.is_terminal else wide
     if title:
         place.print(title)
     place.print(drawn, no_wrap=False)

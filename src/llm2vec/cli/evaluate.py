@@ -44,6 +44,10 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="Folder for report.html, .md and .json; none: RUN itself.")
     ] = None,
+    decoder: Annotated[
+        str | None,
+        typer.Option(help="The decoder it was made from; none: where the run's folder says it is."),
+    ] = None,
     baseline: Annotated[
         list[str] | None, typer.Option(help="Another encoder to draw a line for; repeat it.")
     ] = None,
@@ -66,14 +70,15 @@ def report(
     if (train is None) != (test is None):
         raise UsageError("--train and --test go together")
     from llm2vec.corpus.tagged import read_tagged
+    from llm2vec.report.html import report_folder, write_report
 
+    report_folder(out or run)
     labelled = [
         read_tagged(path, column=column, split=name)
         for name, path in (("train", train), ("test", test))
         if path
     ]
     from llm2vec.report import measure as reporting
-    from llm2vec.report.html import write_report
 
     words = sentences = None
     if labelled:
@@ -84,7 +89,12 @@ def report(
     drawn = Drawn()
     try:
         facts = reporting.measure(
-            run, baselines=baseline or (), words=words, sentences=sentences, progress=drawn
+            run,
+            decoder=decoder,
+            baselines=baseline or (),
+            words=words,
+            sentences=sentences,
+            progress=drawn,
         )
     finally:
         drawn.close()

@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from llm2vec.backbone.source import Source
-from llm2vec.cli.console import answer, people
-from llm2vec.errors import ModelError, RunError
+from llm2vec.cli.console import answer, as_python, pasted, people
+from llm2vec.errors import ModelError
+from llm2vec.runtime.files import refuse_occupied, resolved_folder
 
 
 def register(app: typer.Typer) -> None:
@@ -38,8 +39,7 @@ def import_chain(
     ] = False,
 ) -> None:
     """Turn a base and adapters of the first implementation into one folder that opens everywhere."""
-    if out.exists():
-        raise RunError(f"{out} exists already; choose another --out or remove it")
+    refuse_occupied(resolved_folder(out, option="--out"))
     if not (Path(base) / "adapter_config.json").is_file():
         Source.of(base).check()
     from llm2vec.backbone.adapters import find_chain
@@ -55,5 +55,6 @@ def import_chain(
     if json:
         answer({"folder": str(out), **facts})
     people.print(
-        f'{out} is ready: SentenceTransformer("{out}"), or llm2vec encode {out} "some text"'
+        f"{out} is ready: SentenceTransformer({as_python(out)}), or llm2vec encode {pasted(out)} "
+        '"some text"',
     )

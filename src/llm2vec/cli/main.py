@@ -14,7 +14,7 @@ import typer
 
 from llm2vec.backbone.source import Source
 from llm2vec.cli import evaluate, import_chain, serve, train, words
-from llm2vec.cli.console import answer, people, results, table
+from llm2vec.cli.console import answer, escape_unknown_characters, people, results, table
 from llm2vec.cli.train import Json, KeepStages, Sets, StartOver
 from llm2vec.corpus.texts import HUB, SELF, corpus_files
 from llm2vec.errors import LLM2VecError, UsageError
@@ -73,15 +73,16 @@ def _stop(*_: object) -> None:
 def main() -> None:
     """Run the command line; every error on purpose is one line, exit code 1 (failed) or 2 (wrong use)."""
     _quiet_libraries()
+    escape_unknown_characters()
     keep_freed_memory()
     signal.signal(signal.SIGINT, _stop)
     try:
         app()
     except UsageError as error:
-        people.print(f"llm2vec: {error}", markup=False)
+        people.print(f"llm2vec: {error}")
         sys.exit(2)
     except LLM2VecError as error:
-        people.print(f"llm2vec: {error}", markup=False)
+        people.print(f"llm2vec: {error}")
         sys.exit(1)
     except _Stopped:
         people.print("llm2vec: stopped. The same command goes on from the last checkpoint.")

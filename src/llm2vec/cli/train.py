@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from llm2vec.backbone.source import Source
-from llm2vec.cli.console import Drawn, answer, people, results, table
+from llm2vec.cli.console import Drawn, answer, as_python, pasted, people, results, table
 from llm2vec.corpus.texts import HUB, SELF, corpus_files
 from llm2vec.errors import CorpusError, UsageError
 from llm2vec.legacy.config_keys import STAGES, Kind
@@ -95,7 +95,7 @@ def read_recipe(
     recipe = Recipe.read(merged(preset("paper"), translated.recipe, read_settings(sets or [])))
     if _speaks():
         for note in translated.notes:
-            people.print(f"note: {note}", markup=False)
+            people.print(f"note: {note}")
     return recipe, translated
 
 
@@ -171,5 +171,6 @@ def _summary(out: Path, provenance: Mapping[str, Any]) -> None:
     for proof in [*provenance["stages"][-1]["switch"]["proofs"], provenance["read_back"]]:
         results.print(f"proved: {proof['name']} (margin {proof['margin']:.1e})")
     results.print(
-        f'\n{out} is ready: SentenceTransformer("{out}"), or llm2vec encode {out} "some text"'
+        f"\n{out} is ready: SentenceTransformer({as_python(out)}), or llm2vec encode {pasted(out)} "
+        '"some text"',
     )

@@ -1,14 +1,14 @@
 """Texts in and vectors out, for the command line: where they are read from and the files they are written to."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from llm2vec.cli.console import one_line
 from llm2vec.corpus.texts import read_texts
 from llm2vec.errors import CorpusError, UsageError
 from llm2vec.recipe.knobs import CorpusRecipe
-from llm2vec.runtime.files import whole_file
+from llm2vec.runtime.files import resolved_folder, whole_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,6 +44,9 @@ def check_target(out: Path) -> None:
         raise UsageError(
             f"--out {out}: the ending says the format; there are {', '.join(_FORMATS)}"
         )
+    if out.is_dir():
+        raise UsageError(f"--out {out}: this is a folder; name a file")
+    resolved_folder(out.parent, option="the folder of --out")
 
 
 def write_vectors(
@@ -73,9 +76,5 @@ def write_vectors(
 
 def _write_lines(file: IO[str], texts: Sequence[str], vectors_BD: "np.ndarray") -> None:
     for text, vector in zip(texts, vectors_BD, strict=True):
-        file.write(
-            json.dumps(
-                {"text": text, "vector": [round(float(x), 7) for x in vector]}, ensure_ascii=False
-            )
-            + "\n"
-        )
+        row = {"text": text, "vector": [round(float(x), 7) for x in vector]}
+        file.write(one_line(row, file) + "\n")

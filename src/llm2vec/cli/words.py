@@ -3,17 +3,26 @@
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llm2vec.cli.comparing import difference_column, with_differences
-from llm2vec.cli.console import Drawn, answer, one_of, people, results, table
+from llm2vec.cli.console import (
+    Drawn,
+    answer,
+    one_line,
+    one_of,
+    pasted,
+    people,
+    results,
+    table,
+)
 from llm2vec.errors import UsageError
 from llm2vec.legacy.config_keys import WORD_TASKS
 from llm2vec.legacy.configs import Translated, probe_arguments, read_config
+from llm2vec.runtime.files import resolved_folder
 
 if TYPE_CHECKING:
     from llm2vec.encoder.batching import Layer
@@ -93,6 +102,12 @@ def probe(
         )
     from llm2vec.corpus.tagged import read_tagged
 
+    if save is not None:
+        from llm2vec.evaluation.tagger import probe_folder
+
+        probe_folder(save)
+    if states is not None:
+        resolved_folder(states, option="--states")
     roles = {"train": chosen["train"], "test": chosen["test"], "validation": chosen["dev"]}
     parts = [
         read_tagged(path, column=chosen["column"], split=role) if path else []
@@ -131,7 +146,7 @@ def probe(
             merge=chosen["merge"],
             model=encoder,
         )
-        people.print(f"{save} is ready: llm2vec tag --probe {save} 'some text'")
+        people.print(f"{save} is ready: llm2vec tag --probe {pasted(save)} 'some text'")
     least = floors(parts[0], parts[1], metric)  # type: ignore[arg-type]
     if json:
         answer({**with_differences(found), "floors": least})
@@ -183,7 +198,7 @@ def _word_task(models: list[str]) -> Translated | None:
         raise UsageError(f"{files[0]} names its model; give no other beside it")
     translated = read_config(Path(files[0]), among=WORD_TASKS)
     for note in translated.notes:
-        people.print(f"note: {note}", markup=False)
+        people.print(f"note: {note}")
     return translated
 
 
@@ -237,6 +252,10 @@ def tag(
     probe_folder: Annotated[
         Path, typer.Option("--probe", help="A folder that `llm2vec probe --save` made.")
     ] = Path("probe"),
+    encoder: Annotated[
+        str | None,
+        typer.Option(help="The probe's encoder; none: where the probe's folder says it is."),
+    ] = None,
     file: Annotated[
         Path | None, typer.Option(help="Texts from a file: .txt, .jsonl, .csv, .parquet.")
     ] = None,
@@ -249,12 +268,13 @@ def tag(
     rows = texts_for(texts, file=file, column=column, stdin=sys.stdin)
     from llm2vec.evaluation.tagger import Tagger
 
+    tagger = Tagger.open(probe_folder, encoder=encoder)
     found = [
         {"text": text, "spans": [asdict(span) for span in spans]}
-        for text, spans in zip(rows, Tagger.open(probe_folder).tag(rows), strict=True)
+        for text, spans in zip(rows, tagger.tag(rows), strict=True)
     ]
     if json:
         answer(found)
         return
     for row in found:
-        sys.stdout.write(dumps(row, ensure_ascii=False) + "\n")
+        sys.stdout.write(one_line(row, sys.stdout) + "\n")

@@ -23,28 +23,25 @@ from llm2vec.backbone.loading import (
 from llm2vec.backbone.lora import check_trainable, weights_dtype
 from llm2vec.backbone.source import Source
 from llm2vec.backbone.switch import Switch, body, make_bidirectional
-from llm2vec.conversion.stage_folder import STAGE_FILE
+from llm2vec.conversion.run_folder import write_stage_facts
 from llm2vec.corpus.texts import self_texts
 from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.folder import Settings
 from llm2vec.encoder.templates import read_template
 from llm2vec.encoder.tokenization import separator_for
 from llm2vec.recipe.knobs import Recipe, StageRecipe
-from llm2vec.runtime.files import whole_file, whole_folder, write_json
+from llm2vec.runtime.files import whole_file, whole_folder
 from llm2vec.runtime.hardware import default_device
 from llm2vec.runtime.progress import Progress
 from llm2vec.training.stages import STAGES
 
 
-def make_bidirectional_folder(
-    recipe: Recipe, folder: Path, *, own_texts: Path, progress: Progress
-) -> None:
+def make_bidirectional_folder(recipe: Recipe, folder: Path, *, progress: Progress) -> None:
     """Write the first stage's folder.
 
     Args:
         recipe: What to do.
         folder: The folder to make, whole or not at all.
-        own_texts: The file for the texts that the decoder writes, where the recipe wants some.
         progress: Hears of what a person should know.
 
     Raises:
@@ -53,8 +50,6 @@ def make_bidirectional_folder(
     """
     source = Source.of(recipe.decoder, trust_remote_code=recipe.trust_remote_code)
     tokenizer = load_tokenizer(source)
-    if recipe.trains_on_own_texts and not own_texts.is_file():
-        _write_own_texts(recipe, source, tokenizer, own_texts, progress)
     adapters = [adapter_folder(Source.of(each)) for each in recipe.adapters]
     model = _load(recipe, source, adapters)
     tokenizer = tokenizer_with(tokenizer, adapters, rows=embedding_rows(model))
@@ -67,7 +62,7 @@ def make_bidirectional_folder(
     with whole_folder(folder) as partial:
         Encoder(model, tokenizer, settings=settings_of(recipe, tokenizer)).write(partial)
         facts = {"stage": "bi", "switch": switch.to_dict(), "metrics": []}
-        write_json(partial / STAGE_FILE, facts)
+        write_stage_facts(partial, facts)
 
 
 def settings_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Settings:
@@ -113,13 +108,18 @@ def _separator(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> str:
     return separator_for(tokenizer, (prompt for prompt in prompts if prompt.strip()))
 
 
-def _write_own_texts(
-    recipe: Recipe,
-    source: Source,
-    tokenizer: PreTrainedTokenizerBase,
-    own_texts: Path,
-    progress: Progress,
-) -> None:
+def write_own_texts(recipe: Recipe, own_texts: Path, *, progress: Progress) -> None:
+    """Let the decoder, still causal, write the corpus where the recipe asks for that and it is not there yet.
+
+    Args:
+        recipe: What to do.
+        own_texts: The file to write.
+        progress: Hears of the texts.
+    """
+    if not recipe.trains_on_own_texts or own_texts.is_file():
+        return
+    source = Source.of(recipe.decoder, trust_remote_code=recipe.trust_remote_code)
+    tokenizer = load_tokenizer(source)
     writer = load_decoder(source, head=True, dtype=torch.float32)
     texts = self_texts(writer.eval(), tokenizer, recipe.corpus, seed=recipe.seed, progress=progress)
     with whole_file(own_texts) as partial:

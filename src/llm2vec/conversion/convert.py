@@ -6,7 +6,8 @@ A killed run is started again by the same call: finished stages are folders that
 import json
 import platform
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,16 +17,16 @@ import torch
 from accelerate import PartialState
 
 from llm2vec.backbone.source import Source
-from llm2vec.conversion.bidirectional import make_bidirectional_folder
+from llm2vec.conversion.bidirectional import make_bidirectional_folder, write_own_texts
 from llm2vec.conversion.preflight import check
 from llm2vec.conversion.read_back import prove_read_back
-from llm2vec.conversion.run_folder import Work, scratch_beside
-from llm2vec.conversion.stage_folder import STAGE_FILE, write_stage
+from llm2vec.conversion.run_folder import Work, read_stage_facts, scratch_beside
+from llm2vec.conversion.stage_folder import write_stage
 from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.folder import PROVENANCE_FILE, about_template, model_card, read_settings
 from llm2vec.errors import RunError
 from llm2vec.recipe.knobs import Recipe
-from llm2vec.runtime.files import PARTIAL, publish, read_json, whole_file, write_json
+from llm2vec.runtime.files import PARTIAL, files_in, read_json, whole_file, write_json
 from llm2vec.runtime.hardware import default_device, idle_gpus, versions
 from llm2vec.runtime.progress import Progress, Silent
 from llm2vec.training.stage import Stage, StageRun, run_stage
@@ -70,21 +71,37 @@ def convert(
     progress = progress or Silent()
     work = Work(recipe, Source.of(recipe.decoder), Path(out), progress)
     processes = PartialState(cpu=default_device().type == "cpu")
-    if start_over:
-        _on_main(processes, work.forget)
-    if work.finished():
+    if not start_over and work.finished():
         progress.note(f"{work.out} is finished already; --start-over makes it again")
         return _result(work)
+    with _held(work, processes):
+        if start_over:
+            _on_main(processes, work.forget)
+        if not work.finished():  # another process may have finished it in the meantime
+            _make(recipe, work, processes, progress)
+        if not keep_stages:
+            _on_main(processes, work.remove)
+        return _result(work)
+
+
+@contextmanager
+def _held(work: Work, processes: PartialState) -> Iterator[None]:
+    """Hold the run folder against other runs; of the processes of this one, the main one does."""
+    with work.held() if processes.is_main_process else nullcontext():
+        processes.wait_for_everyone()
+        yield
+
+
+def _make(recipe: Recipe, work: Work, processes: PartialState, progress: Progress) -> None:
+    """Make the stages that are not there yet, in order, and the encoder of the last one."""
     _on_main(processes, work.begin)
     if (note := idle_gpus(processes.num_processes, torch.cuda.device_count())) is not None:
         progress.note(note)
-    work.stage("0-bi", partial(_stage_zero, recipe, work, processes, progress))
+    work.stage("0-bi", partial(_stage_zero, recipe, processes, progress))
+    _on_main(processes, partial(write_own_texts, recipe, work.own_texts, progress=progress))
     for name, stage in stages_of(recipe).items():
         work.stage(name, partial(_train, stage, recipe, work, processes, progress))
     _on_main(processes, partial(_finish, recipe, work, progress))
-    if not keep_stages:
-        _on_main(processes, partial(shutil.rmtree, work.folder))
-    return _result(work)
 
 
 def stages_of(recipe: Recipe) -> dict[str, Stage[Any]]:
@@ -102,12 +119,10 @@ def _on_main(processes: PartialState, job: Callable[[], None]) -> None:
     processes.wait_for_everyone()
 
 
-def _stage_zero(
-    recipe: Recipe, work: Work, processes: PartialState, progress: Progress, folder: Path
-) -> None:
+def _stage_zero(recipe: Recipe, processes: PartialState, progress: Progress, folder: Path) -> None:
     def job() -> None:
         check(recipe, processes=processes.num_processes, progress=progress)
-        make_bidirectional_folder(recipe, folder, own_texts=work.own_texts, progress=progress)
+        make_bidirectional_folder(recipe, folder, progress=progress)
 
     _on_main(processes, job)
 
@@ -146,19 +161,20 @@ def _finish(recipe: Recipe, work: Work, progress: Progress) -> None:
     if (note := about_template(encoder.settings)) is not None:
         progress.note(note)
     proof = prove_read_back(encoder, built, trust_remote_code=recipe.trust_remote_code)
-    stages = [read_json(stage / STAGE_FILE) for stage in work.made]
+    stages = [read_stage_facts(stage) for stage in work.made]
     provenance = {
-        **work.identity(),
+        **work.identity,
+        "places": work.places(),
         "versions": versions(),
         "machine": {"platform": platform.platform(), "device": str(encoder.device)},
         "stages": stages,
         "read_back": proof.to_dict(),
     }
-    write_json(built / PROVENANCE_FILE, provenance)
     card = model_card(work.out.name, provenance)
     (built / "README.md").write_text(card, encoding="utf8")
     _write_metrics(built / "metrics.jsonl", stages)
-    publish(built, work.out)
+    write_json(built / PROVENANCE_FILE, {**provenance, "files": files_in(built)})
+    work.publish(built)
 
 
 def _write_metrics(path: Path, stages: Sequence[Mapping[str, Any]]) -> None:

@@ -4,13 +4,12 @@ from pathlib import Path
 
 from llm2vec.backbone.loading import load_decoder
 from llm2vec.backbone.source import Source
+from llm2vec.conversion.run_folder import write_stage_facts
 from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.folder import CHECKPOINTS, Settings
-from llm2vec.runtime.files import whole_folder, write_json
+from llm2vec.runtime.files import whole_folder
 from llm2vec.training.stage import Trained
 from llm2vec.training.trainer import KEPT
-
-STAGE_FILE = "stage.json"
 
 
 def write_stage(
@@ -35,15 +34,17 @@ def write_stage(
         _write_kept(source, folder, trained, settings)
     with whole_folder(folder) as partial:
         Encoder(trained.model, trained.tokenizer, settings=settings).write(partial)
-        write_json(partial / STAGE_FILE, trained.facts)
+        write_stage_facts(partial, trained.facts)
 
 
 def _write_kept(kept: Source, folder: Path, trained: Trained, settings: Settings) -> None:
     step = int(Path(kept.name).name.removeprefix(KEPT))
     place = folder.parent / CHECKPOINTS / f"{folder.name}-{step}"
-    place.parent.mkdir(exist_ok=True)
+    if place.is_dir():
+        return
     body = load_decoder(
         kept, head=False, dtype=trained.model.dtype, config_overrides=trained.configuration
     )
     with whole_folder(place) as partial:
         Encoder(body, trained.tokenizer, settings=settings).write(partial)
+        write_stage_facts(partial, {"stage": trained.facts["stage"], "step": step})

@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from llm2vec.errors import CorpusError, UsageError
 from llm2vec.recipe.knobs import CorpusRecipe
-from llm2vec.runtime.files import fingerprint_file
+from llm2vec.runtime import fingerprint
 from llm2vec.runtime.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -51,13 +51,11 @@ def read_texts(corpus: CorpusRecipe) -> Iterator[str]:
 
 
 def corpus_fingerprint(source: str, *, kinds: Collection[str] | None = None) -> str:
-    """What tells whether a corpus has changed: SHA-256 over its files' contents, or its name."""
-    digest = hashlib.sha256(source.encode())
-    if source != SELF and not source.startswith(HUB):
-        for path in corpus_files(source, kinds=kinds):
-            digest.update(path.name.encode())
-            digest.update(fingerprint_file(path, whole=True).encode())
-    return digest.hexdigest()
+    """What tells whether a corpus has changed: its files by name and contents, wherever they lie; else its name."""
+    if source == SELF or source.startswith(HUB):
+        return source
+    files = corpus_files(source, kinds=kinds)
+    return fingerprint.of_files((path.name, path) for path in files)
 
 
 def corpus_files(source: str, *, kinds: Collection[str] | None = None) -> list[Path]:

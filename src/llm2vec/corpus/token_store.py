@@ -1,6 +1,5 @@
 """The token ids of a whole corpus on disk, memory-mapped, so that no corpus has to fit into memory."""
 
-import hashlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from llm2vec.corpus.texts import chunks
 from llm2vec.encoder.tokenization import borders, untruncated
 from llm2vec.errors import CorpusError
+from llm2vec.runtime import fingerprint
 from llm2vec.runtime.files import read_json, whole_folder, write_json
 
 if TYPE_CHECKING:
@@ -94,7 +94,6 @@ def _own_rows(
 
 def write_tokens(rows: Iterable[Sequence[int]], folder: Path) -> TokenStore:
     """Write token ids to a folder, row after row, whole or not at all, and open it."""
-    digest = hashlib.sha256()
     ends = array("q")
     total = 0
     with whole_folder(folder) as partial:
@@ -102,12 +101,11 @@ def write_tokens(rows: Iterable[Sequence[int]], folder: Path) -> TokenStore:
             for row in rows:
                 total += len(row)
                 ends.append(total)
-                block = np.asarray(row, dtype=np.uint32).tobytes()
-                digest.update(block)
-                file.write(block)
+                file.write(np.asarray(row, dtype=np.uint32).tobytes())
         np.asarray(ends, dtype=np.int64).tofile(partial / "ends.bin")
+        told = fingerprint.of_files((name, partial / name) for name in ("ids.bin", "ends.bin"))
         write_json(
             partial / "facts.json",
-            {"texts": len(ends), "tokens": total, "fingerprint": digest.hexdigest()},
+            {"texts": len(ends), "tokens": total, "fingerprint": told},
         )
     return TokenStore(folder)

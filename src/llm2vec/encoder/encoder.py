@@ -28,10 +28,12 @@ from llm2vec.encoder.batching import (
     token_states,
 )
 from llm2vec.encoder.folder import (
-    MODEL_FILES,
+    CONFIG_FILE,
     PROVENANCE_FILE,
     Settings,
     about_template,
+    files_of_encoder,
+    refuse_other_model,
     write_settings,
 )
 from llm2vec.encoder.loading import open_parts
@@ -40,7 +42,13 @@ from llm2vec.encoder.templates import split_template
 from llm2vec.encoder.tokenization import Tokens, borders, forget_truncation, shortened, tokenize
 from llm2vec.encoder.words import Merge, Reading, Words, words_of
 from llm2vec.errors import UsageError
-from llm2vec.runtime.files import whole_folder, write_json
+from llm2vec.runtime.files import (
+    folder_beside,
+    publish,
+    put_files,
+    resolved_folder,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -384,19 +392,33 @@ class Encoder(nn.Module):
         )
 
     def save(self, folder: str | Path) -> None:
-        """Write a folder that opens here, in `SentenceTransformer` and in `AutoModel`; whole or not at all.
+        """Write a folder that opens here, in `SentenceTransformer` and in `AutoModel`.
+
+        A new folder is whole or absent. In an existing one, such as a trainer's, files of the same names are replaced
+        one by one, and all others stay.
 
         Adapters that `model` was given since it was loaded are merged into what is written; `model` stays as it is.
 
         Args:
-            folder: The folder to make. In an existing one, such as a trainer's, files that are not of a model stay.
+            folder: The folder to make or to write into.
+
+        Raises:
+            ModelError: The folder holds an adapter or weights of another program, which would be read with the encoder
+                or instead of it; nothing is written then.
+            UsageError: `folder` is a file.
         """
+        folder = resolved_folder(Path(folder), option="folder")
+        refuse_other_model(folder)
         if (note := about_template(self.settings)) is not None:
             warnings.warn(note, stacklevel=2)
-        with whole_folder(Path(folder), replacing=MODEL_FILES) as partial:
+        with folder_beside(folder) as partial:
             self.write(partial)
             if self.chain is not None and self.chain.adapters:
                 write_json(partial / PROVENANCE_FILE, told(self.chain))
+            if folder.is_dir():
+                put_files(partial, folder, outdated=files_of_encoder(folder), last=CONFIG_FILE)
+            else:
+                publish(partial, folder)
 
     def write(self, folder: Path) -> None:
         """Fill an existing folder with weights, tokenizer and settings."""

@@ -5,6 +5,7 @@
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -24,8 +25,12 @@ PROVENANCE_FILE = "provenance.json"
 CHECKPOINTS = "checkpoints"
 """Beside the stages: encoders kept along the way, `STAGE-STEP`."""
 
-MODEL_FILES = ("model*.safetensors*", "adapter_*", "[0-9]_*", SETTINGS_FILE, PROVENANCE_FILE)
-"""What may not stay when another model is written to its folder: it would be read with it, or tell of another."""
+CONFIG_FILE = "config.json"
+"""The model's configuration; a folder without one opens nowhere."""
+
+_WEIGHTS_FILE = "model.safetensors"
+_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
 _OLDER_NAMES = {"pooling_mode": "pooling", "skip_instruction": "skip_prompt"}
 """Keys of settings files that older versions wrote."""
@@ -75,6 +80,40 @@ class Settings:
     def within(self, positions: int) -> "Settings":
         """The same settings, for a model that has so many positions."""
         return self.changed(max_length=min(self.max_length, positions))
+
+
+def files_of_encoder(folder: Path) -> list[str]:
+    """The files of an encoder that was saved into a folder before, which must not stay beside another encoder.
+
+    They would be read instead of the new ones (weights in parts), or tell of the old ones (settings, provenance). A
+    folder without our settings holds none.
+    """
+    if not (folder / SETTINGS_FILE).is_file():
+        return []
+    names = [each.name for each in folder.iterdir() if _WEIGHTS.fullmatch(each.name)]
+    names.append(SETTINGS_FILE)
+    provenance = folder / PROVENANCE_FILE
+    if provenance.is_file() and {"recipe", "imported"} & set(read_json(provenance)):
+        names.append(PROVENANCE_FILE)
+    return names
+
+
+def refuse_other_model(folder: Path) -> None:
+    """Refuse a folder with files that an encoder saved there would be confused with, and that are not ours to remove.
+
+    Raises:
+        ModelError: There is an adapter, or there are weights in parts that somebody else saved.
+    """
+    if not folder.is_dir():
+        return
+    names = {each.name for each in folder.iterdir()}
+    weights = {name for name in names if _WEIGHTS.fullmatch(name)} - {_WEIGHTS_FILE}
+    foreign = names & {*_ADAPTER_FILES} | (set() if SETTINGS_FILE in names else weights)
+    if foreign:
+        raise ModelError(
+            f"{folder} holds {sorted(foreign)[0]}, which would be read with the encoder that is saved there, and "
+            "was not written by this program; save to another folder, or remove it"
+        )
 
 
 def pooling_named(name: str) -> Pooling:
@@ -245,7 +284,7 @@ Needs transformers 5.2 or newer (older versions silently read it causally).
 ```python
 from sentence_transformers import SentenceTransformer
 
-vectors = SentenceTransformer("{name}").encode(["Some text.", "Another."])
+vectors = SentenceTransformer({json.dumps(name, ensure_ascii=False)}).encode(["Some text.", "Another."])
 ```
 
 Recipe, versions, seeds, measured proofs and metrics: `{PROVENANCE_FILE}`. Settings:

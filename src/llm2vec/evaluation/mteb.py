@@ -5,7 +5,6 @@ knows no task by itself: names, types, splits and metrics are asked of the insta
 """
 
 import difflib
-import hashlib
 import json
 import re
 import warnings
@@ -18,6 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from llm2vec.errors import CorpusError, UsageError, first_line
+from llm2vec.runtime import fingerprint
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,7 +49,6 @@ _TEXTS = (
     1024  # handed over at once where no batch size is asked for; the encoder cuts them by tokens
 )
 _REVISED = re.compile(r"(HardNegatives)?(\.v\d+)?$")
-_SAMPLES = 64
 
 
 @dataclass(frozen=True)
@@ -263,15 +262,10 @@ def _mteb() -> ModuleType:
 
 
 def _fingerprint(encoder: "Encoder", instructions: Mapping[str, str]) -> str:
-    """Says whether results are of this encoder, from a few numbers of each weight."""
-    told = [asdict(encoder.settings), dict(instructions)]
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
-    for name, weight in encoder.named_parameters():
-        sample_S = weight.detach().flatten()[:: max(1, weight.numel() // _SAMPLES)].float().cpu()
-        digest.update(
-            f"{name} {tuple(weight.shape)} {weight.dtype}".encode() + sample_S.numpy().tobytes()
-        )
-    return digest.hexdigest()[:16]
+    """Says whether results are of this encoder, in this precision, with these settings and instructions."""
+    weights = fingerprint.of_weights(encoder.model)
+    settings = [asdict(encoder.settings), dict(instructions), str(encoder.model.dtype)]
+    return fingerprint.short(fingerprint.of_values(weights, settings), 16)
 
 
 def _evaluated(

@@ -20,7 +20,7 @@ from llm2vec.encoder.words import Merge, Reading, joined, word_states, word_toke
 from llm2vec.errors import CorpusError, UsageError
 from llm2vec.evaluation import word_metrics
 from llm2vec.evaluation.bootstrap import interval
-from llm2vec.evaluation.state_cache import Kept, fingerprint
+from llm2vec.evaluation.state_cache import Kept, encoder_fingerprint
 from llm2vec.evaluation.word_metrics import Metric
 
 READINGS: tuple[Reading, ...] = ("own", "before")
@@ -157,7 +157,7 @@ def probe(
     if given:
         _check_labels(labels, given, "accuracy", part="development")
     readings = READINGS if reading == "auto" else (reading,)
-    kept = None if states is None else Kept(states, fingerprint(encoder.model))
+    kept = None if states is None else Kept(states, encoder_fingerprint(encoder.model))
     splits = [
         read_split(encoder, part, readings=readings, merge=merge, layer=layer, kept=kept, seen=seen)
         for part in (train, dev, test)

@@ -4,24 +4,21 @@ A file is found by the fingerprint of all that its numbers depend on: every weig
 every word, layer, readings, merging. Other labels, metrics and seeds find the same file. Nothing is ever removed.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safetensors.torch import load_file, save_file
-from torch import Tensor, uint8
+from torch import Tensor
 
 from llm2vec.encoder.batching import Layer
 from llm2vec.encoder.words import Merge, Reading, WordTokens
+from llm2vec.runtime import fingerprint
 from llm2vec.runtime.files import whole_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_SAMPLES = 64
 
 
 @dataclass(frozen=True)
@@ -47,10 +44,7 @@ class Kept:
     ) -> dict[Reading, Tensor]:
         """Vectors of words as `read` gives them; from the folder, if they are there, else into it."""
         asked = [self.encoder, [asdict(each) for each in tokens], list(readings), merge, layer]
-        path = (
-            self.folder
-            / f"{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]}.safetensors"
-        )
+        path = self.folder / f"{fingerprint.short(fingerprint.of_values(asked), 32)}.safetensors"
         if not path.is_file():
             with whole_file(path) as partial:
                 save_file(
@@ -61,20 +55,8 @@ class Kept:
         return {reading: found[reading] for reading in readings}
 
 
-def fingerprint(model: "PreTrainedModel") -> str:
-    """Of all that states depend on beside the tokens: every byte of the weights, the configuration, how it attends."""
-    digest = hashlib.sha256(model.config.to_json_string(use_diff=False).encode())
-    digest.update(str(model.config._attn_implementation).encode())
-    for name, weight in (*model.named_parameters(), *model.named_buffers()):
-        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-        digest.update(weight.detach().cpu().contiguous().flatten().view(uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def sampled_fingerprint(model: "PreTrainedModel") -> str:
-    """Of a few numbers of each weight, the same in any precision that holds them: enough to tell trainings apart."""
-    digest = hashlib.sha256()
-    for name, weight in model.named_parameters():
-        sample_S = weight.detach().flatten()[:: max(1, weight.numel() // _SAMPLES)].float().cpu()
-        digest.update(f"{name} {tuple(weight.shape)}".encode() + sample_S.numpy().tobytes())
-    return digest.hexdigest()[:16]
+def encoder_fingerprint(model: "PreTrainedModel") -> str:
+    """Of all that states depend on beside the tokens: every number, its type, the configuration, how it attends."""
+    types = [str(weight.dtype) for weight in model.parameters()]
+    config = [model.config.to_json_string(use_diff=False), str(model.config._attn_implementation)]
+    return fingerprint.of_values(fingerprint.of_weights(model, buffers=True), types, config)

@@ -7,6 +7,7 @@ words.
 
 import copy
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from transformers import AutoModel, PreTrainedModel
 
 from llm2vec.backbone.loading import load_tokenizer
-from llm2vec.backbone.source import Source
+from llm2vec.backbone.source import Source, found_from, seen_from
 from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.folder import Settings, pooling_named
 from llm2vec.errors import ModelError, first_line
@@ -30,6 +31,23 @@ class Embedder(Protocol):
 
     def __call__(self, texts: Sequence[str], *, prompt: str | None = None) -> np.ndarray:
         """Vectors of texts: embedding_BD."""
+
+
+def name_seen_from(folder: Path, name: str) -> str:
+    """A model's name for a file in `folder`: folders by their paths from there, so that both can be moved together."""
+    prefix, model = _split(name)
+    return prefix + seen_from(folder, model)
+
+
+def name_found_from(folder: Path, name: str) -> str:
+    """The model that a file in `folder` names, the inverse of `name_seen_from`."""
+    prefix, model = _split(name)
+    return prefix + found_from(folder, model)
+
+
+def _split(name: str) -> tuple[str, str]:
+    prefix = next((each for each in (UNI, AUTO, RANDOM) if name.startswith(each)), "")
+    return prefix, name.removeprefix(prefix)
 
 
 def open_encoder(name: str, *, pooling: str | None = None, adapters: Sequence[str] = ()) -> Encoder:

@@ -3,7 +3,7 @@
 The folder holds `probe.json` and `probe.safetensors`; the encoder itself stays where it is.
 """
 
-import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,9 +16,16 @@ from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.words import Merge, Reading
 from llm2vec.errors import ModelError
 from llm2vec.evaluation.probe import Classifier, Probed
-from llm2vec.evaluation.state_cache import sampled_fingerprint
-from llm2vec.evaluation.subjects import open_encoder
-from llm2vec.runtime.files import read_json, whole_folder, write_json
+from llm2vec.evaluation.subjects import name_found_from, name_seen_from, open_encoder
+from llm2vec.runtime import fingerprint
+from llm2vec.runtime.files import (
+    folder_beside,
+    publish,
+    read_json,
+    refuse_occupied,
+    resolved_folder,
+    write_json,
+)
 
 _FACTS, _WEIGHTS = "probe.json", "probe.safetensors"
 
@@ -44,12 +51,12 @@ class Facts:
     """What a saved probe says of itself, beside its weights.
 
     Attributes:
-        encoder: Its encoder, as it was named: folder, hub id, `uni:DECODER` ...
+        encoder: Its encoder: a hub id, or a folder by its path from the probe's folder; `uni:` and the like before it.
         labels: In the classifier's order.
         reading, merge: Where a word is read.
         metric, value: What it reached on its test set.
         layer: Whose states are read; probes of earlier versions, which do not say, read the last.
-        weights: A fingerprint of the encoder's weights, so that another in its place is noticed; empty: not known.
+        weights: The fingerprint of the encoder, so that another in its place is noticed; empty: not known.
     """
 
     encoder: str
@@ -74,31 +81,43 @@ class Tagger:
         self.encoder, self.classifier, self.facts = encoder, classifier, facts
 
     @classmethod
-    def open(cls, folder: str | Path) -> "Tagger":
+    def open(cls, folder: str | Path, *, encoder: str | None = None) -> "Tagger":
         """A saved probe with its encoder.
+
+        Args:
+            folder: The probe's folder.
+            encoder: The name of its encoder, where it is not where the probe's folder says; None: it is.
 
         Raises:
             ModelError: The folder holds no probe, or its encoder is gone or is another one now.
         """
         folder = Path(folder)
-        if not (folder / _FACTS).is_file() or not (folder / _WEIGHTS).is_file():
+        if not _is_probe(folder):
+            save = shlex.quote(str(folder))
             raise ModelError(
-                f"{folder} holds no probe; `llm2vec probe ... --save {folder}` makes one"
+                f"{folder} holds no probe; `llm2vec probe ... --save {save}` makes one"
             )
         values: dict[str, Any] = read_json(folder / _FACTS)
         facts = Facts(**{**values, "labels": tuple(values["labels"])})
         weights = load_file(folder / _WEIGHTS)
-        encoder = open_encoder(facts.encoder)
+        name = encoder or name_found_from(folder, facts.encoder)
+        try:
+            opened = open_encoder(name)
+        except ModelError as error:
+            raise ModelError(
+                f"{error}; the probe in {folder} was trained on it: say --encoder where it is now"
+            ) from error
         width = weights["weight"].shape[1]
-        if encoder.dimension != width:
+        if opened.dimension != width:
             raise ModelError(
-                f"{folder} was trained on vectors of {width} numbers; {facts.encoder} has others now"
+                f"{folder} was trained on vectors of {width} numbers; {name} has others now"
             )
-        if facts.weights and facts.weights != sampled_fingerprint(encoder.model):
+        known = fingerprint.comparable(facts.weights)
+        if known and facts.weights != _fingerprint(opened):
             raise ModelError(
-                f"{facts.encoder} is not the encoder that {folder} was trained on; probe it again (--save)"
+                f"{name} is not the encoder that {folder} was trained on; probe it again (--save)"
             )
-        return cls(encoder, Classifier(weights["weight"], weights["bias"]), facts)
+        return cls(opened, Classifier(weights["weight"], weights["bias"]), facts)
 
     def tag(self, texts: Sequence[str]) -> list[list[Span]]:
         """Spans of each text: whole entities where labels follow a scheme such as BIO, else every word.
@@ -128,6 +147,31 @@ class Tagger:
         return found
 
 
+def probe_folder(path: Path) -> Path:
+    """The real path of a folder that a probe can be saved into.
+
+    Raises:
+        RunError: There is something in it, but no probe.
+        UsageError: It is a file.
+    """
+    folder = resolved_folder(path, option="--save")
+    half = folder.is_dir() and {each.name for each in folder.iterdir()} <= {_FACTS, _WEIGHTS}
+    if not _is_probe(folder) and not half:
+        refuse_occupied(folder)
+    return folder
+
+
+def _fingerprint(encoder: Encoder) -> str:
+    """The fingerprint of what a probe's vectors come from: weights that attend to one side or to both."""
+    return fingerprint.of_values(
+        fingerprint.of_weights(encoder.model), encoder.settings.bidirectional
+    )
+
+
+def _is_probe(folder: Path) -> bool:
+    return (folder / _FACTS).is_file() and (folder / _WEIGHTS).is_file()
+
+
 def save_probe(
     probed: Probed,
     folder: Path,
@@ -136,19 +180,22 @@ def save_probe(
     merge: Merge = "mean",
     model: Encoder | None = None,
 ) -> None:
-    """Keep the first seed's classifier; whole or not at all.
+    """Keep the first seed's classifier; a probe that is in the folder already is replaced, and all else stays.
 
     Args:
         probed: As from `probe`.
-        folder: To make.
-        encoder: The encoder's name; a folder is kept by its full path.
+        folder: The folder to make, or one that holds a probe.
+        encoder: The encoder's name; a folder is kept by its path from the probe's, so that both can be moved together.
         merge: As the probe was trained with.
         model: The encoder itself; its fingerprint is kept, so that `Tagger.open` notices another in its place.
+
+    Raises:
+        RunError: There is something in the folder, but no probe.
     """
-    name = str(Path(encoder).resolve()) if Path(encoder).is_dir() else encoder
-    weights = "" if model is None else sampled_fingerprint(model.model)
+    folder = probe_folder(folder)
+    weights = "" if model is None else _fingerprint(model)
     facts = Facts(
-        name,
+        name_seen_from(folder, encoder),
         probed.labels,
         probed.reading,
         merge,
@@ -157,9 +204,10 @@ def save_probe(
         probed.layer,
         weights,
     )
-    with whole_folder(folder) as partial:
-        write_json(partial / _FACTS, json.loads(json.dumps(asdict(facts))))
+    with folder_beside(folder) as partial:
+        write_json(partial / _FACTS, asdict(facts))
         save_file(
             {"weight": probed.classifier.weight_CD, "bias": probed.classifier.bias_C},
             partial / _WEIGHTS,
         )
+        publish(partial, folder, last=_FACTS)

@@ -8,7 +8,13 @@ from llm2vec.backbone.adapters import Chain, told
 from llm2vec.conversion.read_back import prove_read_back
 from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.folder import PROVENANCE_FILE, about_template
-from llm2vec.runtime.files import whole_folder, write_json
+from llm2vec.runtime.files import (
+    files_in,
+    refuse_occupied,
+    resolved_folder,
+    whole_folder,
+    write_json,
+)
 
 
 def import_encoder(chain: Chain, out: Path, *, pooling: str | None = None) -> dict[str, Any]:
@@ -16,16 +22,19 @@ def import_encoder(chain: Chain, out: Path, *, pooling: str | None = None) -> di
 
     Args:
         chain: As from `find_chain`.
-        out: The folder to make; it must not be there.
+        out: The folder to make; there must be nothing in it.
         pooling: Instead of what the adapters' settings say.
 
     Returns:
         What `provenance.json` in the folder says: the chain in the order it was merged, and the proofs.
 
     Raises:
+        RunError: There is something in `out`.
         ModelError: Something cannot be loaded, does not fit, or cannot be made bidirectional.
         ProofFailed: sentence-transformers reads other vectors from the folder.
     """
+    out = resolved_folder(out, option="--out")
+    refuse_occupied(out)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # doubts were told before
         encoder = Encoder.from_pretrained(chain.base, adapters=chain.folders, pooling=pooling)
@@ -36,5 +45,5 @@ def import_encoder(chain: Chain, out: Path, *, pooling: str | None = None) -> di
         facts["notes"] += filter(None, [about_template(encoder.settings)])
         facts["switch"] = encoder.switch.to_dict() if encoder.switch else None
         facts["read_back"] = proof.to_dict()
-        write_json(partial / PROVENANCE_FILE, facts)
+        write_json(partial / PROVENANCE_FILE, {**facts, "files": files_in(partial)})
     return facts

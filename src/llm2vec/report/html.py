@@ -10,18 +10,40 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from llm2vec.conversion.run_folder import REPORT_FACTS, REPORT_FILES, report_files
+from llm2vec.errors import RunError
 from llm2vec.report.sections import Facts, Section, sections
-from llm2vec.runtime.files import whole_file, write_json
+from llm2vec.runtime.files import resolved_folder, whole_file, write_json
 from llm2vec.runtime.optional import optional
 
 _NUMERIC = re.compile(r"([-+]?[\d.]+(e-?\d+)?%?( to [-+]?[\d.]+)?)?")
 """A cell that is a number, a range of numbers, or empty."""
 
 
+def report_folder(path: Path) -> Path:
+    """The real path of a folder that a report can be written into.
+
+    Raises:
+        RunError: It holds files of these names that are no report of ours.
+        UsageError: It is a file.
+    """
+    folder = resolved_folder(path, option="--out")
+    there = [name for name in REPORT_FILES if (folder / name).exists()]
+    if there and not report_files(folder):
+        raise RunError(
+            f"{folder / there[0]} was not written by this program; move it, or choose another --out"
+        )
+    return folder
+
+
 def write_report(report: Facts, folder: Path) -> Path:
-    """Write `report.html`, `report.md` and `report.json` into a folder; returns the page."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "report.json", report)
+    """Write `report.html`, `report.md` and `report.json` into a folder; returns the page.
+
+    Raises:
+        RunError, UsageError: As `report_folder` says.
+    """
+    report_folder(folder).mkdir(parents=True, exist_ok=True)
+    write_json(folder / REPORT_FACTS, report)
     markdown = f"# {_title(report)}\n\n{to_markdown(sections(report))}"
     for name, text in (("report.md", markdown), ("report.html", to_html(report))):
         with whole_file(folder / name) as partial:

@@ -11,7 +11,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from llm2vec.backbone.source import Source
+from llm2vec.backbone.source import Source, found_from
+from llm2vec.conversion.run_folder import stages_folder
 from llm2vec.corpus.tagged import Tagged, read_tagged
 from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.folder import CHECKPOINTS, PROVENANCE_FILE
@@ -31,6 +32,7 @@ from llm2vec.evaluation.subjects import (
     open_encoder,
 )
 from llm2vec.evaluation.word_metrics import Metric, floors
+from llm2vec.runtime import fingerprint
 from llm2vec.runtime.files import read_json
 from llm2vec.runtime.progress import Progress, Silent
 
@@ -122,6 +124,7 @@ def bundled_sentences() -> list[SentenceTask]:
 def measure(
     run: Path,
     *,
+    decoder: str | None = None,
     baselines: Sequence[str] = (),
     words: Sequence[WordTask] | None = None,
     sentences: Sequence[SentenceTask] | None = None,
@@ -131,6 +134,7 @@ def measure(
 
     Args:
         run: An encoder folder that `convert` made; its stages are measured where they were kept.
+        decoder: The decoder it was made from, where it is not where the run's folder says; None: it is.
         baselines: Other encoders by name (`auto:NAME`, or a folder), shown as dashed lines.
         words: Word-level tasks; None: the bundled ones.
         sentences: Graded pairs; None: the bundled ones.
@@ -141,10 +145,10 @@ def measure(
 
     Raises:
         RunError: The folder is no finished run.
-        ModelError: The decoder it was made from is gone.
+        ModelError: The decoder it was made from is gone, or is another one now.
     """
     provenance = _provenance(run)
-    decoder = provenance["recipe"]["decoder"]
+    decoder = _decoder(run, provenance, decoder)
     words = bundled_words() if words is None else words
     sentences = bundled_sentences() if sentences is None else sentences
     report = _empty_report(words, sentences)
@@ -219,7 +223,7 @@ def _efficiency(
     run: Path, words: Sequence[WordTask], sentences: Sequence[SentenceTask]
 ) -> Iterator[dict[str, Any]]:
     """Scores of the encoders kept along the way, by stage and step (paper, section 5); the first task of each kind."""
-    folders = run.with_name(run.name + ".stages") / CHECKPOINTS
+    folders = stages_folder(run) / CHECKPOINTS
     kept = [(each.name.rpartition("-"), each) for each in folders.glob("[0-9]-*-*")]
     for (stage, _, step), folder in sorted(kept, key=lambda each: (each[0][0], int(each[0][2]))):
         encoder = open_encoder(str(folder))
@@ -245,20 +249,46 @@ def _provenance(run: Path) -> Mapping[str, Any]:
     return provenance
 
 
-def _subjects(run: Path, decoder: str) -> list[_Subject]:
-    """Uni, Bi, each stage that is there, and the encoder itself, called what was done."""
+def _decoder(run: Path, provenance: Mapping[str, Any], named: str | None) -> str:
+    """The name of the decoder that a run was made from, after a look whether it is still that one."""
+    given = provenance["recipe"]["decoder"]
+    seen = provenance.get("places", {}).get("decoder", given)
+    name = named or _where_now(run, seen, given)
     try:
-        Source.of(decoder)
+        found = Source.of(name).path
     except ModelError as error:
         raise ModelError(
-            f"{error}; {run} was made from it, and the report compares with it"
+            f"{error}; {run} was made from it, and the report compares with it: say --decoder where it is now"
         ) from error
+    was = provenance["decoder"]
+    if found is None:
+        changed = not fingerprint.comparable(was) and was != name
+    else:
+        changed = fingerprint.comparable(was) and was != fingerprint.of_path(found)
+    if changed:
+        raise ModelError(
+            f"{name} is not the decoder that {run} was made from, or its files have changed since: say --decoder "
+            "where that one is"
+        )
+    return name
+
+
+def _where_now(run: Path, seen: str, given: str) -> str:
+    """Where a model is that a run names: as seen from the run, or as it was given if the run was moved alone."""
+    told = found_from(run, seen)
+    return given if Path(given).exists() and not Path(told).exists() else told
+
+
+def _subjects(run: Path, decoder: str) -> list[_Subject]:
+    """Uni, Bi, each stage that is there, and the encoder itself, called what was done."""
     provenance = _provenance(run)
     made = [stage["stage"] for stage in provenance["stages"]]
-    adapters = tuple(provenance["recipe"].get("adapters", ()))
+    given = provenance["recipe"].get("adapters", ())
+    seen = provenance.get("places", {}).get("adapters", given)
+    adapters = tuple(_where_now(run, *each) for each in zip(seen, given, strict=True))
     kept = {
         folder.name.partition("-")[2]: str(folder)
-        for folder in run.with_name(run.name + ".stages").glob("[0-9]-*")
+        for folder in stages_folder(run).glob("[0-9]-*")
         if folder.is_dir()
     }
     folders = {"bi": (decoder, adapters)} | {stage: (folder, ()) for stage, folder in kept.items()}

@@ -1,34 +1,38 @@
-"""Files that are whole or absent: written beside their place, then renamed.
+"""Files that are whole or absent: written beside their place under a name of their own, then renamed.
 
-A process killed at any moment leaves at worst a `*.partial` neighbour, which the next run removes.
-This module knows nothing about models or texts.
+Nothing that this program did not write is removed. A process killed at any moment leaves at worst a hidden
+`*.partial` neighbour. This module knows nothing about models or texts.
 """
 
 import errno
-import hashlib
 import json
-import os
+import secrets
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
-from llm2vec.errors import RunError
+from llm2vec.errors import RunError, UsageError
 
 PARTIAL = ".partial"
 """What the name of a file or folder ends in while it is being written."""
 
-_SAMPLE_BYTES = 1 << 20
+_NAME_SHOWN = 40
+"""Characters of a file's name in the name that it has while it is being written; systems allow 255 bytes."""
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a path to write to; it becomes `path` when the block ends without an error."""
+    """Give a path to write to; its file becomes `path` when the block ends without an error.
+
+    A symbolic link stays, and the file that it names is replaced.
+    """
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + PARTIAL)
+    partial = _beside(path)
     try:
         with disk_space_checked(path):
             yield partial
@@ -38,49 +42,140 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: Path, *, replacing: Sequence[str] = ("*",)) -> Iterator[Path]:
+def whole_folder(path: Path) -> Iterator[Path]:
     """Give an empty folder to fill; it becomes `path`, in one step, when the block ends without an error.
 
-    An existing `path` is replaced only then.
-
-    Args:
-        path: The folder to make.
-        replacing: Which files of an existing folder go: all, or those that match one of these and those of the same
-            names; others then stay, and files are put in their places one by one.
+    Raises:
+        RunError: `path` exists and is not an empty folder.
     """
-    partial = path.with_name(path.name + PARTIAL)
-    shutil.rmtree(partial, ignore_errors=True)
+    refuse_occupied(path)
+    with folder_beside(path) as partial:
+        yield partial
+        publish(partial, path.resolve())
+
+
+@contextmanager
+def folder_beside(path: Path) -> Iterator[Path]:
+    """Give an empty folder beside `path`; what is left of it when the block ends is removed."""
+    partial = _beside(path.resolve())
     partial.mkdir(parents=True)
     try:
         with disk_space_checked(path):
             yield partial
-            if path.is_dir() and "*" not in replacing:
-                _move_into(partial, path, replacing)
-            else:
-                publish(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def publish(built: Path, path: Path) -> None:
-    """Rename a finished folder into its place; a folder already there is moved aside first, then removed."""
-    old = path.with_name(path.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
+def publish(built: Path, path: Path, *, last: str | None = None) -> None:
+    """Put a finished folder in its place: renamed where nothing is, else moved into the folder that is there.
+
+    Args:
+        built: The finished folder.
+        path: Its place.
+        last: As of `put_files`.
+    """
     if path.exists():
-        path.replace(old)
-    built.replace(path)
-    shutil.rmtree(old, ignore_errors=True)
+        put_files(built, path, last=last)
+    else:
+        built.replace(path)
 
 
-def _move_into(built: Path, path: Path, replacing: Sequence[str]) -> None:
-    stale = {each for pattern in replacing for each in path.glob(pattern)}
-    for each in stale | {path / new.name for new in built.iterdir()}:
-        if each.is_dir():
-            shutil.rmtree(each)
-        else:
-            each.unlink(missing_ok=True)
-    for new in built.iterdir():
-        new.replace(path / new.name)
+def put_files(
+    built: Path, path: Path, *, outdated: Collection[str] = (), last: str | None = None
+) -> None:
+    """Move files into a folder one by one; those of the same names are replaced, all others stay.
+
+    Args:
+        built: The folder that they are in.
+        path: The folder that they go to; it is made where there is none.
+        outdated: Files of `path` to remove, which this program wrote.
+        last: The file without which the others mean nothing. It is removed first and put last, so that a process
+            killed in between leaves a folder that is refused, not one that is wrong.
+
+    Raises:
+        RunError: A folder is where a file is to go; nothing was changed then.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    names = files_in(built)
+    if folders := [name for name in names if (path / name).is_dir()]:
+        raise RunError(f"{path / folders[0]} is a folder, where a file is to be written; move it")
+    first = [] if last is None else [last]
+    for name in [*first, *(each for each in outdated if each not in names)]:
+        (path / name).unlink(missing_ok=True)
+    for name in sorted(names, key=lambda each: each == last):
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        _move(built / name, path / name)
+
+
+def files_in(folder: Path) -> list[str]:
+    """The files in a folder and in those below it, by their paths from it."""
+    return sorted(
+        each.relative_to(folder).as_posix() for each in folder.rglob("*") if not each.is_dir()
+    )
+
+
+def remove_files(folder: Path, names: Iterable[str]) -> None:
+    """Remove files by their paths from a folder, then the folders below it, and it itself, that became empty."""
+    paths = [folder / name for name in names]
+    for path in paths:
+        path.unlink(missing_ok=True)
+    parents = {parent for path in paths for parent in path.parents if folder in parent.parents}
+    for parent in (*sorted(parents, key=lambda each: -len(each.parts)), folder):
+        with suppress(OSError):  # it holds something else, or is gone already
+            parent.rmdir()
+
+
+def refuse_occupied(path: Path) -> None:
+    """Refuse a place for a new folder that something is in already.
+
+    Raises:
+        RunError: There is a file, or a folder that is not empty.
+    """
+    if path.is_dir() and not any(path.iterdir()):
+        return
+    if path.exists():
+        raise RunError(f"{path} exists already; choose another place or remove it")
+
+
+def resolved_folder(path: Path, *, option: str) -> Path:
+    """The real path of a folder to make: without links, `.`, `..`, `~` and a slash at the end.
+
+    Args:
+        path: As it was given.
+        option: What it was given as, for the error.
+
+    Raises:
+        UsageError: The path names no folder that could be made.
+    """
+    real = path.expanduser().resolve()
+    if not real.name:
+        raise UsageError(f"{option} {path}: this is the root of the file system; name a folder")
+    if real.exists() and not real.is_dir():
+        raise UsageError(f"{option} {path}: this is a file; name a folder")
+    blocking = next(each for each in real.parents if each.exists())
+    if not blocking.is_dir():
+        raise UsageError(f"{option} {path}: {blocking} is a file, so no folder can be made in it")
+    return real
+
+
+def _beside(path: Path) -> Path:
+    """A name beside `path` that nothing has."""
+    return path.with_name(f".{path.name[:_NAME_SHOWN]}.{secrets.token_hex(6)}{PARTIAL}")
+
+
+def _move(file: Path, place: Path) -> None:
+    """Replace `place` by a file; on another file system by a copy of it that is made beside `place`."""
+    try:
+        file.replace(place)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        partial = _beside(place)
+        try:
+            shutil.copyfile(file, partial)
+            partial.replace(place)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -121,32 +216,3 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RunError(f"{path} is not readable JSON ({error}); remove it or restore it") from error
-
-
-def fingerprint(path: Path) -> str:
-    """SHA-256 of a folder or a large file, over sampled contents."""
-    return fingerprint_folder(path) if path.is_dir() else fingerprint_file(path, whole=False)
-
-
-def fingerprint_file(path: Path, *, whole: bool) -> str:
-    """SHA-256 of a file: of all of it, or of its size and first and last MiB (for weights of many gigabytes)."""
-    digest = hashlib.sha256(str(path.stat().st_size).encode())
-    with path.open("rb") as file:
-        if whole or path.stat().st_size <= 2 * _SAMPLE_BYTES:
-            while block := file.read(_SAMPLE_BYTES):
-                digest.update(block)
-        else:
-            digest.update(file.read(_SAMPLE_BYTES))
-            file.seek(-_SAMPLE_BYTES, os.SEEK_END)
-            digest.update(file.read())
-    return digest.hexdigest()
-
-
-def fingerprint_folder(path: Path) -> str:
-    """SHA-256 over the names and sampled contents of the files directly in a folder."""
-    digest = hashlib.sha256()
-    for file in sorted(path.iterdir()):
-        if file.is_file():
-            digest.update(file.name.encode())
-            digest.update(fingerprint_file(file, whole=False).encode())
-    return digest.hexdigest()

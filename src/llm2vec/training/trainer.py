@@ -9,7 +9,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from llm2vec.backbone.loading import quiet
 from llm2vec.backbone.lora import merge, precision
 from llm2vec.errors import RunError, UsageError, first_line
 from llm2vec.recipe.knobs import StageRecipe
-from llm2vec.runtime.files import disk_space_checked, whole_folder, write_json
+from llm2vec.runtime.files import disk_space_checked, read_json, whole_folder, write_json
 from llm2vec.runtime.hardware import memory_checked
 from llm2vec.runtime.progress import Progress
 
@@ -44,7 +44,7 @@ Batch = dict[str, Any]
 Loss = Callable[[nn.Module, Batch, Tensor | None], Tensor]
 """`(model as wrapped for several processes, batch, items in the whole step) -> loss`."""
 
-_COMPLETE = "complete"
+_COMPLETE, _LOSSES = "complete", "losses.json"
 
 KEPT = "kept-"
 """What the folders of models kept along the way begin with; the step follows."""
@@ -126,6 +126,40 @@ class _OneDevice(TrainingArguments):
         return min(seen, 1)
 
 
+@dataclass
+class Losses:
+    """The sums behind the logged losses, which a checkpoint keeps.
+
+    Attributes:
+        total: The sum over all steps that were logged.
+        since_log: The sum over the steps since the last log line.
+        logged_step: The step of the last log line.
+    """
+
+    total: float = 0.0
+    since_log: float = 0.0
+    logged_step: int = 0
+
+    def add(self, loss: float) -> None:
+        """Count the loss of a step, or of its part where gradients are accumulated."""
+        self.since_log += loss
+
+    def mean_since_log(self, step: int, over_processes: Callable[[float], float]) -> float:
+        """The mean loss of the steps since the last log line, which ends here."""
+        found = over_processes(self.since_log)
+        mean = found / (step - self.logged_step)
+        self.total, self.since_log, self.logged_step = self.total + found, 0.0, step
+        return mean
+
+    def mean(self, step: int, over_processes: Callable[[float], float]) -> float:
+        """The mean loss of all steps."""
+        return (self.total + over_processes(self.since_log)) / max(step, 1)
+
+    def to_dict(self, over_processes: Callable[[float], float]) -> dict[str, Any]:
+        """For a checkpoint: the same numbers in each process."""
+        return {**asdict(self), "since_log": over_processes(self.since_log)}
+
+
 class _StageTrainer(Trainer):
     """The library's trainer with a stage's loss, numbered samples, whole checkpoints, and a stop at NaN."""
 
@@ -134,6 +168,7 @@ class _StageTrainer(Trainer):
         self._task = task
         self._horizon = horizon
         self.tokens_seen = 0
+        self.losses = Losses()
         self.model_accepts_loss_kwargs = task.counts_items
         self.loss_is_scaled_for_ga = task.counts_items
 
@@ -156,6 +191,24 @@ class _StageTrainer(Trainer):
                 "precision=float32"
             )
         return loss
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss: Tensor = super().training_step(*args, **kwargs)
+        self.losses.add(float(loss))
+        return loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log with mean losses that a kill in between does not change."""
+        if "loss" in logs:
+            logs["loss"] = self.losses.mean_since_log(self.state.global_step, self._over_processes)
+        if "train_loss" in logs:
+            logs["train_loss"] = self.losses.mean(self.state.global_step, self._over_processes)
+        super().log(logs, *args, **kwargs)
+
+    def _over_processes(self, value: float) -> float:
+        """The mean of a number over the processes."""
+        numbers = torch.tensor([value], dtype=torch.float64, device=self.accelerator.device)
+        return float(self.accelerator.gather(numbers).mean())
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: Optimizer | None = None
@@ -184,8 +237,12 @@ class _StageTrainer(Trainer):
             # peft sees that a mask token's row was added to the embeddings; a resumed run adds the same one
             warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`")
             super()._save_checkpoint(model, trial)
+            losses = self.losses.to_dict(self._over_processes)
+            self.accelerator.wait_for_everyone()  # each process writes a part
             if self.args.should_save:
-                (folder / f"checkpoint-{self.state.global_step}" / _COMPLETE).touch()
+                checkpoint = folder / f"checkpoint-{self.state.global_step}"
+                write_json(checkpoint / _LOSSES, losses)
+                (checkpoint / _COMPLETE).touch()
 
 
 class _Reporting(TrainerCallback):
@@ -209,7 +266,7 @@ class _Reporting(TrainerCallback):
     ) -> None:
         self._progress.start(self._task.name, total=state.max_steps)
         if state.global_step == 0:
-            self._evaluate(state)
+            self._evaluate(state, control)
         self._since = (time.perf_counter(), self._trainer.tokens_seen, state.global_step)
 
     def on_step_end(
@@ -217,7 +274,7 @@ class _Reporting(TrainerCallback):
     ) -> None:
         every = self._task.evaluate_every
         if every and (state.global_step % every == 0 or state.global_step == state.max_steps):
-            self._evaluate(state)
+            self._evaluate(state, control)
         self._progress.advance(state.global_step, **self._shown)
 
     def on_log(
@@ -242,12 +299,13 @@ class _Reporting(TrainerCallback):
         if state.is_world_process_zero:
             write_json(self._folder / "metrics.json", state.log_history)
 
-    def _evaluate(self, state: TrainerState) -> None:
+    def _evaluate(self, state: TrainerState, control: TrainerControl) -> None:
         if self._task.evaluate is None:
             return
-        started = time.perf_counter()
+        started, losses_are_due = time.perf_counter(), control.should_log
         metrics = dict(self._task.evaluate(self._trainer.model))  # type: ignore[arg-type]  # it has one
         self._trainer.log({f"eval_{name}": value for name, value in metrics.items()})
+        control.should_log = losses_are_due  # any line that is logged takes the step as logged
         self._shown.update({name: value for name, value in metrics.items() if name == "accuracy"})
         then, tokens, step = self._since
         self._since = (then + time.perf_counter() - started, tokens, step)
@@ -327,9 +385,10 @@ def train(
     if recipe.keep_every:
         trainer.add_callback(_Keeping(recipe.keep_every, folder))
     trainer.add_callback(_Reporting(task, trainer, recipe, folder, progress))
+    checkpoint = _to_resume_from(trainer, folder)
     advice = "raise accumulation, lower batch_size or max_length, or set gradient_checkpointing"
     with disk_space_checked(folder), memory_checked(f"in {task.name}", advice=advice):
-        trainer.train(resume_from_checkpoint=_newest_checkpoint(folder))
+        trainer.train(resume_from_checkpoint=checkpoint)
     progress.finish()
     log: list[dict[str, Any]] = trainer.state.log_history
     return log
@@ -385,10 +444,26 @@ def _arguments(
     )
 
 
-def _newest_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end; halves left by a kill are removed."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
-    whole = [path for path in found if (path / _COMPLETE).exists()]
-    for path in set(found) - set(whole):
-        shutil.rmtree(path)
-    return str(whole[-1]) if whole else None
+def _to_resume_from(trainer: _StageTrainer, folder: Path) -> str | None:
+    """The newest whole checkpoint, whose losses the trainer takes over; one process clears what a kill left."""
+    checkpoint = _newest_checkpoint(folder)
+    if trainer.accelerator.is_main_process:
+        _clear_halves(folder)
+    trainer.accelerator.wait_for_everyone()
+    if checkpoint is None:
+        return None
+    trainer.losses = Losses(**read_json(checkpoint / _LOSSES))
+    return str(checkpoint)
+
+
+def _newest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end."""
+    whole = [path for path in folder.glob("checkpoint-*") if (path / _COMPLETE).exists()]
+    return max(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+
+
+def _clear_halves(folder: Path) -> None:
+    """Remove the checkpoints that a kill left unfinished; one process alone does this."""
+    for path in folder.glob("checkpoint-*"):
+        if not (path / _COMPLETE).exists():
+            shutil.rmtree(path)
