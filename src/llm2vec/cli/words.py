@@ -38,7 +38,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command(
         epilog="Examples:\n\n"
-        "`llm2vec probe uni:decoder encoder.stages/* --train train.conllu --test test.conllu`\n\n"
+        "`llm2vec probe uni:decoder encoder.stages/[0-9]-* --train train.conllu --test test.conllu`\n\n"
         "`llm2vec probe encoder --train train.txt --test test.txt --column -1 --metric entity-f1 --json`\n\n"
         "`llm2vec probe pos_tags.json --train train.conllu --test test.conllu --column upos`"
     )(probe)
