@@ -311,11 +311,15 @@ class _Reporting(TrainerCallback):
         self._since = (then + time.perf_counter() - started, tokens, step)
 
 
-class _Keeping(TrainerCallback):
-    """Copies of the model along the way, merged, in `kept-STEP` folders; the model itself goes on as it was."""
+class Keeping(TrainerCallback):
+    """Copies of the model along the way, merged, in `kept-STEP` folders; the model itself goes on as it was.
+
+    Attributes:
+        every: Steps from one copy to the next.
+    """
 
     def __init__(self, every: int, folder: Path) -> None:
-        self._every, self._folder = every, folder
+        self.every, self._folder = every, folder
 
     def on_step_end(
         self,
@@ -326,7 +330,7 @@ class _Keeping(TrainerCallback):
         **_: Any,
     ) -> None:
         place = self._folder / f"{KEPT}{state.global_step:06d}"
-        if state.global_step % self._every or not state.is_world_process_zero or place.exists():
+        if state.global_step % self.every or not state.is_world_process_zero or place.exists():
             return
         plain = unwrapped(model)
         copied = merge(copy.deepcopy(plain), dtype=plain.dtype)
@@ -358,6 +362,30 @@ def train(
 
     Raises:
         RunError: The loss became NaN or infinite; no space or no memory left.
+        UsageError: As `open_trainer` says.
+    """
+    trainer = open_trainer(model, task, recipe, folder=folder, seed=seed, progress=progress)
+    checkpoint = _to_resume_from(trainer, folder)
+    advice = "raise accumulation, lower batch_size or max_length, or set gradient_checkpointing"
+    with disk_space_checked(folder), memory_checked(f"in {task.name}", advice=advice):
+        trainer.train(resume_from_checkpoint=checkpoint)
+    progress.finish()
+    log: list[dict[str, Any]] = trainer.state.log_history
+    return log
+
+
+def open_trainer(
+    model: PreTrainedModel | PeftModel,
+    task: Task,
+    recipe: StageRecipe,
+    *,
+    folder: Path,
+    seed: int,
+    progress: Progress,
+) -> _StageTrainer:
+    """The library's trainer, set to do a stage; arguments as of `train`.
+
+    Raises:
         UsageError: `accumulation` does not divide `batch_size`, or `report_to` names what is not installed.
     """
     if recipe.batch_size % recipe.accumulation:
@@ -383,15 +411,9 @@ def train(
     )
     _without(trainer, ("PrinterCallback", "ProgressCallback"))
     if recipe.keep_every:
-        trainer.add_callback(_Keeping(recipe.keep_every, folder))
+        trainer.add_callback(Keeping(recipe.keep_every, folder))
     trainer.add_callback(_Reporting(task, trainer, recipe, folder, progress))
-    checkpoint = _to_resume_from(trainer, folder)
-    advice = "raise accumulation, lower batch_size or max_length, or set gradient_checkpointing"
-    with disk_space_checked(folder), memory_checked(f"in {task.name}", advice=advice):
-        trainer.train(resume_from_checkpoint=checkpoint)
-    progress.finish()
-    log: list[dict[str, Any]] = trainer.state.log_history
-    return log
+    return trainer
 
 
 def _check_report_to(recipe: StageRecipe) -> None:
