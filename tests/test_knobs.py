@@ -232,15 +232,13 @@ def became_texts(corpus, recipe, folder):
     writer = load_decoder(source, head=True, dtype=torch.float32).eval()
     tokenizer = load_tokenizer(source)
 
-    def written(**changes):
-        settings = {"self_texts": 32, "self_tokens": 9, **changes}
-        return list(self_texts(writer, tokenizer, CorpusRecipe(**settings), seed=0))
+    def written(progress=None, **changes):
+        settings = CorpusRecipe(**{"self_texts": 32, "self_tokens": 8, **changes})
+        return list(self_texts(writer, tokenizer, settings, seed=0, progress=progress))
 
     assert len(set(written())) > 16, "these would not show a narrow choice of tokens"
-    calls = []
-    hook = writer.register_forward_hook(lambda *_: calls.append(1))
-    written(self_tokens=corpus.self_tokens)  # a call of the model for each token
-    hook.remove()
+    counted = Counting()
+    written(self_tokens=corpus.self_tokens, progress=counted)
     return {
         "source": corpus.source,
         "column": "title" if texts[0].startswith("no ") else "body",
@@ -249,10 +247,20 @@ def became_texts(corpus, recipe, folder):
         "unit": "document" if len(whole) == 1 else "line",
         "max_texts": len(texts),
         "self_texts": len(written(self_texts=corpus.self_texts)),
-        "self_tokens": len(calls),
+        "self_tokens": counted.tokens[0] / 32,
         "temperature": 0.001 if len(set(written(temperature=corpus.temperature))) == 1 else None,
         "top_p": 0.001 if len(set(written(top_p=corpus.top_p))) == 1 else None,
     }
+
+
+class Counting(Silent):
+    """Keeps how many tokens have been written, batch by batch."""
+
+    def __init__(self):
+        self.tokens = []
+
+    def advance(self, done, **numbers):
+        self.tokens.append(numbers["tokens"])
 
 
 def opened(stage, run):
