@@ -202,7 +202,7 @@ def adapter_of(decoder, folder):
 
 def became_bidirectional(recipe, folder):
     """Read off the folder of the first stage."""
-    make_bidirectional_folder(recipe, folder, own_texts=folder / "none", progress=Silent())
+    make_bidirectional_folder(recipe, folder, progress=Silent())
     encoder = Encoder.from_pretrained(Source.of(folder, trust_remote_code=True))
     made, settings = encoder.model, encoder.settings
     decoder = load_decoder(
