@@ -322,7 +322,7 @@ def test_steps_without_triples_and_files_that_are_none_are_refused(tmp_path):
     for source, words in (
         ("rows.txt", "can: .jsonl"),
         ("nowhere.jsonl", "does not exist"),
-        ("", "no .jsonl file"),
+        ("", "holds no .jsonl"),
     ):
         with pytest.raises(CorpusError, match=words):
             check_triples(PairsRecipe(source=str(tmp_path / source)), step_rows=2)

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llm2vec.corpus.texts import corpus_fingerprint, read_texts
+from llm2vec.corpus.texts import corpus_fingerprint, read_texts, text_rows
 from llm2vec.errors import CorpusError
 from llm2vec.recipe.knobs import CorpusRecipe
 
@@ -71,10 +71,75 @@ def test_a_column_is_found_named_or_asked_for(tmp_path):
         texts(rows, column="n")
 
 
-def test_text_that_is_not_utf8_names_its_line_and_the_cure(tmp_path):
+def test_a_corpus_in_another_encoding_names_its_line_and_the_cure(tmp_path):
     (tmp_path / "latin.txt").write_bytes("gut\nschön\n".encode("latin1"))
-    with pytest.raises(CorpusError, match="line 2: not UTF-8.*iconv"):
+    with pytest.raises(CorpusError, match="line 2: not UTF-8.*iconv.*1 of 2 rows"):
         texts(tmp_path / "latin.txt")
+
+
+def test_a_few_bytes_that_are_not_utf8_are_replaced_and_noted(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"fine\n" * 150 + b"caf\xe9\n")
+    notes = []
+    found = list(read_texts(CorpusRecipe(source=str(tmp_path / "a.txt")), on_note=notes.append))
+    assert found == ["fine"] * 150 + ["caf\ufffd"]
+    assert len(notes) == 1
+    assert "1 of 151 rows" in notes[0]
+    assert notes[0].endswith("a.txt, line 151")
+
+
+def test_the_column_is_decided_once_for_a_file(tmp_path):
+    """Row by row, a row without a body gave its address to the training."""
+    rows = [{"url": "http://a", "body": "A"}, {"url": "http://b", "body": None}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(CorpusError, match="which column.*url, body.*--column"):
+        texts(tmp_path / "a.jsonl")
+    assert texts(tmp_path / "a.jsonl", column="body") == ["A"]
+    with pytest.raises(CorpusError, match="no column 'bodi'; there are: url, body"):
+        texts(tmp_path / "a.jsonl", column="bodi")
+    late = [*[{"n": 1, "body": "A"}] * 150, {"title": "T"}]
+    (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, late)))
+    with pytest.raises(CorpusError, match="line 151: there is no column 'body'; there are: title"):
+        texts(tmp_path / "b.jsonl")
+    pq.write_table(
+        pa.table({"n": [1], "body": pa.array([None], pa.string())}), tmp_path / "c.parquet"
+    )
+    assert [row.text for row in text_rows(str(tmp_path / "c.parquet"))] == [""]
+
+
+def test_a_csv_file_with_another_delimiter_is_not_one_text_a_line(tmp_path):
+    (tmp_path / "a.csv").write_text("id;text\n1;hello world\n")
+    assert texts(tmp_path / "a.csv") == ["hello world"]
+    (tmp_path / "b.csv").write_text("id\tbody\n1\thello world\n")
+    assert texts(tmp_path / "b.csv") == ["hello world"]
+    (tmp_path / "c.csv").write_text("text|more;x\na|b;c\n")
+    assert texts(tmp_path / "c.csv", delimiter="|") == ["a"]
+
+
+def test_a_file_of_any_name_can_be_read_when_its_format_is_said(tmp_path):
+    (tmp_path / "rows.data").write_text('{"text": "a"}\n')
+    assert texts(tmp_path / "rows.data", format="jsonl") == ["a"]
+    assert texts(tmp_path / "rows.data", format="txt") == ['{"text": "a"}']
+    with pytest.raises(CorpusError, match=r"cannot read \.data.*--format"):
+        texts(tmp_path / "rows.data")
+    with_format = corpus_fingerprint(str(tmp_path / "rows.data"), as_format="txt")
+    (tmp_path / "rows.data").write_text("other")
+    assert corpus_fingerprint(str(tmp_path / "rows.data"), as_format="txt") != with_format
+
+
+def test_every_row_to_encode_stays_as_it_is_and_where_it_is(tmp_path):
+    (tmp_path / "a.txt").write_text("  two spaces \n\n\t\nlast")
+    found = list(text_rows(str(tmp_path / "a.txt")))
+    assert [(row.index, row.text) for row in found] == [
+        (0, "  two spaces "),
+        (1, ""),
+        (2, "\t"),
+        (3, "last"),
+    ]
+    (tmp_path / "b.jsonl").write_text('{"text": null}\n{"text": 3}\n{"text": "x"}\n')
+    found = list(text_rows(str(tmp_path / "b.jsonl")))
+    assert [row.problem for row in found] == [None, "column 'text' holds int, not text", None]
+    together = list(text_rows(str(tmp_path / "*.*")))
+    assert [row.index for row in together] == list(range(7))
 
 
 def test_an_empty_corpus_is_an_error(tmp_path):

@@ -8,6 +8,7 @@ import typer
 
 from llm2vec.cli.comparing import difference_column, with_differences
 from llm2vec.cli.console import Drawn, answer, one_of, people, table
+from llm2vec.cli.inputs import WordColumnOption, labelled_sentences
 from llm2vec.errors import UsageError
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def report(
     ] = None,
     test: Annotated[str | None, typer.Option(help="The same, to measure on.")] = None,
     column: Annotated[str | None, typer.Option(help="Label column, by number or name.")] = None,
+    word_column: WordColumnOption = None,
     metric: Annotated[str, typer.Option(help="accuracy, or entity-f1.")] = "accuracy",
     sts: Annotated[
         Path | None, typer.Option(help="Your graded pairs instead of the bundled ones.")
@@ -69,12 +71,11 @@ def report(
     one_of("--metric", metric, ("accuracy", "entity-f1"))
     if (train is None) != (test is None):
         raise UsageError("--train and --test go together")
-    from llm2vec.corpus.tagged import read_tagged
     from llm2vec.report.html import report_folder, write_report
 
     report_folder(out or run)
     labelled = [
-        read_tagged(path, column=column, split=name)
+        labelled_sentences(path, column, word_column, split=name)
         for name, path in (("train", train), ("test", test))
         if path
     ]

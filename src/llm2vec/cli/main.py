@@ -15,8 +15,18 @@ import typer
 from llm2vec.backbone.source import Source
 from llm2vec.cli import evaluate, import_chain, serve, train, words
 from llm2vec.cli.console import answer, escape_unknown_characters, people, results, table
+from llm2vec.cli.inputs import (
+    ColumnOption,
+    DelimiterOption,
+    FileOption,
+    FormatOption,
+    Texts,
+    TextSource,
+    given_texts,
+)
 from llm2vec.cli.train import Json, KeepStages, Sets, StartOver
-from llm2vec.corpus.texts import HUB, SELF, corpus_files
+from llm2vec.corpus.data_files import HUB, find_files
+from llm2vec.corpus.texts import SELF
 from llm2vec.errors import LLM2VecError, UsageError
 from llm2vec.recipe.knobs import Recipe, merged, read_settings, read_yaml, to_yaml
 from llm2vec.recipe.presets import PRESETS, preset
@@ -139,7 +149,7 @@ def convert(
     recipe = _recipe(decoder, preset_name, recipe_file, named, sets)
     Source.of(recipe.decoder).check()
     if recipe.corpus.source != SELF and not recipe.corpus.source.startswith(HUB):
-        corpus_files(recipe.corpus.source)
+        find_files(recipe.corpus.source, as_format=recipe.corpus.format)
     train.follow(recipe, out, keep_stages=keep_stages, start_over=start_over, json=json)
 
 
@@ -290,13 +300,11 @@ def recipe(
 )
 def encode(
     model: Annotated[str, typer.Argument(help="An encoder folder, hub id, or GGUF file.")],
-    texts: Annotated[
-        list[str] | None, typer.Argument(help="Texts; none: standard input, a text a line.")
-    ] = None,
-    file: Annotated[
-        Path | None, typer.Option(help="Texts from a file: .txt, .jsonl, .csv, .parquet.")
-    ] = None,
-    column: Annotated[str | None, typer.Option(help="Column of that file.")] = None,
+    texts: Texts = None,
+    file: FileOption = None,
+    column: ColumnOption = None,
+    as_format: FormatOption = None,
+    delimiter: DelimiterOption = None,
     out: Annotated[
         Path | None, typer.Option(help=".npy, .jsonl or .parquet; none: JSON lines to stdout.")
     ] = None,
@@ -312,13 +320,15 @@ def encode(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Encode texts to vectors."""
-    from llm2vec.cli.vectors import check_target, texts_for, write_vectors
+    """Encode texts to vectors: one for every row, in order; that of an empty text is zero."""
+    from llm2vec.cli.vectors import check_target, write_vectors
 
     Source.of(model).check()
     if out is not None:
         check_target(out)
-    rows = texts_for(texts, file=file, column=column, stdin=sys.stdin)
+    source = TextSource(file, column, as_format, delimiter)
+    given = given_texts(texts, source, stdin=sys.stdin)
+    rows = given.texts
     from llm2vec.encoder.encoder import Encoder
 
     encoder = Encoder.from_pretrained(model)
@@ -340,10 +350,13 @@ def encode(
         )
         return
     write_vectors(out, rows, vectors, stdout=sys.stdout)
+    empty = int((~vectors.any(axis=1)).sum())
     if json:
-        answer({"out": str(out), "texts": len(rows), "dimension": encoder.dimension})
+        counts = {"texts": len(rows), "empty": empty, "replaced": given.tally.replaced}
+        answer({"out": str(out), "dimension": encoder.dimension, **counts})
     elif out is not None:
-        people.print(f"{len(rows):,} vectors of {encoder.dimension} numbers in {out}")
+        zero = f"; {empty:,} of empty texts, all zero" if empty else ""
+        people.print(f"{len(rows):,} vectors of {encoder.dimension} numbers in {out}{zero}")
 
 
 train.register(app)

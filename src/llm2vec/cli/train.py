@@ -12,7 +12,8 @@ import typer
 
 from llm2vec.backbone.source import Source
 from llm2vec.cli.console import Drawn, answer, as_python, pasted, people, results, table
-from llm2vec.corpus.texts import HUB, SELF, corpus_files
+from llm2vec.corpus.data_files import HUB, TABLES, TEXTS, find_files
+from llm2vec.corpus.texts import SELF
 from llm2vec.errors import CorpusError, UsageError
 from llm2vec.legacy.config_keys import STAGES, Kind
 from llm2vec.legacy.configs import Translated, read_config
@@ -101,13 +102,13 @@ def read_recipe(
 
 def _check_texts(recipe: Recipe, file: Path, kind: Kind) -> None:
     """Look for the file's texts under the file's own names for them."""
-    source, kinds = recipe.corpus.source, None
+    source, formats = recipe.corpus.source, TEXTS
     if kind == "supervised":
-        source, kinds = str(recipe.supervised.corpus.source), (".jsonl",)
+        source, formats = str(recipe.supervised.corpus.source), TABLES
     elif source == SELF or source.startswith(HUB):
         return
     try:
-        corpus_files(source, kinds=kinds)
+        find_files(source, formats=formats)
     except CorpusError as error:
         key = "train_file" if kind == "mntp" else "dataset_file_path"
         raise CorpusError(f"{file}: {key}: {error}{_HINTS.get(kind, '')}") from error

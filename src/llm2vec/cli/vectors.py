@@ -1,41 +1,17 @@
-"""Texts in and vectors out, for the command line: where they are read from and the files they are written to."""
+"""Vectors out, for the command line: the files that they are written to."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from llm2vec.cli.console import one_line
-from llm2vec.corpus.texts import read_texts
-from llm2vec.errors import CorpusError, UsageError
-from llm2vec.recipe.knobs import CorpusRecipe
+from llm2vec.errors import UsageError
 from llm2vec.runtime.files import resolved_folder, whole_file
 
 if TYPE_CHECKING:
     import numpy as np
 
 _FORMATS = (".npy", ".jsonl", ".parquet")
-
-
-def texts_for(
-    texts: Sequence[str] | None, *, file: Path | None, column: str | None, stdin: IO[str]
-) -> list[str]:
-    """Texts from arguments, a file, or standard input (a line each; empty lines stay, as empty texts).
-
-    Raises:
-        CorpusError, UsageError: There are none, or from two places at once.
-    """
-    if texts and file is not None:
-        raise UsageError("texts come from arguments or from --file, not from both")
-    if texts:
-        return list(texts)
-    if file is not None:
-        return list(read_texts(CorpusRecipe(source=str(file), column=column)))
-    if stdin.isatty():
-        raise UsageError("no texts: give them as arguments, with --file, or on standard input")
-    lines = [line.rstrip("\n") for line in stdin]
-    if not lines:
-        raise CorpusError("standard input is empty")
-    return lines
 
 
 def check_target(out: Path) -> None:

@@ -19,6 +19,18 @@ from llm2vec.cli.console import (
     results,
     table,
 )
+from llm2vec.cli.inputs import (
+    ColumnOption,
+    DelimiterOption,
+    FileOption,
+    FormatOption,
+    Texts,
+    TextSource,
+    WordColumnOption,
+    given_texts,
+    labelled_sentences,
+)
+from llm2vec.corpus.texts import TextRow
 from llm2vec.errors import UsageError
 from llm2vec.legacy.config_keys import WORD_TASKS
 from llm2vec.legacy.configs import Translated, probe_arguments, read_config
@@ -27,6 +39,7 @@ from llm2vec.runtime.files import resolved_folder
 if TYPE_CHECKING:
     from llm2vec.encoder.batching import Layer
     from llm2vec.evaluation.probe import Probed
+    from llm2vec.evaluation.tagger import TaggedText
 
 Json = Annotated[
     bool,
@@ -60,6 +73,7 @@ def probe(
         str | None, typer.Option(help="The same, to choose a reading on; none: a tenth of train.")
     ] = None,
     column: Annotated[str | None, typer.Option(help="Label column, by number or name.")] = None,
+    word_column: WordColumnOption = None,
     metric: Annotated[str, typer.Option(help="accuracy, or entity-f1.")] = "accuracy",
     reading: Annotated[
         str | None,
@@ -100,8 +114,6 @@ def probe(
         raise UsageError(
             "--save keeps the probe of one encoder folder, not of several or of an adapter"
         )
-    from llm2vec.corpus.tagged import read_tagged
-
     if save is not None:
         from llm2vec.evaluation.tagger import probe_folder
 
@@ -110,7 +122,7 @@ def probe(
         resolved_folder(states, option="--states")
     roles = {"train": chosen["train"], "test": chosen["test"], "validation": chosen["dev"]}
     parts = [
-        read_tagged(path, column=chosen["column"], split=role) if path else []
+        labelled_sentences(path, chosen["column"], word_column, split=role) if path else []
         for role, path in roles.items()
     ]
     from llm2vec.evaluation import probe as probing
@@ -246,9 +258,7 @@ def _show_labels(probed: "Probed") -> None:
 
 
 def tag(
-    texts: Annotated[
-        list[str] | None, typer.Argument(help="Texts; none: standard input, a text a line.")
-    ] = None,
+    texts: Texts = None,
     probe_folder: Annotated[
         Path, typer.Option("--probe", help="A folder that `llm2vec probe --save` made.")
     ] = Path("probe"),
@@ -256,25 +266,38 @@ def tag(
         str | None,
         typer.Option(help="The probe's encoder; none: where the probe's folder says it is."),
     ] = None,
-    file: Annotated[
-        Path | None, typer.Option(help="Texts from a file: .txt, .jsonl, .csv, .parquet.")
-    ] = None,
-    column: Annotated[str | None, typer.Option(help="Column of that file.")] = None,
+    file: FileOption = None,
+    column: ColumnOption = None,
+    word_column: WordColumnOption = None,
+    as_format: FormatOption = None,
+    delimiter: DelimiterOption = None,
+    tokenized: Annotated[
+        bool, typer.Option("--tokenized", help="Texts are words already, with spaces between.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Label the words or entities of raw texts with a saved probe: spans with character offsets."""
-    from llm2vec.cli.vectors import texts_for
+    """Label the words or entities of texts with a saved probe: spans with character offsets.
 
-    rows = texts_for(texts, file=file, column=column, stdin=sys.stdin)
+    Raw texts are cut into words. Texts that are tokenised already - a word a line (.conllu, .conll), a
+    column of lists, or --tokenized - stay as they are, and each of their words gets a tag.
+    """
+    source = TextSource(file, column, as_format, delimiter, True, word_column, tokenized)
+    rows = given_texts(texts, source, stdin=sys.stdin).rows
     from llm2vec.evaluation.tagger import Tagger
 
     tagger = Tagger.open(probe_folder, encoder=encoder)
-    found = [
-        {"text": text, "spans": [asdict(span) for span in spans]}
-        for text, spans in zip(rows, tagger.tag(rows), strict=True)
-    ]
+    tagged = tagger.read([row.words or row.text for row in rows])
+    found = [_answered(row, each) for row, each in zip(rows, tagged, strict=True)]
     if json:
         answer(found)
         return
     for row in found:
         sys.stdout.write(one_line(row, sys.stdout) + "\n")
+
+
+def _answered(row: TextRow, tagged: "TaggedText") -> dict[str, Any]:
+    """A row of the answer; the words and tags only of a text that came tokenised."""
+    found: dict[str, Any] = {"text": row.text, "spans": [asdict(span) for span in tagged.spans]}
+    if row.words is not None:
+        found |= {"words": list(tagged.words), "tags": list(tagged.tags)}
+    return found

@@ -55,7 +55,11 @@ def check(recipe: Recipe, *, processes: int, progress: Progress) -> None:
         noise = dict.fromkeys(attention_dropouts(source), recipe.simcse.dropout)
         _check_dropout(config, noise, trust_remote_code=recipe.trust_remote_code)
     if recipe.supervised.steps:
-        check_triples(recipe.supervised.corpus, step_rows=recipe.supervised.batch_size * processes)
+        check_triples(
+            recipe.supervised.corpus,
+            step_rows=recipe.supervised.batch_size * processes,
+            on_note=progress.note,
+        )
     elif recipe.supervised.corpus.source is not None:
         progress.note("supervised.corpus is not used: supervised.steps is 0")
 

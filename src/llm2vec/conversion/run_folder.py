@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from llm2vec.backbone.source import Source, seen_from
+from llm2vec.corpus.data_files import TABLES
 from llm2vec.corpus.texts import corpus_fingerprint
-from llm2vec.corpus.triples import KINDS
 from llm2vec.encoder.folder import CHECKPOINTS, PROVENANCE_FILE
 from llm2vec.errors import RunError, UsageError
 from llm2vec.recipe.knobs import Recipe, differences
@@ -164,11 +164,13 @@ class Work:
         recipe = self._recipe
         corpora = {"corpus": recipe.corpus, "simcse.corpus": recipe.simcse.corpus}
         fingerprints = {
-            name: corpus_fingerprint(corpus.source) for name, corpus in corpora.items() if corpus
+            name: corpus_fingerprint(corpus.source, as_format=corpus.format)
+            for name, corpus in corpora.items()
+            if corpus
         }
         if recipe.supervised.steps:
             fingerprints["supervised.corpus"] = corpus_fingerprint(
-                str(recipe.supervised.corpus.source), kinds=KINDS
+                str(recipe.supervised.corpus.source), formats=TABLES
             )
         return {
             "recipe": recipe.to_dict(),

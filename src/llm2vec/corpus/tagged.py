@@ -1,19 +1,33 @@
-"""Sentences with a label for each word, from the files such data comes in, and entities out of labels.
+"""Sentences with a label for each word, as such data comes in files, and entities out of labels.
 
-Column files (CoNLL-2000, CoNLL-2003, WNUT), CoNLL-U, and jsonl with `tokens` and labels.
+Column files (CoNLL-2000, CoNLL-2003, CoNLL-2012, WNUT, GermEval ...), CoNLL-U, and tables with
+`tokens` and labels.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm2vec.corpus.jsonl import label_text, read_json_rows, read_lines
-from llm2vec.corpus.texts import HUB
+from llm2vec.corpus.columns import (
+    CONLLU,
+    Sentence,
+    note_word_column,
+    read_columns,
+    read_conllu,
+)
+from llm2vec.corpus.data_files import HUB, DataFile, data_file, is_address
+from llm2vec.corpus.lines import Line, read_lines, sound_lines
+from llm2vec.corpus.row import Row, label_text, sound
+from llm2vec.corpus.rows import existing_file, read_rows
+from llm2vec.corpus.texts import TextRow
 from llm2vec.errors import CorpusError, first_line
+from llm2vec.runtime.optional import optional
 
-_SCHEME = frozenset("BIESLU")
+_TABLES = ("jsonl", "parquet")
 
-_CONLLU = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
+_SCHEME = frozenset("BIESLUMW")
+
+OnNote = Callable[[str], object]
 
 
 @dataclass(frozen=True)
@@ -25,33 +39,75 @@ class Tagged:
 
 
 def read_tagged(
-    source: Path | str, *, column: str | None = None, split: str = "train"
+    source: Path | str,
+    *,
+    column: str | None = None,
+    word_column: str | None = None,
+    split: str = "train",
+    on_note: OnNote = lambda _: None,
 ) -> list[Tagged]:
     """Read labelled sentences.
 
     Args:
-        source: A `.conllu` or `.jsonl` file, a column file with an empty line between sentences, or `hub:NAME` or
-            `hub:NAME:CONFIG`: a data set that `datasets` opens, with `tokens` and a column of labels.
-        column: Its number (from 0; -1 is the last) or its name (CoNLL-U: `upos`, `xpos` ...; jsonl: the field). None:
-            `upos`, `tags`, or the last column.
-        split: Of a `hub:` data set.
+        source: A `.conllu` file, a table (`.jsonl`, `.parquet`) with lists of words and labels, a
+            column file with an empty line between sentences, or `hub:NAME` or `hub:NAME:CONFIG`: a
+            data set that `datasets` opens.
+        column: The labels'
+        column: a number in column files (from 0; -1 is the last), a name elsewhere. None: `upos` in
+            CoNLL-U, `tags` in tables, the last one in column files.
+        word_column: The words' column, in the same way. None: `form`, `tokens`, or the first one.
+        split: The split of a data set of the hub.
+        on_note: Hears where a column file's words seem to be in another column.
 
     Raises:
-        CorpusError: No such file or column, rows of different lengths, or no sentence at all.
+        CorpusError: There is no such file or column, rows have different lengths, or there is no
+            sentence.
     """
     if str(source).startswith(HUB):
-        return _from_datasets(str(source).removeprefix(HUB), column or "tags", split)
-    path = Path(source)
-    read = {".jsonl": _from_json, ".conllu": _from_conllu}.get(path.suffix, _from_columns)
-    sentences = list(read(path, column))
-    if not sentences:
-        raise CorpusError(f"{path} holds no sentence")
-    return sentences
+        name = str(source).removeprefix(HUB)
+        return _from_datasets(name, column or "tags", word_column or "tokens", split)
+    remote = is_address(str(source))
+    file = data_file(source) if remote else existing_file(Path(source).expanduser())
+    if file.format in _TABLES:
+        rows = sound(read_rows(file))
+        found = list(_from_rows(rows, words=word_column or "tokens", labels=column or "tags"))
+    elif file.format == "conllu":
+        found = list(_from_conllu(file, words=word_column or "form", labels=column or "upos"))
+    else:
+        found = _from_columns(file, column, word_column, on_note)
+    if not found:
+        raise CorpusError(f"{file.name} holds no sentence")
+    return found
 
 
-def _from_datasets(source: str, column: str, split: str) -> list[Tagged]:
-    import datasets
+def read_words(
+    file: DataFile, *, word_column: str | None = None, on_note: OnNote = lambda _: None
+) -> Iterator[TextRow]:
+    """The sentences of a column or CoNLL-U file as texts that are tokenised, whatever its labels are.
 
+    Args:
+        file: The file.
+        word_column: The words' column, as of `read_tagged`.
+        on_note: As of `read_tagged`.
+
+    Raises:
+        CorpusError: There is no such column, or rows have different lengths.
+    """
+    lines = read_lines(file)
+    if file.format == "conllu":
+        number = _conllu_column(word_column or "form", file.name)
+        sentences = list(read_conllu(lines, file.name))
+    else:
+        number = _number(word_column or "0", file.name)
+        sentences = _noted_columns(lines, file.name, word_column, on_note)
+    for index, sentence in enumerate(sentences):
+        words = sentence.column(number)
+        text = " ".join(words)
+        yield TextRow(index, sentence.place, text, words, replaced=sentence.replaced)
+
+
+def _from_datasets(source: str, labels: str, words: str, split: str) -> list[Tagged]:
+    datasets = optional("datasets", extra="data")
     name, _, config = source.partition(":")
     try:
         rows = datasets.load_dataset(name, config or None, split=split)
@@ -59,105 +115,89 @@ def _from_datasets(source: str, column: str, split: str) -> list[Tagged]:
         raise CorpusError(
             f"cannot load the data set {name}, split {split}: {first_line(error)}"
         ) from error
-    if missing := [field for field in ("tokens", column) if field not in rows.column_names]:
+    if missing := [field for field in (labels, words) if field not in rows.column_names]:
         raise CorpusError(
-            f"{name} has no column {missing[0]!r}; it has {', '.join(rows.column_names)} (--column)"
+            f"{name} has no column {missing[0]!r}; it has {', '.join(rows.column_names)} "
+            "(--column, --word-column)"
         )
-    labels = getattr(rows.features[column], "feature", None)
-    names = getattr(labels, "names", None)
-    found: list[Tagged] = []
-    for row in rows:
-        tags = [names[tag] if names else label_text(tag) for tag in row[column]]
-        if len(tags) != len(row["tokens"]):
-            raise CorpusError(
-                f"{name}, sentence {len(found) + 1}: {len(row['tokens'])} tokens but {len(tags)} labels"
-            )
-        if tags:
-            found.append(Tagged(tuple(row["tokens"]), tuple(tags)))
+    names = getattr(getattr(rows.features[labels], "feature", None), "names", None)
+    found = []
+    for number, row in enumerate(rows, start=1):
+        tags = [names[tag] if names else label_text(tag) for tag in row[labels]]
+        each = _tagged(f"{name}, sentence {number}", row[words], tags)
+        if each.words:
+            found.append(each)
     if not found:
         raise CorpusError(f"{name}, split {split}, holds no sentence")
     return found
 
 
-def _from_json(path: Path, column: str | None) -> Iterator[Tagged]:
-    name = column or "tags"
-    for row in read_json_rows(path):
-        if missing := {"tokens", name} - row.values.keys():
+def _from_rows(rows: Iterable[Row], *, words: str, labels: str) -> Iterator[Tagged]:
+    for row in rows:
+        if missing := [name for name in (labels, words) if name not in row.values]:
             known = ", ".join(row.values) or "nothing"
             raise CorpusError(
-                f"{row.place}: has no field {min(missing)!r}; it has {known} (--column says which)"
+                f"{row.place}: has no field {missing[0]!r}; it has {known} "
+                "(--column, --word-column)"
             )
-        words, tags = row.several("tokens"), row.labels(name)
-        if len(words) != len(tags):
-            raise CorpusError(f"{row.place}: {len(words)} tokens but {len(tags)} labels")
-        if words:
-            yield Tagged(words, tags)
+        found = _tagged(row.place, row.several(words), row.labels(labels))
+        if found.words:
+            yield found
 
 
-def _from_conllu(path: Path, column: str | None) -> Iterator[Tagged]:
-    name = (column or "upos").lower()
-    if name not in _CONLLU:
-        raise CorpusError(f"{path}: CoNLL-U has no column {column!r}; it has {', '.join(_CONLLU)}")
-    wanted = _CONLLU.index(name)
-    for block in _blocks(path, comments="#"):
-        cells = [line.split("\t") for _, line in block]
-        if wrong := [
-            number
-            for (number, _), cell in zip(block, cells, strict=True)
-            if len(cell) != len(_CONLLU)
-        ]:
-            raise CorpusError(
-                f"{path}, line {wrong[0]}: has not the 10 columns of CoNLL-U, with tabs between"
-            )
-        kept = [
-            cell for cell in cells if cell[0].isdigit()
-        ]  # not contractions (1-2) or empty nodes (1.1)
-        if kept:
-            yield Tagged(tuple(cell[1] for cell in kept), tuple(cell[wanted] for cell in kept))
+def _tagged(place: str, words: Sequence[str], tags: Sequence[str]) -> Tagged:
+    if len(words) != len(tags):
+        raise CorpusError(f"{place}: {len(words)} tokens but {len(tags)} labels")
+    return Tagged(tuple(words), tuple(tags))
 
 
-def _from_columns(path: Path, column: str | None) -> Iterator[Tagged]:
+def _from_conllu(file: DataFile, *, words: str, labels: str) -> Iterator[Tagged]:
+    word_number = _conllu_column(words, file.name)
+    label_number = _conllu_column(labels, file.name)
+    for sentence in read_conllu(sound_lines(file), file.name):
+        yield Tagged(sentence.column(word_number), sentence.column(label_number))
+
+
+def _conllu_column(name: str, place: str) -> int:
+    if name.lower() not in CONLLU:
+        raise CorpusError(f"{place}: CoNLL-U has no column {name!r}; it has {', '.join(CONLLU)}")
+    return CONLLU.index(name.lower())
+
+
+def _from_columns(
+    file: DataFile, column: str | None, word_column: str | None, on_note: OnNote
+) -> list[Tagged]:
+    word_number = _number(word_column or "0", file.name)
+    label_number = _number(column or "-1", file.name)
+    found = []
+    for sentence in _noted_columns(sound_lines(file), file.name, word_column, on_note):
+        if len(sentence.cells[0]) < 2:
+            raise CorpusError(f"{sentence.place}: only 1 column, where words and labels need two")
+        tags = tuple(map(label_text, sentence.column(label_number)))
+        found.append(Tagged(sentence.column(word_number), tags))
+    return found
+
+
+def _noted_columns(
+    lines: Iterable[Line], name: str, word_column: str | None, on_note: OnNote
+) -> list[Sentence]:
+    sentences = read_columns(lines, name)
+    if word_column is None:
+        note_word_column(sentences, name, on_note)
+    return sentences
+
+
+def _number(column: str, place: str) -> int:
     try:
-        wanted = int(column) if column is not None else -1
+        return int(column)
     except ValueError as error:
         raise CorpusError(
-            f"{path}: columns of this file have numbers, not names: --column -1 is the last"
+            f"{place}: columns of this file have numbers, not names: --column -1 is the last"
         ) from error
-    width = 0
-    for block in _blocks(path, comments="-DOCSTART-"):
-        cells = [
-            line.split("\t") if "\t" in line else [*filter(None, line.split(" "))]
-            for _, line in block
-        ]
-        width = width or len(cells[0])
-        if wrong := [
-            number for (number, _), cell in zip(block, cells, strict=True) if len(cell) != width
-        ]:
-            raise CorpusError(
-                f"{path}, line {wrong[0]}: has not {width} columns, as the first line has"
-            )
-        if not -width <= wanted < width or width < 2:
-            raise CorpusError(
-                f"{path}: there is no column {wanted}, only {width} (from 0; -1 is the last)"
-            )
-        yield Tagged(
-            tuple(cell[0] for cell in cells), tuple(label_text(cell[wanted]) for cell in cells)
-        )
-
-
-def _blocks(path: Path, *, comments: str) -> Iterator[list[tuple[int, str]]]:
-    """Lines between empty lines, each with its number; without those that begin as comments do."""
-    block: list[tuple[int, str]] = []
-    for number, line in enumerate([*read_lines(path), ""], start=1):
-        if line.strip() and not line.startswith(comments):
-            block.append((number, line))
-        elif block and not line.strip():
-            yield block
-            block = []
 
 
 def has_scheme(labels: Collection[str]) -> bool:
-    """Whether labels follow a scheme such as BIO, so that entities can be read from them; types may be left out.
+    """Whether labels follow a scheme such as BIO, with types or without, so that they have entities.
 
     Example:
         >>> has_scheme({"O", "B-PER"}), has_scheme({"O", "B", "I"}), has_scheme({"NOUN", "VERB"})
@@ -170,9 +210,10 @@ def has_scheme(labels: Collection[str]) -> bool:
 
 
 def entities(tags: Sequence[str]) -> set[tuple[int, int, str]]:
-    """Entities of one sentence: first word, one past the last, type. Reads BIO (IOB2), IOB1, BIOES and BILOU alike.
+    """Entities of one sentence: first word, one past the last, type.
 
-    An entity starts at B, S or U; at any other label whose type differs from the label before; and after O, E, S, L, U.
+    Reads BIO (IOB2), IOB1, BIOES, BILOU, BMES and BMEWO alike. An entity starts at B, S, U or W; at
+    any other label whose type differs from the label before; and after O, E, L, S, U or W.
 
     Example:
         >>> sorted(entities(["B-PER", "I-PER", "O", "I-LOC", "B-LOC", "S-ORG"]))
@@ -181,7 +222,7 @@ def entities(tags: Sequence[str]) -> set[tuple[int, int, str]]:
     found, start, kind, before = set(), 0, None, "O"
     for place, tag in enumerate([*tags, "O"]):
         prefix, _, now = tag.partition("-")
-        begins = prefix in "BSU" or before in "OESLU" or now != kind
+        begins = prefix in "BSUW" or before in "OELSUW" or now != kind
         if kind is not None and (prefix == "O" or begins):
             found.add((start, place, kind))
             kind = None

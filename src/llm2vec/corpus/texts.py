@@ -1,216 +1,260 @@
-"""Corpora: one text after another, from files, a hub data set, or the decoder itself.
+"""Texts out of rows: to train on, without the empty ones; or to encode, where every row counts.
 
-Texts are streamed; nothing here holds a corpus in memory. Empty texts are left out. This module knows nothing about
-training.
+Texts are streamed; nothing here holds a corpus in memory. The column that texts are read from is
+decided once for a file. This module knows nothing about training.
 """
 
-import csv
-import glob
-import gzip
-import hashlib
-import importlib
-import json
-import lzma
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
-from types import ModuleType
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from pathlib import Path, PurePath
+from typing import TypeVar
 
-from llm2vec.errors import CorpusError, UsageError
+from llm2vec.corpus.data_files import HUB, TEXTS, DataFile, Format, find_files, is_address
+from llm2vec.corpus.lines import NOT_UNICODE, read_lines
+from llm2vec.corpus.row import Row, Table
+from llm2vec.corpus.rows import LINES, open_table
+from llm2vec.errors import CorpusError
 from llm2vec.recipe.knobs import CorpusRecipe
 from llm2vec.runtime import fingerprint
-from llm2vec.runtime.progress import Progress, Silent
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Item = TypeVar("Item")
 
 SELF = "self"
-HUB = "hub:"
-_OPENERS = {".gz": gzip.open, ".xz": lzma.open}
-_GENERATION_BATCH = 256
+
+_MOST_REPLACED = 0.01
+"""Share of rows that are not Unicode, above which a corpus must be in another encoding."""
 
 
-def read_texts(corpus: CorpusRecipe) -> Iterator[str]:
-    """The texts of a corpus of files or of a hub data set, without the empty ones, in order.
+@dataclass(frozen=True, slots=True)
+class TextRow:
+    """A row as a text to encode.
 
-    Raises:
-        CorpusError: The place, the column or the encoding is wrong, or there is no text at all.
+    Attributes:
+        index: The row's position among all rows, from 0.
+        place: The file and line, or row, for errors.
+        text: The text as the file has it, neither stripped nor left out; empty where there is a
+            problem.
+        words: The words of a text that is tokenised already, which `text` joins by spaces; else
+            None.
+        problem: What is wrong with the row; None where it could be read.
+        replaced: Number of characters that were not Unicode, and are U+FFFD now.
     """
-    source = corpus.source
-    rows = _hub_rows(corpus) if source.startswith(HUB) else _file_rows(corpus)
-    texts = (text for row in rows if (text := row.strip()))
-    first = next(texts, None)
-    if first is None:
-        raise CorpusError(f"the corpus {source} holds no text: every row is empty")
-    yield first
-    yield from islice(texts, None if corpus.max_texts is None else corpus.max_texts - 1)
+
+    index: int
+    place: str
+    text: str
+    words: tuple[str, ...] | None = None
+    problem: str | None = None
+    replaced: int = 0
 
 
-def corpus_fingerprint(source: str, *, kinds: Collection[str] | None = None) -> str:
-    """What tells whether a corpus has changed: its files by name and contents, wherever they lie; else its name."""
-    if source == SELF or source.startswith(HUB):
-        return source
-    files = corpus_files(source, kinds=kinds)
-    return fingerprint.of_files((path.name, path) for path in files)
+@dataclass
+class Tally:
+    """What was found in the rows that were read.
+
+    Attributes:
+        rows: Number of rows.
+        empty: Number of those without text.
+        replaced: Number of those with characters that were not Unicode.
+        first_replaced: The place of the first of these.
+    """
+
+    rows: int = 0
+    empty: int = 0
+    replaced: int = 0
+    first_replaced: str = ""
+
+    def count(self, place: str, *, empty: bool, replaced: int) -> None:
+        """Count a row.
+
+        Args:
+            place: Its file and line.
+            empty: Whether it has no text.
+            replaced: Number of its characters that were not Unicode.
+        """
+        self.rows += 1
+        self.empty += empty
+        if replaced:
+            self.first_replaced = self.first_replaced or place
+            self.replaced += 1
+
+    def note(self) -> str | None:
+        """What a person should know of the characters that were replaced; None: there were none."""
+        if not self.replaced:
+            return None
+        return (
+            f"{self.replaced} of {self.rows} rows hold characters that are not Unicode, which "
+            f"became U+FFFD; the first: {self.first_replaced}"
+        )
 
 
-def corpus_files(source: str, *, kinds: Collection[str] | None = None) -> list[Path]:
-    """The files a path, folder or glob stands for, sorted.
+def text_rows(
+    source: str | DataFile,
+    *,
+    column: str | None = None,
+    words: bool = False,
+    as_format: Format | None = None,
+    delimiter: str | None = None,
+) -> Iterator[TextRow]:
+    """Every row of a source as a text, in order; rows without text are empty texts.
 
     Args:
-        source: Where.
-        kinds: Endings of files that will do; None: of all that can be read.
+        source: A path, folder, glob, address or `hub:NAME`, or one file.
+        column: The column that texts are read from; None: `text`, or the only one that holds texts.
+        words: Whether a column of lists of words will do too: texts that are tokenised already.
+        as_format: The format of all files, whatever their names end in; None: as their names say.
+        delimiter: The character between the cells of CSV files; None: as their first lines show.
 
     Raises:
-        CorpusError: There is none, or one of a kind that will not do.
+        CorpusError: The source cannot be read, or its column must be named. What is wrong with one
+            row is said by the row.
     """
-    kinds = kinds or _READERS
-    path = Path(source).expanduser()
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file() and _kind(file) in kinds)
-        if not files:
-            raise CorpusError(f"the folder {source} holds no {', '.join(kinds)} file")
-        return files
-    if path.is_file():
-        if _kind(path) not in kinds:
-            can = f"{', '.join(kinds)} (plain, .gz or .xz)"
-            raise CorpusError(
-                f"{source}: cannot read {_kind(path) or 'a file without ending'}; can: {can}"
-            )
-        return [path]
-    files = sorted(
-        Path(name)
-        for name in glob.glob(str(path), recursive=True)  # noqa: PTH207
-        if _kind(Path(name)) in kinds
-    )
-    if not files:
-        from_hub = kinds is _READERS and "/" in source and not path.suffix
-        hint = f"; for a data set of the hub write {HUB}{source}" if from_hub else ""
-        raise CorpusError(f"corpus {source} does not exist{hint}")
-    return files
+    index = 0
+    for each in _sources(source, as_format):
+        table = open_table(each, delimiter=delimiter)
+        for text in _table_texts(table, column, words=words):
+            yield replace(text, index=index)
+            index += 1
 
 
-def _kind(path: Path) -> str:
-    return Path(path.stem).suffix if path.suffix in _OPENERS else path.suffix
+def read_texts(
+    corpus: CorpusRecipe, *, on_note: Callable[[str], object] = lambda _: None
+) -> Iterator[str]:
+    """The texts of a corpus to train on, stripped, without the empty ones, in order.
 
-
-def _file_rows(corpus: CorpusRecipe) -> Iterator[str]:
-    for path in corpus_files(corpus.source):
-        yield from _READERS[_kind(path)](path, corpus)
-
-
-def _open(path: Path) -> IO[bytes]:
-    opener: Any = _OPENERS.get(path.suffix, open)
-    file: IO[bytes] = opener(path, "rb")
-    return file
-
-
-def _lines(path: Path) -> Iterator[str]:
-    with _open(path) as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                yield line.decode("utf8")
-            except UnicodeDecodeError as error:
-                raise CorpusError(
-                    f"{path}, line {number}: not UTF-8 ({error.reason} at byte {error.start}); "
-                    f"convert the file first, for instance: iconv -f LATIN1 -t UTF-8 {path.name} > fixed{path.suffix}"
-                ) from error
-
-
-def _txt_rows(path: Path, corpus: CorpusRecipe) -> Iterator[str]:
-    if corpus.unit == "document":
-        yield "".join(_lines(path))
-    else:
-        yield from _lines(path)
-
-
-def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a jsonl file with their line numbers, from 1; empty lines are left out.
+    Args:
+        corpus: The corpus: files, or a data set of the hub.
+        on_note: Hears, when all is read, of characters that were not Unicode.
 
     Raises:
-        CorpusError: A line is not UTF-8, not JSON or not an object.
+        CorpusError: The source cannot be read, a row is wrong, there is no text at all, or more
+            than one row in a hundred holds what is not Unicode.
     """
-    for number, line in enumerate(_lines(path), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise CorpusError(f"{path}, line {number}: not JSON ({error.msg})") from error
-        if not isinstance(row, dict):
-            raise CorpusError(f"{path}, line {number}: not a JSON object")
-        yield number, row
+    found = 0
+    tally = Tally()
+    for row in _corpus_rows(corpus):
+        if row.problem is not None:
+            raise CorpusError(f"{row.place}: {row.problem}")
+        text = row.text.strip()
+        tally.count(row.place, empty=not text, replaced=row.replaced)
+        if text:
+            yield text
+            found += 1
+        if found == corpus.max_texts:
+            break
+    if not found:
+        raise CorpusError(f"the corpus {corpus.source} holds no text: every row is empty")
+    check_encoding(tally)
+    if note := tally.note():
+        on_note(note)
 
 
-def _jsonl_rows(path: Path, corpus: CorpusRecipe) -> Iterator[str]:
-    for number, row in json_rows(path):
-        yield _cell(row, corpus, where=f"{path}, line {number}")
+def check_encoding(tally: Tally) -> None:
+    """Refuse rows to train on that are in another encoding than UTF-8.
 
-
-def _csv_rows(path: Path, corpus: CorpusRecipe) -> Iterator[str]:
-    csv.field_size_limit(1 << 30)
-    for number, row in enumerate(csv.DictReader(_lines(path)), start=2):
-        yield _cell(row, corpus, where=f"{path}, line {number}")
-
-
-def _parquet_rows(path: Path, corpus: CorpusRecipe) -> Iterator[str]:
-    parquet = _optional("pyarrow.parquet", "pyarrow")
-    for batch in parquet.ParquetFile(path).iter_batches(batch_size=1000):
-        for row in batch.to_pylist():
-            yield _cell(row, corpus, where=str(path))
-
-
-def _hub_rows(corpus: CorpusRecipe) -> Iterator[str]:
-    datasets = _optional("datasets", "datasets")
-    name = corpus.source.removeprefix(HUB)
-    try:
-        rows = datasets.load_dataset(name, corpus.config, split=corpus.split, streaming=True)
-    except (OSError, ValueError, RuntimeError) as error:
+    Raises:
+        CorpusError: More than one row in a hundred holds what is not Unicode.
+    """
+    if tally.replaced > _MOST_REPLACED * tally.rows:
         raise CorpusError(
-            f"data set {name} cannot be opened: {str(error).splitlines()[0]}"
-        ) from error
-    for row in rows:
-        yield _cell(row, corpus, where=f"data set {name}")
-
-
-_READERS = {".txt": _txt_rows, ".jsonl": _jsonl_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
-
-
-def _cell(row: dict[str, Any], corpus: CorpusRecipe, *, where: str) -> str:
-    column = corpus.column
-    if column is None:
-        text_columns = [name for name, value in row.items() if isinstance(value, str)]
-        column = "text" if "text" in row or not text_columns else text_columns[0]
-        if column != "text" and len(text_columns) > 1:
-            raise CorpusError(
-                f"{where}: which column? There are {', '.join(text_columns)}; say --column NAME"
-            )
-    if column not in row:
-        raise CorpusError(
-            f"{where}: there is no column {column!r}; there are: {', '.join(map(str, row))}"
+            f"{tally.first_replaced}: {NOT_UNICODE} ({tally.replaced} of {tally.rows} rows are so)"
         )
-    value = row[column]
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise CorpusError(f"{where}: column {column!r} holds {type(value).__name__}, not text")
-    return value
 
 
-def _optional(module: str, package: str) -> ModuleType:
-    """Import what is not always installed, or say how to install it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise UsageError(f"this needs the package {package}: pip install {package}") from None
+def corpus_fingerprint(
+    source: str, *, formats: Collection[Format] = TEXTS, as_format: Format | None = None
+) -> str:
+    """What tells whether a corpus has changed: its files by name and contents; else its name.
+
+    Of files in a remote place, what the place says of them (their sizes, dates or hashes) counts.
+
+    Args:
+        source: The corpus.
+        formats: Formats that will do.
+        as_format: The format of all files, whatever their names end in; None: as their names say.
+    """
+    if source == SELF or source.startswith(HUB):
+        return source
+    files = find_files(source, formats=formats, as_format=as_format)
+    if is_address(source):
+        return fingerprint.of_values([(PurePath(each.name).name, each.state()) for each in files])
+    return fingerprint.of_files((PurePath(each.name).name, Path(each.name)) for each in files)
+
+
+def _sources(source: str | DataFile, as_format: Format | None) -> list[str] | list[DataFile]:
+    if isinstance(source, DataFile):
+        return [source]
+    if source.startswith(HUB):
+        return [source]
+    return find_files(source, as_format=as_format)
+
+
+def _corpus_rows(corpus: CorpusRecipe) -> Iterator[TextRow]:
+    if corpus.source.startswith(HUB):
+        table = open_table(corpus.source, config=corpus.config, split=corpus.split)
+        yield from _table_texts(table, corpus.column)
+        return
+    for file in find_files(corpus.source, as_format=corpus.format):
+        if file.format == "txt" and corpus.unit == "document":
+            yield _document(file)
+        else:
+            yield from text_rows(file, column=corpus.column, delimiter=corpus.delimiter)
+
+
+def _document(file: DataFile) -> TextRow:
+    """A whole file as one text."""
+    lines = list(read_lines(file))
+    text = "\n".join(line.text for line in lines)
+    return TextRow(0, file.name, text, replaced=sum(line.replaced for line in lines))
+
+
+def _table_texts(table: Table, column: str | None, *, words: bool = False) -> Iterator[TextRow]:
+    name = _column(table, column, words=words)
+    for row in table.rows([name]):
+        yield _text_row(row, name, words=words)
+
+
+def _column(table: Table, wanted: str | None, *, words: bool) -> str:
+    """The column that texts are read from."""
+    kinds = table.columns
+    if kinds == LINES:
+        return "text"
+    if not kinds:
+        return wanted or "text"
+    named = wanted or ("text" if "text" in kinds else None)
+    if named is not None:
+        if named not in kinds:
+            raise CorpusError(
+                f"{table.name}: there is no column {named!r}; there are: {', '.join(kinds)}"
+            )
+        return named
+    fitting = [name for name in kinds if kinds[name] == "text"]
+    if not fitting and words:
+        fitting = [name for name in kinds if kinds[name] == "words"]
+    if len(fitting) == 1:
+        return fitting[0]
+    listed = ", ".join(fitting or [f"{name} ({kind})" for name, kind in kinds.items()])
+    raise CorpusError(f"{table.name}: which column? There are {listed}; say --column NAME")
+
+
+def _text_row(row: Row, column: str, *, words: bool) -> TextRow:
+    problem, value = row.problem, row.values.get(column)
+    if problem is None and column not in row.values:
+        known = ", ".join(row.values) or "nothing"
+        problem = f"there is no column {column!r}; there are: {known}"
+    elif isinstance(value, str):
+        return TextRow(0, row.place, value, replaced=row.replaced)
+    elif words and isinstance(value, list) and all(isinstance(each, str) for each in value):
+        return TextRow(0, row.place, " ".join(value), tuple(value), replaced=row.replaced)
+    elif value is not None:
+        problem = f"column {column!r} holds {type(value).__name__}, not text"
+    return TextRow(0, row.place, "", problem=problem, replaced=row.replaced)
 
 
 def sentences(text: str) -> list[str]:
-    """A text cut after . ! or ? followed by space and a capital, digit or quote; rough, for unlabelled training.
+    """A text cut after . ! or ? before a space and a capital, digit or quote; rough, to train on.
 
     Example:
         >>> sentences("It rained. We stayed in! Mr. Smith left.")
@@ -221,70 +265,6 @@ def sentences(text: str) -> list[str]:
         text.strip(),
     )
     return [piece for piece in pieces if piece]
-
-
-def self_texts(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    corpus: CorpusRecipe,
-    *,
-    seed: int,
-    progress: Progress | None = None,
-) -> Iterator[str]:
-    """Texts that a still-causal decoder writes, sampled in batches from its start token.
-
-    A decoder without a start or end token begins from tokens drawn at random from its vocabulary.
-
-    Raises:
-        CorpusError: The decoder writes nothing but empty texts.
-    """
-    import torch
-
-    listener = progress or Silent()
-    listener.start("writing texts", total=corpus.self_texts)
-    written = tokens = 0
-    batch = 0
-    while written < corpus.self_texts:
-        generator_seed = int(hashlib.sha256(f"{seed}/{batch}".encode()).hexdigest()[:8], 16)
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(generator_seed)
-            ids_BT = _sample(model, tokenizer, corpus)
-        texts = [text.strip() for text in tokenizer.batch_decode(ids_BT, skip_special_tokens=True)]
-        kept = [" ".join(text.split()) for text in texts if text][: corpus.self_texts - written]
-        if not kept:
-            raise CorpusError("the decoder writes only empty texts; give it a corpus with --corpus")
-        yield from kept
-        written, tokens, batch = written + len(kept), tokens + int(ids_BT.numel()), batch + 1
-        listener.advance(written, tokens=tokens)
-    listener.finish()
-
-
-def _sample(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", corpus: CorpusRecipe
-) -> Any:
-    import torch
-    from transformers import GenerationConfig
-
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    shape = (min(_GENERATION_BATCH, corpus.self_texts), 1)
-    start_BT = torch.randint(len(tokenizer), shape) if start is None else torch.full(shape, start)
-    settings = GenerationConfig(
-        do_sample=True,
-        temperature=corpus.temperature,
-        top_p=corpus.top_p,
-        top_k=0,
-        max_new_tokens=corpus.self_tokens,
-        bos_token_id=start,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        use_cache=True,
-    )
-    start_BT = start_BT.to(model.device)
-    # every row starts alike, so the mask is all ones; without it a start token that is also the padding is masked
-    written_BT = model.generate(  # type: ignore[operator]
-        start_BT, attention_mask=torch.ones_like(start_BT), generation_config=settings
-    )
-    return written_BT[:, 0 if start is None else 1 :]
 
 
 def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

@@ -1,19 +1,22 @@
-"""Triples: what belongs together and what does not, read from jsonl files into tokens on disk.
+"""Triples: what belongs together and what does not, read from files of rows into tokens on disk.
 
-A row is an anchor, its positive and as many negatives as its file's rows have; a file is a data set. A prompt is joined
-to its text, and left out of pooling, just as `Encoder.encode(prompt=...)` does it. Knows nothing about training.
+A row is an anchor, its positive and as many negatives as its file's rows have; a file is a data
+set. A prompt is joined to its text, and left out of pooling, just as `Encoder.encode(prompt=...)`
+does it. Knows nothing about training.
 """
 
 import difflib
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llm2vec.corpus.texts import chunks, corpus_files, json_rows
+from llm2vec.corpus.data_files import TABLES, DataFile, find_files
+from llm2vec.corpus.rows import read_rows
+from llm2vec.corpus.texts import Tally, check_encoding, chunks
 from llm2vec.corpus.token_store import TokenStore, write_tokens
 from llm2vec.encoder.tokenization import Tokens, borders, tokenize
 from llm2vec.errors import CorpusError, UsageError
@@ -23,11 +26,10 @@ from llm2vec.runtime.files import read_json, whole_folder, write_json
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-KINDS = (".jsonl",)
 _ANCHORS = ("anchor", "query")
 _CHUNK = 500
 
-Row = list[tuple[str, str]]
+Triple = list[tuple[str, str]]
 """Anchor, positive, negatives: each a prompt (or nothing) and a text."""
 
 
@@ -71,23 +73,27 @@ class Triples:
         return Tokens(ids, int(self._firsts[number]), len(ids) - self._after)
 
 
-def check_triples(pairs: PairsRecipe, *, step_rows: int) -> None:
-    """Read a corpus of triples to its end, so that what is wrong in it is told before anything is trained.
+def check_triples(
+    pairs: PairsRecipe, *, step_rows: int, on_note: Callable[[str], object] = lambda _: None
+) -> None:
+    """Read a corpus of triples to its end, to say what is wrong before anything is trained.
 
     Args:
         pairs: The corpus.
         step_rows: Rows of a training step, of all processes.
+        on_note: Hears of characters that were not Unicode, file by file.
 
     Raises:
-        CorpusError: A row lacks a text, or a file has too few rows.
+        CorpusError: A row lacks a text, a file has too few rows, or is not in UTF-8.
         UsageError: A prompt is given for a file that is not there.
     """
-    for path in _files(pairs):
-        check_size(
-            _name(path),
-            sum(all(text for _, text in row) for row in _rows(path, pairs)),
-            step_rows=step_rows,
-        )
+    for file in _files(pairs):
+        tally = Tally()
+        rows = sum(all(text for _, text in row) for row in _triples(file, pairs, tally))
+        check_size(file.stem, rows, step_rows=step_rows)
+        check_encoding(tally)
+        if note := tally.note():
+            on_note(note)
 
 
 def check_size(name: str, rows: int, *, step_rows: int) -> None:
@@ -134,10 +140,10 @@ def store_triples(
 
     def ids_of_all() -> Iterator[list[int]]:
         count = 0
-        for path in _files(pairs):
-            start, width = len(firsts), len(next(_rows(path, pairs)))
+        for file in _files(pairs):
+            start, width = len(firsts), len(next(_triples(file, pairs, Tally())))
             kept = skipped = 0
-            for chunk in chunks(_rows(path, pairs), _CHUNK):
+            for chunk in chunks(_triples(file, pairs, Tally()), _CHUNK):
                 chunk = [_joined(row, separator, before) for row in chunk]
                 found = _tokens(tokenizer, chunk, max_length=max_length, suffix=after)
                 for row, tokens in zip(chunk, found, strict=True):
@@ -152,8 +158,8 @@ def store_triples(
                 count += len(chunk)
                 seen(count)
             if not kept:
-                raise CorpusError(f"{path}: every row has an empty text")
-            data_sets.append(DataSet(_name(path), kept, width - 2, skipped, start))
+                raise CorpusError(f"{file.name}: every row has an empty text")
+            data_sets.append(DataSet(file.stem, kept, width - 2, skipped, start))
 
     with whole_folder(folder) as partial:
         write_tokens(ids_of_all(), partial / "tokens")
@@ -166,9 +172,9 @@ def store_triples(
     return Triples(folder)
 
 
-def _files(pairs: PairsRecipe) -> list[Path]:
-    paths = corpus_files(str(pairs.source), kinds=KINDS)
-    names = [_name(path) for path in paths]
+def _files(pairs: PairsRecipe) -> list[DataFile]:
+    files = find_files(str(pairs.source), formats=TABLES)
+    names = [file.stem for file in files]
     for name in (*pairs.instructions, *pairs.both_sides):
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1)
@@ -180,20 +186,18 @@ def _files(pairs: PairsRecipe) -> list[Path]:
         raise UsageError(
             f"supervised.corpus.both_sides: {silent[0]!r} has no prompt among `instructions`"
         )
-    return paths
+    return files
 
 
-def _name(path: Path) -> str:
-    return path.name.partition(".jsonl")[0]
-
-
-def _rows(path: Path, pairs: PairsRecipe) -> Iterator[Row]:
+def _triples(file: DataFile, pairs: PairsRecipe, tally: Tally) -> Iterator[Triple]:
     """The rows of a file; they all have negatives, or none has, as the first one says."""
-    prompts = pairs.instructions.get(_name(path)) or ("",)
-    symmetric = _name(path) in pairs.both_sides
+    prompts = pairs.instructions.get(file.stem) or ("",)
+    symmetric = file.stem in pairs.both_sides
     width = 0
-    for index, (number, row) in enumerate(json_rows(path)):
-        where = f"{path}, line {number}"
+    for index, each in enumerate(read_rows(file)):
+        if each.problem is not None:
+            raise CorpusError(f"{each.place}: {each.problem}")
+        row, where = each.values, each.place
         texts = [
             _text(row, _ANCHORS, where),
             _text(row, ("positive",), where),
@@ -204,15 +208,16 @@ def _rows(path: Path, pairs: PairsRecipe) -> Iterator[Row]:
                 f"{where}: {len(texts) - 2} negatives, where the rows before it have {width - 2}"
             )
         width = len(texts)
+        tally.count(where, empty=not all(texts), replaced=each.replaced)
         prompt = prompts[index % len(prompts)]
         yield [
             (prompt if place == 0 or symmetric else "", text) for place, text in enumerate(texts)
         ]
     if not width:
-        raise CorpusError(f"{path} holds no rows")
+        raise CorpusError(f"{file.name} holds no rows")
 
 
-def _text(row: dict[str, Any], names: Sequence[str], where: str) -> str:
+def _text(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
     name = next((name for name in names if name in row), None)
     if name is None:
         there = ", ".join(map(str, row)) or "no fields"
@@ -222,7 +227,7 @@ def _text(row: dict[str, Any], names: Sequence[str], where: str) -> str:
     return _stripped(row[name], name, where)
 
 
-def _negatives(row: dict[str, Any], count: int, where: str) -> list[str]:
+def _negatives(row: Mapping[str, Any], count: int, where: str) -> list[str]:
     value = row.get("negative")
     if value is None or not count:
         return []
@@ -240,7 +245,7 @@ def _stripped(value: Any, name: str, where: str) -> str:
     return value.strip()
 
 
-def _joined(row: Row, separator: str, before: str) -> Row:
+def _joined(row: Triple, separator: str, before: str) -> Triple:
     """Prompts as they stand before their texts, in the template."""
     return [
         (before + (prompt.strip() + separator if prompt.strip() else ""), text)
@@ -249,7 +254,7 @@ def _joined(row: Row, separator: str, before: str) -> Row:
 
 
 def _tokens(
-    tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row], *, max_length: int, suffix: str
+    tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Triple], *, max_length: int, suffix: str
 ) -> Iterator[list[Tokens]]:
     """Rows tokenised, texts with and without a prompt apart: only the former's borders are looked for by offsets."""
     prompted = [pair for row in rows for pair in row if pair[0]]

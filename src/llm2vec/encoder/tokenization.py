@@ -11,6 +11,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from llm2vec.errors import ModelError, UsageError
+from llm2vec.runtime.unicode import well_formed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -95,14 +96,15 @@ def untruncated(
 
     Args:
         tokenizer: Any tokenizer of transformers that gives offsets.
-        texts: Texts of any length.
+        texts: Texts of any length; what is not Unicode in them is read as U+FFFD.
         **options: Options of the tokenizer's call, such as `add_special_tokens`.
     """
     if not texts:
         return {"input_ids": [], "offset_mapping": [], "special_tokens_mask": []}
     forget_truncation(tokenizer)
     options = {"return_attention_mask": False, "return_token_type_ids": False, **options}
-    encoded: Any = tokenizer(list(texts), truncation=False, padding=False, verbose=False, **options)
+    sound = [well_formed(text) for text in texts]
+    encoded: Any = tokenizer(sound, truncation=False, padding=False, verbose=False, **options)
     return dict(encoded)
 
 
@@ -169,7 +171,7 @@ def shortened(
 ) -> list[str]:
     """Texts cut to at most `most` tokens of their own; nothing but the end is changed."""
     result = list(texts)
-    long = [index for index, text in enumerate(texts) if len(text.encode()) > most]
+    long = [index for index, text in enumerate(texts) if _bytes(text) > most]
     encoded = untruncated(
         tokenizer,
         [texts[index] for index in long],
@@ -181,6 +183,11 @@ def shortened(
             # a character that is cut in two goes whole
             result[index] = texts[index][: offsets[most][0]]
     return result
+
+
+def _bytes(text: str) -> int:
+    """Length in UTF-8: no text has more tokens of its own."""
+    return len(text.encode("utf8", "surrogatepass"))
 
 
 def separator_for(tokenizer: "PreTrainedTokenizerBase", prompts: Iterable[str]) -> str:

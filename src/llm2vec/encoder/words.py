@@ -4,7 +4,6 @@ A word can be read from its own tokens, or from the states one token earlier, wh
 prediction writes what it knows of them. States of many texts go through the model together, without padding.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -22,7 +21,9 @@ from llm2vec.encoder.batching import (
     reading_layer,
 )
 from llm2vec.encoder.tokenization import borders, untruncated
+from llm2vec.encoder.word_boundaries import find_words
 from llm2vec.errors import UsageError
+from llm2vec.runtime.unicode import well_formed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,8 +33,6 @@ Reading = Literal["own", "before"]
 
 Merge = Literal["mean", "first", "last"]
 """How the states of a word's tokens become one vector."""
-
-_WORD = re.compile(r"\w+(?:['\u2019]\w+)*|[^\w\s]")
 
 
 @dataclass(frozen=True)
@@ -58,16 +57,6 @@ class WordTokens:
 
     ids: list[int]
     ranges: list[tuple[int, int]]
-
-
-def find_words(text: str) -> list[tuple[int, int]]:
-    """Character ranges of the words and punctuation marks of a text.
-
-    Example:
-        >>> find_words("It's over.")
-        [(0, 4), (5, 9), (9, 10)]
-    """
-    return [match.span() for match in _WORD.finditer(text)]
 
 
 def joined(words: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
@@ -98,7 +87,7 @@ def words_of(
     """The words of each text and their vectors; `Encoder.words` says what the arguments are."""
     _check(reading, merge, layer)
     texts = [texts] if isinstance(texts, str) else texts
-    pairs = [(text, find_words(text)) if isinstance(text, str) else joined(text) for text in texts]
+    pairs = [_text_and_words(text) for text in texts]
     plain, offsets = [text for text, _ in pairs], [found for _, found in pairs]
     found = word_states(
         model,
@@ -117,6 +106,14 @@ def words_of(
         Words(tuple(text[start:end] for start, end in each), tuple(each), part_WD)
         for text, each, part_WD in zip(plain, offsets, parts, strict=True)
     ]
+
+
+def _text_and_words(text: str | Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
+    """A raw text cut into words, or the text of given words; what is not Unicode is read as U+FFFD."""
+    if isinstance(text, str):
+        text = well_formed(text)
+        return text, find_words(text)
+    return joined([well_formed(word) for word in text])
 
 
 def _check(reading: Any, merge: Any, layer: Any) -> None:

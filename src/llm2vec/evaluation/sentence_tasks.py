@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llm2vec.corpus.jsonl import Row, read_json_rows, read_lines, read_tab_rows
+from llm2vec.corpus.lines import sound_lines
+from llm2vec.corpus.row import Row
+from llm2vec.corpus.rows import existing_file, read_tab_rows, read_table
 from llm2vec.errors import CorpusError
 from llm2vec.evaluation.bootstrap import draws, interval
 from llm2vec.evaluation.subjects import Embedder
@@ -333,7 +335,7 @@ def _precision(labels: np.ndarray, cosines: np.ndarray) -> float:
 def _by_id(path: Path) -> dict[str, str]:
     """Texts by their ids, a title before its text."""
     found: dict[str, str] = {}
-    for row in read_json_rows(path):
+    for row in read_table(path):
         name, text = row.text("_id"), row.text("text")
         if name in found:
             raise CorpusError(f"{row.place}: the id {name!r} occurs twice")
@@ -343,7 +345,7 @@ def _by_id(path: Path) -> dict[str, str]:
 
 
 def _labelled(path: Path) -> tuple[list[str], list[str]]:
-    rows = read_json_rows(path)
+    rows = read_table(path)
     labels = [row.label("label") for row in rows]
     if len(set(labels)) < 2:
         raise CorpusError(
@@ -357,15 +359,15 @@ def _some_of(labels: Sequence[str]) -> str:
 
 
 def _pairs(path: Path, first: str) -> list[Row]:
-    if path.suffix == ".jsonl":
-        return read_json_rows(path)
+    if existing_file(path).format in ("jsonl", "csv", "parquet"):
+        return read_table(path)
     return read_tab_rows(path, names=(first, "text1", "text2"))
 
 
 def _relevant(path: Path) -> dict[str, dict[str, int]]:
     """Grades of judged documents by query; a negative grade is 0."""
     found: dict[str, dict[str, int]] = {}
-    for number, line in enumerate(read_lines(path), start=1):
+    for number, line in ((each.number, each.text) for each in sound_lines(existing_file(path))):
         cells = line.split("\t")
         if not line.strip() or (number == 1 and not cells[-1].strip().lstrip("-").isdigit()):
             continue  # the heading

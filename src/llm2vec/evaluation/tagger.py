@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from llm2vec.corpus.tagged import entities, has_scheme
 from llm2vec.encoder.encoder import Encoder
-from llm2vec.encoder.words import Merge, Reading
+from llm2vec.encoder.words import Merge, Reading, Words
 from llm2vec.errors import ModelError
 from llm2vec.evaluation.probe import Classifier, Probed
 from llm2vec.evaluation.subjects import name_found_from, name_seen_from, open_encoder
@@ -26,6 +26,7 @@ from llm2vec.runtime.files import (
     resolved_folder,
     write_json,
 )
+from llm2vec.runtime.unicode import well_formed
 
 _FACTS, _WEIGHTS = "probe.json", "probe.safetensors"
 
@@ -44,6 +45,21 @@ class Span:
     end: int
     text: str
     label: str
+
+
+@dataclass(frozen=True)
+class TaggedText:
+    """A text's words with their labels.
+
+    Attributes:
+        words: The words.
+        tags: The label of each word; None for a word that was not read.
+        spans: The labelled pieces, as `Tagger.tag` gives them.
+    """
+
+    words: tuple[str, ...]
+    tags: tuple[str | None, ...]
+    spans: tuple[Span, ...]
 
 
 @dataclass(frozen=True)
@@ -119,32 +135,46 @@ class Tagger:
             )
         return cls(opened, Classifier(weights["weight"], weights["bias"]), facts)
 
-    def tag(self, texts: Sequence[str]) -> list[list[Span]]:
+    def tag(self, texts: Sequence[str] | Sequence[Sequence[str]]) -> list[list[Span]]:
         """Spans of each text: whole entities where labels follow a scheme such as BIO, else every word.
 
         A word beyond the longest sequence, or without any token, gets none.
+
+        Args:
+            texts: Raw texts, which are cut into words, or lists of words, which are joined by spaces.
         """
-        whole = has_scheme(self.facts.labels)
-        found = []
+        return [list(each.spans) for each in self.read(texts)]
+
+    def read(self, texts: Sequence[str | Sequence[str]]) -> list["TaggedText"]:
+        """Words, tags and spans of each text; arguments as of `tag`."""
         facts = self.facts
         words_of_texts = self.encoder.words(
-            texts, reading=facts.reading, merge=facts.merge, layer=facts.layer
+            texts,  # type: ignore[arg-type]  # raw texts beside lists of words
+            reading=facts.reading,
+            merge=facts.merge,
+            layer=facts.layer,
         )
-        for text, words in zip(texts, words_of_texts, strict=True):
-            numbers = self.classifier(words.vectors_WD).tolist() if words.words else []
-            read = words.vectors_WD.any(1).tolist()
-            tags = [
-                facts.labels[number] if known else "O"
-                for number, known in zip(numbers, read, strict=True)
-            ]
-            singles = [(place, place + 1, tag) for place, tag in enumerate(tags) if read[place]]
-            pieces = sorted(entities(tags)) if whole else singles
-            bounds = [
-                (words.offsets[first][0], words.offsets[last - 1][1], label)
-                for first, last, label in pieces
-            ]
-            found.append([Span(start, end, text[start:end], label) for start, end, label in bounds])
-        return found
+        return [
+            self._tagged(text, words) for text, words in zip(texts, words_of_texts, strict=True)
+        ]
+
+    def _tagged(self, text: str | Sequence[str], words: Words) -> "TaggedText":
+        labels = self.facts.labels
+        numbers = self.classifier(words.vectors_WD).tolist() if words.words else []
+        was_read = words.vectors_WD.any(1).tolist()
+        tags = [
+            labels[number] if read else None for number, read in zip(numbers, was_read, strict=True)
+        ]
+        if has_scheme(labels):
+            pieces = sorted(entities([tag or "O" for tag in tags]))
+        else:
+            pieces = [(index, index + 1, tag) for index, tag in enumerate(tags) if tag is not None]
+        whole = well_formed(text if isinstance(text, str) else " ".join(text))
+        spans = []
+        for first, last, label in pieces:
+            start, end = words.offsets[first][0], words.offsets[last - 1][1]
+            spans.append(Span(start, end, whole[start:end], label))
+        return TaggedText(words.words, tuple(tags), tuple(spans))
 
 
 def probe_folder(path: Path) -> Path:

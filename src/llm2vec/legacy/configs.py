@@ -115,7 +115,7 @@ def probe_arguments(
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(f"configuration file {path} cannot be read: {error.strerror}") from error
     except ValueError as error:

@@ -3,7 +3,6 @@
 Ours trains from any file (`supervised.corpus`, `simcse.corpus`); these are for code that wants the rows themselves.
 """
 
-import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,9 +11,12 @@ from typing import Any
 
 import torch
 
-from llm2vec.errors import CorpusError, UsageError
+from llm2vec.corpus.rows import read_rows
+from llm2vec.corpus.texts import read_texts
+from llm2vec.errors import UsageError
 from llm2vec.legacy.arguments import SEPARATOR
 from llm2vec.legacy.config_keys import E5_PROMPTS
+from llm2vec.recipe.knobs import CorpusRecipe
 
 
 @dataclass
@@ -109,8 +111,8 @@ class Wiki1M(Dataset):
         split: str = "train",
         file_path: str | None = None,
     ) -> None:
-        lines = _checked(split, file_path).read_text(encoding="utf8").splitlines()
-        texts = [line.strip() for line in lines if line.strip()]
+        path = _checked(split, file_path)
+        texts = read_texts(CorpusRecipe(source=str(path), format="txt"))
         self.samples = [
             TrainSample(str(number), [text, text], 1.0) for number, text in enumerate(texts)
         ]
@@ -126,15 +128,11 @@ def _checked(split: str, file_path: str | None) -> Path:
 
 def _triples(path: Path, separator: str) -> Iterator[TrainSample]:
     instructions = E5_PROMPTS.get(path.stem, ("",))
-    for number, line in enumerate(path.read_text(encoding="utf8").splitlines()):
-        row = json.loads(line)
-        if missing := [name for name in ("query", "positive", "negative") if name not in row]:
-            raise CorpusError(f"{path}, line {number + 1}: there is no {missing[0]!r}")
+    for number, row in enumerate(read_rows(path)):
+        query, positive, negative = map(row.text, ("query", "positive", "negative"))
         instruction = instructions[number % len(instructions)]
-        query = (
-            f"{instruction}; {separator}{row['query']}" if instruction else separator + row["query"]
-        )
-        texts = [query, separator + row["positive"], separator + row["negative"]]
+        query = f"{instruction}; {separator}{query}" if instruction else separator + query
+        texts = [query, separator + positive, separator + negative]
         yield TrainSample(f"{path.stem}-{number}", texts, 1.0)
 
 

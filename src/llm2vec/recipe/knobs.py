@@ -48,6 +48,12 @@ class CorpusRecipe(Part):
     column: str | None = knob(
         None, "column of jsonl, csv, parquet or hub data; none: `text`, or the only text column"
     )
+    format: Literal["txt", "jsonl", "csv", "tsv", "parquet"] | None = knob(
+        None, "what the files hold; none: told by their names"
+    )
+    delimiter: str | None = knob(
+        None, "character between the cells of csv files; none: told by their first lines"
+    )
     config: str | None = knob(None, "configuration of a hub data set")
     split: str = knob("train", "split of a hub data set")
     unit: Literal["line", "document"] = knob(
@@ -352,7 +358,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UsageError: No such file, or not a YAML mapping.
     """
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf8"))
+        value = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UsageError(f"recipe file {path} does not exist") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -14,7 +14,7 @@ def corpus_texts(run: StageRun, corpus: CorpusRecipe) -> Iterator[str]:
     """The texts of a corpus; those that the decoder wrote where it is `self`."""
     if corpus.source == SELF:
         corpus = CorpusRecipe(source=str(run.own_texts), max_texts=corpus.max_texts)
-    return read_texts(corpus)
+    return read_texts(corpus, on_note=run.progress.note)
 
 
 def open_store(

@@ -1,0 +1,174 @@
+"""What a command reads: texts, from arguments, files or standard input, and labelled sentences."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, TextIO, get_args
+
+import typer
+
+from llm2vec.cli.console import one_of, people
+from llm2vec.corpus.data_files import DataFile, Format, data_file
+from llm2vec.corpus.tagged import Tagged, read_tagged, read_words
+from llm2vec.corpus.texts import Tally, TextRow, text_rows
+from llm2vec.errors import CorpusError, UsageError
+from llm2vec.runtime.unicode import repaired
+
+Texts = Annotated[
+    list[str] | None, typer.Argument(help="Texts; none: standard input, a text a line.")
+]
+FileOption = Annotated[
+    str | None,
+    typer.Option(
+        "--file",
+        help="Texts from a file, folder, glob, address (`s3://` ...) or `hub:NAME`: .txt, .jsonl, "
+        ".csv, .tsv, .parquet, plain or compressed.",
+    ),
+]
+ColumnOption = Annotated[str | None, typer.Option("--column", help="Column of that file.")]
+FormatOption = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        help="What the file or standard input holds, where no name says it: txt, jsonl, csv ...",
+    ),
+]
+DelimiterOption = Annotated[
+    str | None, typer.Option("--delimiter", help="Between the cells of a .csv file.")
+]
+
+WordColumnOption = Annotated[
+    str | None,
+    typer.Option(
+        "--word-column",
+        help="Word column, by number or name; none: the first, `form` (CoNLL-U) or `tokens`.",
+    ),
+]
+
+_SENTENCES = ("conllu", "columns")
+"""Formats with a word a line."""
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """Where a command's texts are, as its options say.
+
+    Attributes:
+        file: The path, folder, glob, address or `hub:NAME`.
+        column: The column of texts.
+        as_format: What the files or standard input hold.
+        delimiter: The character between the cells of a CSV file.
+        words: Whether texts may be tokenised already.
+        word_column: The words' column in files with a word a line.
+        tokenized: Whether texts are words with spaces between.
+    """
+
+    file: str | None = None
+    column: str | None = None
+    as_format: str | None = None
+    delimiter: str | None = None
+    words: bool = False
+    word_column: str | None = None
+    tokenized: bool = False
+
+
+@dataclass(frozen=True)
+class Given:
+    """The texts that a command was given.
+
+    Attributes:
+        rows: Every row, in order.
+        tally: What was found in them.
+    """
+
+    rows: list[TextRow]
+    tally: Tally
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts alone."""
+        return [row.text for row in self.rows]
+
+
+def given_texts(arguments: Sequence[str] | None, source: TextSource, *, stdin: TextIO) -> Given:
+    """Read a command's texts; what was not Unicode in them is a note for people.
+
+    Raises:
+        CorpusError: There is no text, or a row cannot be read.
+        UsageError: Texts come from two places at once, or an option has no such value.
+    """
+    if arguments and source.file is not None:
+        raise UsageError("texts come from arguments or from --file, not from both")
+    if source.as_format is not None:
+        one_of("--format", source.as_format, get_args(Format))
+    rows, tally = [], Tally()
+    for row in _rows(arguments, source, stdin):
+        if row.problem is not None:
+            raise CorpusError(f"{row.place}: {row.problem}")
+        tally.count(row.place, empty=not row.text.strip(), replaced=row.replaced)
+        split = source.tokenized and row.words is None
+        rows.append(_tokenized(row) if split else row)
+    if not rows:
+        raise CorpusError(f"{source.file or 'standard input'} holds no row")
+    if note := tally.note():
+        _note(note)
+    return Given(rows, tally)
+
+
+def labelled_sentences(
+    source: str, column: str | None, word_column: str | None, *, split: str
+) -> list[Tagged]:
+    """Read labelled sentences; what is odd about their columns is a note for people.
+
+    Args:
+        source: A file or data set, as of `read_tagged`.
+        column: The labels' column.
+        word_column: The words' column.
+        split: The split of a data set of the hub.
+
+    Raises:
+        CorpusError: As `read_tagged` says.
+    """
+    return read_tagged(source, column=column, word_column=word_column, split=split, on_note=_note)
+
+
+def _note(message: str) -> None:
+    people.print(message, markup=False)
+
+
+def _rows(arguments: Sequence[str] | None, source: TextSource, stdin: TextIO) -> Iterator[TextRow]:
+    if arguments:
+        yield from _arguments(arguments)
+        return
+    as_format: Format | None = source.as_format  # type: ignore[assignment]  # checked above
+    if source.file is None:
+        if stdin.isatty():
+            raise UsageError("no texts: give them as arguments, with --file, or on standard input")
+        file = DataFile("standard input", as_format or "txt", stdin.buffer)
+        yield from _file_rows(file, source)
+    elif source.words and data_file(source.file, as_format=as_format).format in _SENTENCES:
+        yield from _file_rows(data_file(source.file, as_format=as_format), source)
+    else:
+        yield from text_rows(
+            source.file,
+            column=source.column,
+            words=source.words,
+            as_format=as_format,
+            delimiter=source.delimiter,
+        )
+
+
+def _file_rows(file: DataFile, source: TextSource) -> Iterator[TextRow]:
+    if source.words and file.format in _SENTENCES:
+        return read_words(file, word_column=source.word_column, on_note=_note)
+    return text_rows(file, column=source.column, words=source.words, delimiter=source.delimiter)
+
+
+def _arguments(texts: Sequence[str]) -> Iterator[TextRow]:
+    for index, text in enumerate(texts):
+        sound, count = repaired(text)
+        yield TextRow(index, f"argument {index + 1}", sound, replaced=count)
+
+
+def _tokenized(row: TextRow) -> TextRow:
+    words = tuple(row.text.split())
+    return replace(row, text=" ".join(words), words=words)

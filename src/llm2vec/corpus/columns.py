@@ -1,0 +1,163 @@
+"""Sentences of column files: a word a line with its labels, an empty line between sentences.
+
+Comments are known by their place and their form, for `#` is a word too: they stand before a
+sentence's first word, and are cut into another number of cells or look like `# key = value`. Lines
+between documents (`#begin document`, `-DOCSTART-`) may stand anywhere.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from llm2vec.corpus.lines import Line
+from llm2vec.errors import CorpusError
+
+CONLLU = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
+"""The columns of CoNLL-U."""
+
+_DOCUMENT = re.compile(r"#\s*(begin|end)\s+document\b|-DOCSTART-")
+
+_ABOUT = re.compile(r"#\s+(id\b|\S+\s*=|.*\s\S+=\S+$)")
+"""A comment about a sentence: `# id 17`, `# text = ...`, `# 17 domain=news`."""
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """The cells of a sentence.
+
+    Attributes:
+        place: The file and the line of its first word, for errors.
+        cells: The cells of each word.
+        replaced: Number of characters that were not Unicode, and are U+FFFD now.
+    """
+
+    place: str
+    cells: Sequence[Sequence[str]]
+    replaced: int = 0
+
+    def column(self, number: int) -> tuple[str, ...]:
+        """A column, from 0; -1 is the last.
+
+        Raises:
+            CorpusError: The sentence has no such column.
+        """
+        width = len(self.cells[0])
+        if not -width <= number < width:
+            raise CorpusError(
+                f"{self.place}: there is no column {number}, only {width} (from 0; -1 is the last)"
+            )
+        return tuple(cells[number] for cells in self.cells)
+
+
+def read_columns(lines: Iterable[Line], name: str) -> list[Sentence]:
+    """The sentences of a column file, with tabs or spaces between its columns.
+
+    Args:
+        lines: The file's lines.
+        name: The file's name.
+
+    Raises:
+        CorpusError: The lines of a sentence have different numbers of columns.
+    """
+    blocks = list(_blocks(lines, left_out=_DOCUMENT))
+    words = [_cells(line) for line in chain(*blocks) if not line.text.startswith("#")]
+    usual = _most_common([len(cells) for cells in words])
+    found = [_sentence(name, block, usual) for block in blocks]
+    return [sentence for sentence in found if sentence.cells]
+
+
+def read_conllu(lines: Iterable[Line], name: str) -> Iterator[Sentence]:
+    """The sentences of a CoNLL-U file, without contractions (1-2) and empty nodes (1.1).
+
+    Args:
+        lines: The file's lines.
+        name: The file's name.
+
+    Raises:
+        CorpusError: A line has not the ten columns.
+    """
+    for block in _blocks(lines, left_out=re.compile("#")):
+        rows = [line.text.split("\t") for line in block]
+        for line, cells in zip(block, rows, strict=True):
+            if len(cells) != len(CONLLU):
+                raise CorpusError(
+                    f"{name}, line {line.number}: has not the 10 columns of CoNLL-U, "
+                    "with tabs between"
+                )
+        words = [cells for cells in rows if cells[0].isdigit()]
+        if words:
+            yield Sentence(f"{name}, line {block[0].number}", words, _replaced(block))
+
+
+def note_word_column(
+    sentences: Sequence[Sentence], name: str, on_note: Callable[[str], object]
+) -> None:
+    """Say so where the first column cannot be the words: it counts, or never changes in a sentence."""
+    firsts = [sentence.column(0) for sentence in sentences]
+    longer = [first for first in firsts if len(first) > 1]
+    if not longer:
+        return
+    what = None
+    if all(len(set(first)) == 1 for first in longer):
+        what = f"is the same in each line of a sentence ({longer[0][0]!r})"
+    elif all(_counts(first) for first in firsts):
+        what = "counts 1, 2, 3"
+    if what is not None:
+        on_note(f"{name}: the first column {what}; where words are in another, say --word-column 1")
+
+
+def _counts(column: Sequence[str]) -> bool:
+    numbers = range(len(column))
+    return list(column) in ([str(n) for n in numbers], [str(n + 1) for n in numbers])
+
+
+def _sentence(name: str, block: Sequence[Line], usual: int) -> Sentence:
+    rows = [_cells(line) for line in block]
+    widths = [len(cells) for cells in rows if not cells[0].startswith("#")]
+    width = _most_common(widths) or usual
+    start = 0
+    while start < len(block) and _is_comment(block[start], width):
+        start += 1
+    for line, cells in zip(block[start:], rows[start:], strict=True):
+        if len(cells) != width:
+            raise CorpusError(
+                f"{name}, line {line.number}: has not {width} columns, as the lines around it have"
+            )
+    return Sentence(f"{name}, line {block[0].number + start}", rows[start:], _replaced(block))
+
+
+def _replaced(block: Sequence[Line]) -> int:
+    return sum(line.replaced for line in block)
+
+
+def _is_comment(line: Line, width: int) -> bool:
+    if not line.text.startswith("#"):
+        return False
+    return len(_cells(line)) != width or _ABOUT.match(line.text) is not None
+
+
+def _cells(line: Line) -> list[str]:
+    """A line's cells; a no-break space is part of a word."""
+    if "\t" in line.text:
+        return line.text.split("\t")
+    return [cell for cell in line.text.split(" ") if cell]
+
+
+def _most_common(numbers: Sequence[int]) -> int:
+    return Counter(numbers).most_common(1)[0][0] if numbers else 0
+
+
+def _blocks(lines: Iterable[Line], *, left_out: re.Pattern[str]) -> Iterator[list[Line]]:
+    """Lines between empty lines, without those that are left out wherever they stand."""
+    block: list[Line] = []
+    for line in lines:
+        if not line.text.strip():
+            if block:
+                yield block
+            block = []
+        elif not left_out.match(line.text):
+            block.append(line)
+    if block:
+        yield block

@@ -1,0 +1,137 @@
+"""Rows of CSV and TSV files: a heading, then cells with a delimiter between.
+
+In CSV a cell may be quoted, and then hold delimiters, quotes and line ends; in TSV quotes mean
+nothing. The delimiter of a CSV file is told by its first lines, once for the file.
+"""
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+
+from llm2vec.corpus.data_files import DataFile
+from llm2vec.corpus.lines import Line, read_lines
+from llm2vec.corpus.row import Row
+from llm2vec.errors import CorpusError, UsageError
+
+_SAMPLE_LINES = 100
+
+_LONGEST_CELL = 1 << 26
+"""Characters of a cell; in one that is longer, a quote was never closed."""
+
+_DELIMITERS = (",", ";", "\t", "|")
+
+
+@dataclass(frozen=True)
+class Delimited:
+    """A delimited file.
+
+    Attributes:
+        columns: The names in its heading.
+        rows: The rows below the heading, read as they are asked for.
+    """
+
+    columns: Sequence[str]
+    rows: Iterator[Row]
+
+
+@dataclass(frozen=True)
+class _Record:
+    place: str
+    cells: list[str]
+    problem: str | None
+    replaced: int
+
+
+def read_delimited(file: DataFile, *, delimiter: str | None) -> Delimited:
+    """Read a delimited file's heading, and give its rows.
+
+    Args:
+        file: A CSV or TSV file.
+        delimiter: The character between cells; None: a tab in TSV, and in CSV as the first lines
+            show.
+
+    Raises:
+        CorpusError: The delimiter cannot be told, or two columns have one name.
+        UsageError: The delimiter is not one character.
+    """
+    if delimiter is not None and len(delimiter) != 1:
+        raise UsageError(f"the delimiter is {delimiter!r}; it must be one character")
+    lines = read_lines(file)
+    if file.format == "tsv":
+        records = _unquoted(file.name, lines, delimiter or "\t")
+    else:
+        first = list(islice(lines, _SAMPLE_LINES))
+        chosen = delimiter or _told_delimiter(first, file.name)
+        records = _quoted(file.name, chain(first, lines), chosen)
+    heading = next(records, None)
+    if heading is None:
+        return Delimited((), iter(()))
+    if heading.problem is not None:
+        raise CorpusError(f"{heading.place}: {heading.problem}")
+    names = heading.cells
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise CorpusError(f"{heading.place}: two columns are named {twice[0]!r}")
+    return Delimited(names, (_row(record, names) for record in records))
+
+
+def _row(record: _Record, names: Sequence[str]) -> Row:
+    problem = record.problem
+    if problem is None and len(record.cells) != len(names):
+        problem = (
+            f"{len(record.cells)} cells, where the heading has {len(names)}: {', '.join(names)}"
+        )
+    if problem is not None:
+        return Row(record.place, {}, problem, record.replaced)
+    values = dict(zip(names, record.cells, strict=True))
+    return Row(record.place, values, replaced=record.replaced)
+
+
+def _unquoted(name: str, lines: Iterator[Line], delimiter: str) -> Iterator[_Record]:
+    for line in lines:
+        if line.text:
+            cells = line.text.split(delimiter)
+            yield _Record(f"{name}, line {line.number}", cells, None, line.replaced)
+
+
+def _quoted(name: str, lines: Iterator[Line], delimiter: str) -> Iterator[_Record]:
+    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_CELL))
+    taken: list[Line] = []
+
+    def texts() -> Iterator[str]:
+        for line in lines:
+            taken.append(line)
+            yield line.text + "\n"
+
+    reader = csv.reader(texts(), delimiter=delimiter, strict=True)
+    while True:
+        taken.clear()
+        problem = None
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            cells, problem = [], f"not CSV ({error})"
+        if cells or problem:
+            place = f"{name}, line {taken[0].number}" if taken else name
+            yield _Record(place, cells, problem, sum(line.replaced for line in taken))
+
+
+def _told_delimiter(lines: Sequence[Line], name: str) -> str:
+    """The delimiter that cuts the heading, and all first rows into as many cells."""
+    widths = {each: _widths(lines, each) for each in _DELIMITERS}
+    cutting = [each for each, found in widths.items() if found[0] > 1]
+    fitting = [each for each in cutting if len(set(widths[each])) == 1] or cutting
+    if len(fitting) > 1:
+        shown = " or ".join(map(repr, fitting))
+        raise CorpusError(f"{name}: the delimiter may be {shown}; say which: --delimiter")
+    return fitting[0] if fitting else ","
+
+
+def _widths(lines: Sequence[Line], delimiter: str) -> list[int]:
+    """The number of cells of each of the first rows; the last row of a longer file may be cut."""
+    records = list(_quoted("", iter(lines), delimiter))
+    if len(lines) == _SAMPLE_LINES:
+        records = records[:-1]
+    return [len(record.cells) for record in records] or [0]

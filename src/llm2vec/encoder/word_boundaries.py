@@ -1,0 +1,56 @@
+"""Words of raw text by Unicode's rules (UAX #29), as ICU implements them.
+
+Combining marks stay with their letters. In scripts that are written without spaces (Chinese, Japanese, Thai, Khmer,
+Lao, Burmese), ICU finds words by its dictionaries; what no dictionary knows falls into short pieces. A mark of
+punctuation or a symbol is a word too; spaces and invisible characters are not.
+"""
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+
+from llm2vec.runtime.unicode import well_formed
+
+_LAST_OF_ONE_UNIT = "\uffff"
+"""The last character that UTF-16 writes as one unit; those beyond are two."""
+
+_INVISIBLE = ("Cc", "Cf", "Zs", "Zl", "Zp")
+"""Unicode's categories of control and format characters and of separators."""
+
+
+def find_words(text: str) -> list[tuple[int, int]]:
+    """Character ranges of the words and punctuation marks of a text.
+
+    Example:
+        >>> find_words("It's over.")
+        [(0, 4), (5, 9), (9, 10)]
+    """
+    text = well_formed(text)
+    found = []
+    for start, end in _segments(text):
+        while start < end and not _is_visible(text[start]):
+            start += 1
+        if start < end:
+            found.append((start, end))
+    return found
+
+
+def _segments(text: str) -> Iterator[tuple[int, int]]:
+    from icu4py.breakers import WordBreaker
+
+    spans = list(WordBreaker(text, "root").segments())
+    if spans and spans[-1][1] != len(text):  # counted in units of UTF-16
+        positions = _positions(text)
+        spans = [(positions[start], positions[end]) for start, end in spans]
+    yield from spans
+
+
+def _positions(text: str) -> Sequence[int]:
+    """The character at each unit of UTF-16, and one past the last."""
+    found = []
+    for position, character in enumerate(text):
+        found += [position] * (2 if character > _LAST_OF_ONE_UNIT else 1)
+    return [*found, len(text)]
+
+
+def _is_visible(character: str) -> bool:
+    return unicodedata.category(character) not in _INVISIBLE
