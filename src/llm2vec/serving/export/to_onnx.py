@@ -1,0 +1,256 @@
+"""An encoder as an ONNX graph: tokens in, pooled vector of length 1 out, for onnxruntime and what builds on it.
+
+The graph has three inputs: `input_ids`, `attention_mask`, and `pooling_mask`, which is 0 where a token is read but not
+pooled (a prompt's, or one that the tokenizer adds). The last may be left out: every token is then pooled. It has two
+outputs: `sentence_embedding`, and `last_hidden_state` for libraries that pool by themselves.
+
+The graph is made by following one call of the model, which could fix a length or a batch by mistake; the comparison
+with the source runs it on others. Attention is the family's own eager formula: windows, caps and sinks included.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from llm2vec.backbone.loading import quiet
+from llm2vec.backbone.switch import live_attention
+from llm2vec.encoder.encoder import LLM2Vec
+from llm2vec.encoder.folder import Settings
+from llm2vec.errors import ModelError, first_line
+from llm2vec.evaluation.subjects import Embedder
+from llm2vec.recipe.knobs import Pooling
+from llm2vec.runtime.packages import needed
+from llm2vec.serving.export.form import Form, Written
+from llm2vec.serving.export.texts_as_read import texts_as_read
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+FLOAT32, INT8 = "float32", "int8"
+
+_GRAPHS = {FLOAT32: "onnx/model.onnx", INT8: "onnx/model_qint8.onnx"}
+"""Where sentence-transformers looks for graphs, and how it names them."""
+
+_OPSET = 18
+_PROTOBUF_BYTES = 1_500_000_000
+"""A graph with more weights than this keeps them in a second file: protobuf ends at 2 GiB."""
+
+_BATCH = 8
+
+_AXES = {0: "batch", 1: "sequence"}
+
+_SNIPPET = '''import numpy as np
+from onnxruntime import InferenceSession
+from tokenizers import Tokenizer
+
+tokenizer = Tokenizer.from_file("{folder}/tokenizer.json")  # pads, and cuts long texts
+session = InferenceSession("{folder}/{weights}")
+rows = tokenizer.encode_batch(["Some text.", "Another."])
+vectors = session.run(["sentence_embedding"], {{
+    "input_ids": np.array([row.ids for row in rows]),
+    "attention_mask": np.array([row.attention_mask for row in rows]),
+    "pooling_mask": {pooling_mask},
+}})[0]'''
+
+
+class _Graph(nn.Module):
+    """What is exported: the backbone with pooling and normalisation behind it."""
+
+    def __init__(self, model: "PreTrainedModel", pooling: Pooling) -> None:
+        super().__init__()
+        self.model = model
+        self.pooling = pooling
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, pooling_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        states_BTD = self.model(
+            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+        ).last_hidden_state
+        weights_BT = _pooling_weights(attention_mask, pooling_mask, pooling=self.pooling)
+        embedding_BD = (states_BTD * weights_BT[:, :, None]).sum(1)
+        length_B1 = embedding_BD.square().sum(-1, keepdim=True).sqrt()
+        return embedding_BD / length_B1.clamp(min=1e-12), states_BTD
+
+
+def _pooling_weights(mask_BT: Tensor, pooling_mask_BT: Tensor, *, pooling: Pooling) -> Tensor:
+    """How much each state counts, up to a factor; all 0 where no token is pooled, as in `encode`."""
+    counted_BT = mask_BT * pooling_mask_BT
+    if pooling == "mean":
+        return counted_BT.float()
+    if pooling == "weighted_mean":
+        return (counted_BT * counted_BT.cumsum(1)).float()
+    place_BT = mask_BT.cumsum(1)
+    wanted_B1 = mask_BT.sum(1, keepdim=True) if pooling == "last" else torch.ones_like(place_BT[:, :1])
+    chosen_BT = (place_BT == wanted_B1) & (mask_BT > 0)
+    return chosen_BT.float() * (counted_BT.sum(1, keepdim=True) > 0).float()
+
+
+def _write(encoder: LLM2Vec, folder: Path, precision: str) -> Written:
+    encoder.write(folder)
+    for weights in folder.glob("model*.safetensors*"):
+        weights.unlink()
+    _set_up_tokenizer(encoder, folder / "tokenizer.json")
+    graph = folder / _GRAPHS[FLOAT32]
+    graph.parent.mkdir()
+    _trace(encoder, graph)
+    if precision == INT8:
+        _quantise(graph, folder / _GRAPHS[INT8])
+        for each in graph.parent.glob(graph.name + "*"):
+            each.unlink()
+    weights = _GRAPHS[precision]
+    return Written(weights, facts={"opset": _OPSET, "pooling": encoder.settings.pooling_mode})
+
+
+def _set_up_tokenizer(encoder: LLM2Vec, path: Path) -> None:
+    """Let the tokenizer's own file say how to pad and where to cut, for those who open it by itself."""
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.enable_truncation(encoder.settings.max_length)
+    pad = encoder.tokenizer.pad_token
+    tokenizer.enable_padding(pad_id=int(encoder.tokenizer.pad_token_id), pad_token=str(pad))
+    tokenizer.save(str(path))
+
+
+def _trace(encoder: LLM2Vec, path: Path) -> None:
+    needed("onnx", extra="onnx")
+    ids_BT = torch.arange(14).view(2, 7) % encoder.model.config.get_text_config().vocab_size
+    mask_BT = (torch.arange(7) < torch.tensor([7, 5])[:, None]).long()
+    named = ["input_ids", "attention_mask", "pooling_mask"]
+    with _eager(encoder.model), quiet(), warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the tracer warns of every constant; the comparison looks
+        graph = _Graph(encoder.model.eval(), encoder.settings.pooling_mode)
+        try:
+            torch.onnx.export(
+                graph,
+                (ids_BT, mask_BT, mask_BT),
+                str(path),
+                input_names=named,
+                output_names=["sentence_embedding", "last_hidden_state"],
+                dynamic_axes={
+                    **dict.fromkeys([*named, "last_hidden_state"], _AXES),
+                    "sentence_embedding": {0: "batch"},
+                },
+                opset_version=_OPSET,
+                dynamo=False,
+            )
+        except (torch.onnx.errors.OnnxExporterError, RuntimeError, TypeError, ValueError) as error:
+            kind = encoder.config.model_type
+            raise ModelError(f"{kind} cannot be exported to ONNX: {first_line(error)}") from error
+    parameters = sum(weight.numel() for weight in encoder.model.parameters())
+    _make_pooling_mask_optional(path, apart=4 * parameters > _PROTOBUF_BYTES)
+
+
+@contextmanager
+def _eager(model: "PreTrainedModel") -> Iterator[None]:
+    """The family's eager attention inside the block, whose steps every version of ONNX knows."""
+    live = live_attention(model)
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(live)
+
+
+def _make_pooling_mask_optional(path: Path, *, apart: bool) -> None:
+    """Give the input a default, a single 1 that is spread over every token; weights go `apart` if they must."""
+    onnx = needed("onnx", extra="onnx")
+    model = onnx.load(str(path))
+    for each in path.parent.iterdir():
+        each.unlink()
+    pooled = next(each for each in model.graph.input if each.name == "pooling_mask")
+    for dimension, name in zip(
+        pooled.type.tensor_type.shape.dim, ("pooled_batch", "pooled_sequence"), strict=True
+    ):
+        dimension.dim_param = name
+    default = onnx.numpy_helper.from_array(np.ones((1, 1), dtype=np.int64), "pooling_mask")
+    model.graph.initializer.append(default)
+    onnx.save_model(
+        model,
+        str(path),
+        save_as_external_data=apart,
+        location=path.name + "_data",
+    )
+
+
+def _quantise(graph: Path, path: Path) -> None:
+    """Weights of matrix products in 8 bits, activations in 8 bits by what is seen of them in each call."""
+    quantization = needed("onnxruntime.quantization", extra="onnx")
+    quantization.quantize_dynamic(
+        str(graph),
+        str(path),
+        op_types_to_quantize=["MatMul", "Gemm", "Gather"],
+        per_channel=True,
+        weight_type=quantization.QuantType.QInt8,
+        use_external_data_format=graph.with_name(graph.name + "_data").exists(),
+    )
+
+
+def _open(folder: Path, written: Written, settings: Settings) -> Embedder:
+    """The graph under onnxruntime and the tokenizer's file, as in the card, prompts and templates added."""
+    runtime = needed("onnxruntime", extra="onnx")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = runtime.InferenceSession(
+        str(folder / written.weights), options, providers=["CPUExecutionProvider"]
+    )
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+    def embed(texts: Sequence[str], *, prompt: str | None = None) -> np.ndarray:
+        read = texts_as_read(texts, settings, prompt=prompt)
+        order = sorted(range(len(read)), key=lambda index: len(read[index][0]))
+        vectors: dict[int, np.ndarray] = {}
+        for start in range(0, len(order), _BATCH):
+            batch = order[start : start + _BATCH]
+            inputs = _inputs(tokenizer, [read[index] for index in batch], settings)
+            found_BD = session.run(["sentence_embedding"], inputs)[0]
+            vectors.update(zip(batch, found_BD, strict=True))
+        return np.stack([vectors[index] for index in range(len(read))])
+
+    return embed
+
+
+def _inputs(
+    tokenizer: Tokenizer, read: Sequence[tuple[str, int]], settings: Settings
+) -> dict[str, np.ndarray]:
+    """What the graph is given for texts of which so many first characters are not pooled."""
+    rows = tokenizer.encode_batch([text for text, _ in read])
+    ids_BT = np.array([row.ids for row in rows], dtype=np.int64)
+    mask_BT = np.array([row.attention_mask for row in rows], dtype=np.int64)
+    if settings.skip_instruction:
+        pooled = [_pooled(row, start) for row, (_, start) in zip(rows, read, strict=True)]
+        pooling_mask_BT = np.array(pooled, dtype=np.int64)
+    else:
+        pooling_mask_BT = mask_BT
+    return {"input_ids": ids_BT, "attention_mask": mask_BT, "pooling_mask": pooling_mask_BT}
+
+
+def _pooled(row: Any, start: int) -> list[int]:
+    """1 for the tokens of one text that end after its prompt and are not the tokenizer's own."""
+    return [
+        int(not special and end > start)
+        for special, (_, end) in zip(row.special_tokens_mask, row.offsets, strict=True)
+    ]
+
+
+def _snippet(folder: str, written: Written, settings: Settings) -> str:
+    masks = {True: "1 - np.array([row.special_tokens_mask for row in rows])"}
+    pooling_mask = masks.get(settings.skip_instruction, "np.array([[1]])")
+    return _SNIPPET.format(folder=folder, weights=written.weights, pooling_mask=pooling_mask)
+
+
+ONNX = Form(
+    name="onnx",
+    library="sentence-transformers",
+    least_cosine={FLOAT32: 0.9999, INT8: 0.9},
+    leaves_prompts_out=True,
+    write=_write,
+    open=_open,
+    snippet=_snippet,
+)
