@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llm2vec.backbone.source import Source
-from llm2vec.cli import evaluate, import_chain, serve, train, words
+from llm2vec.cli import evaluate, export, import_chain, serve, train, words
 from llm2vec.cli.console import answer, escape_unknown_characters, people, results, table
 from llm2vec.cli.inputs import (
     ColumnOption,
@@ -363,6 +363,7 @@ train.register(app)
 words.register(app)
 evaluate.register(app)
 import_chain.register(app)
+export.register(app)
 serve.register(app)
 
 if __name__ == "__main__":

@@ -23,8 +23,25 @@ _FIXED = (
     "तेज़ भूरी लोमड़ी आलसी कुत्ते के ऊपर कूदती है।",
     "🦊 jumps over 🐶, e\u0301 and \u00e9, ﬁne.",
 )
-_LONG = "Encoders read a text in both directions, so that every word may look at what follows. " * 200
-_SYLLABLES = ("ba", "ne", "ti", "stro", "lum", "ark", "qui", "ven", "oth", "zig", "é", "ß", "7", "-")
+_LONG = (
+    "Encoders read a text in both directions, so that every word may look at what follows. " * 200
+)
+_SYLLABLES = (
+    "ba",
+    "ne",
+    "ti",
+    "stro",
+    "lum",
+    "ark",
+    "qui",
+    "ven",
+    "oth",
+    "zig",
+    "é",
+    "ß",
+    "7",
+    "-",
+)
 _RANDOM_TEXTS = 24
 _MOST_RANDOM_WORDS = 90
 

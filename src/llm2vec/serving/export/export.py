@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from llm2vec.encoder.encoder import LLM2Vec
+from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.folder import PROVENANCE_FILE, Settings
 from llm2vec.errors import ProofFailed, RunError, UsageError
 from llm2vec.evaluation.analysis import BUNDLED_SETS
@@ -19,7 +19,7 @@ from llm2vec.evaluation.sentence_tasks import sts
 from llm2vec.evaluation.subjects import Embedder
 from llm2vec.runtime.files import read_json, whole_folder, write_json
 from llm2vec.runtime.hardware import versions
-from llm2vec.runtime.packages import needed
+from llm2vec.runtime.optional import optional
 from llm2vec.serving.export.card import export_card
 from llm2vec.serving.export.comparison import Agreement, compare, comparison_texts
 from llm2vec.serving.export.form import Form, Written
@@ -97,8 +97,8 @@ def export(
     if out.exists():
         raise RunError(f"{out} exists already; choose another --out or remove it")
     graded = BUNDLED_SETS / "pairs.jsonl" if pairs is None else Path(pairs)
-    needed("scipy", extra="evaluate")
-    encoder = LLM2Vec.from_pretrained(source, device="cpu", dtype=torch.float32)
+    optional("scipy", extra="evaluate")
+    encoder = Encoder.from_pretrained(source, device="cpu", dtype=torch.float32)
     with whole_folder(out) as partial:
         written = form.write(encoder, partial, precision)
         original, exported = _embedder(encoder), form.open(partial, written, encoder.settings)
@@ -135,9 +135,9 @@ def _chosen(to: str, precision: str | None) -> tuple[Form, str]:
     return form, precision
 
 
-def _embedder(encoder: LLM2Vec) -> Embedder:
+def _embedder(encoder: Encoder) -> Embedder:
     """The source; its limit on texts without their prompts is ours alone, and left out of the comparison."""
-    whole = LLM2Vec(
+    whole = Encoder(
         encoder.model,
         encoder.tokenizer,
         settings=replace(encoder.settings, doc_max_length=None),
@@ -171,8 +171,10 @@ def _notes(form: Form, settings: Settings) -> list[str]:
     if settings.template is not None:
         notes.append(f"texts must be wrapped before they are encoded: {settings.template!r}")
     if settings.doc_max_length is not None:
-        notes.append(f"texts are not cut to {settings.doc_max_length} tokens before their prompt is added")
-    if settings.prompts and settings.skip_instruction and not form.leaves_prompts_out:
+        notes.append(
+            f"texts are not cut to {settings.doc_max_length} tokens before their prompt is added"
+        )
+    if settings.prompts and settings.skip_prompt and not form.leaves_prompts_out:
         notes.append("prompts are pooled here, so vectors with a prompt differ from the source's")
     return notes
 
@@ -183,7 +185,7 @@ def _bytes(weights: Path) -> int:
 
 
 def _describe(
-    result: Exported, form: Form, written: Written, encoder: LLM2Vec, source: Path, folder: Path
+    result: Exported, form: Form, written: Written, encoder: Encoder, source: Path, folder: Path
 ) -> None:
     """Write the facts, the card, and the source's provenance beside the weights."""
     provenance = {}
@@ -192,5 +194,7 @@ def _describe(
         write_json(folder / PROVENANCE_FILE, provenance)
     write_json(folder / EXPORT_FILE, {**result.to_dict(), "versions": versions()})
     snippet = form.snippet(Path(result.folder).name, written, encoder.settings)
-    card = export_card(result.to_dict(), library=form.library, snippet=snippet, provenance=provenance)
+    card = export_card(
+        result.to_dict(), library=form.library, snippet=snippet, provenance=provenance
+    )
     (folder / "README.md").write_text(card, encoding="utf8")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llm2vec.encoder.encoder import LLM2Vec
+from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.folder import Settings
 from llm2vec.evaluation.subjects import Embedder
 
@@ -49,7 +49,7 @@ class Form:
     library: str
     least_cosine: Mapping[str, float | None]
     leaves_prompts_out: bool
-    write: Callable[[LLM2Vec, Path, str], Written]
+    write: Callable[[Encoder, Path, str], Written]
     open: Callable[[Path, Written, Settings], Embedder]
     snippet: Callable[[str, Written, Settings], str]
 

@@ -8,6 +8,7 @@ The graph is made by following one call of the model, which could fix a length o
 with the source runs it on others. Attention is the family's own eager formula: windows, caps and sinks included.
 """
 
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,12 +22,12 @@ from torch import Tensor, nn
 
 from llm2vec.backbone.loading import quiet
 from llm2vec.backbone.switch import live_attention
-from llm2vec.encoder.encoder import LLM2Vec
+from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.folder import Settings
 from llm2vec.errors import ModelError, first_line
 from llm2vec.evaluation.subjects import Embedder
 from llm2vec.recipe.knobs import Pooling
-from llm2vec.runtime.packages import needed
+from llm2vec.runtime.optional import optional
 from llm2vec.serving.export.form import Form, Written
 from llm2vec.serving.export.texts_as_read import texts_as_read
 
@@ -44,9 +45,15 @@ _PROTOBUF_BYTES = 1_500_000_000
 
 _BATCH = 8
 
-_AXES = {0: "batch", 1: "sequence"}
+_INPUTS = ["input_ids", "attention_mask", "pooling_mask"]
+_OUTPUTS = ["sentence_embedding", "last_hidden_state"]
 
-_SNIPPET = '''import numpy as np
+_AXES = {
+    **{key: {0: "batch", 1: "sequence"} for key in [*_INPUTS, "last_hidden_state"]},
+    "sentence_embedding": {0: "batch"},
+}
+
+_SNIPPET = """import numpy as np
 from onnxruntime import InferenceSession
 from tokenizers import Tokenizer
 
@@ -57,7 +64,7 @@ vectors = session.run(["sentence_embedding"], {{
     "input_ids": np.array([row.ids for row in rows]),
     "attention_mask": np.array([row.attention_mask for row in rows]),
     "pooling_mask": {pooling_mask},
-}})[0]'''
+}})[0]"""
 
 
 class _Graph(nn.Module):
@@ -88,12 +95,14 @@ def _pooling_weights(mask_BT: Tensor, pooling_mask_BT: Tensor, *, pooling: Pooli
     if pooling == "weighted_mean":
         return (counted_BT * counted_BT.cumsum(1)).float()
     place_BT = mask_BT.cumsum(1)
-    wanted_B1 = mask_BT.sum(1, keepdim=True) if pooling == "last" else torch.ones_like(place_BT[:, :1])
+    wanted_B1 = (
+        mask_BT.sum(1, keepdim=True) if pooling == "last" else torch.ones_like(place_BT[:, :1])
+    )
     chosen_BT = (place_BT == wanted_B1) & (mask_BT > 0)
     return chosen_BT.float() * (counted_BT.sum(1, keepdim=True) > 0).float()
 
 
-def _write(encoder: LLM2Vec, folder: Path, precision: str) -> Written:
+def _write(encoder: Encoder, folder: Path, precision: str) -> Written:
     encoder.write(folder)
     for weights in folder.glob("model*.safetensors*"):
         weights.unlink()
@@ -106,10 +115,10 @@ def _write(encoder: LLM2Vec, folder: Path, precision: str) -> Written:
         for each in graph.parent.glob(graph.name + "*"):
             each.unlink()
     weights = _GRAPHS[precision]
-    return Written(weights, facts={"opset": _OPSET, "pooling": encoder.settings.pooling_mode})
+    return Written(weights, facts={"opset": _OPSET, "pooling": encoder.settings.pooling})
 
 
-def _set_up_tokenizer(encoder: LLM2Vec, path: Path) -> None:
+def _set_up_tokenizer(encoder: Encoder, path: Path) -> None:
     """Let the tokenizer's own file say how to pad and where to cut, for those who open it by itself."""
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.enable_truncation(encoder.settings.max_length)
@@ -118,30 +127,26 @@ def _set_up_tokenizer(encoder: LLM2Vec, path: Path) -> None:
     tokenizer.save(str(path))
 
 
-def _trace(encoder: LLM2Vec, path: Path) -> None:
-    needed("onnx", extra="onnx")
+def _trace(encoder: Encoder, path: Path) -> None:
+    optional("onnx", extra="onnx")
     ids_BT = torch.arange(14).view(2, 7) % encoder.model.config.get_text_config().vocab_size
     mask_BT = (torch.arange(7) < torch.tensor([7, 5])[:, None]).long()
-    named = ["input_ids", "attention_mask", "pooling_mask"]
+    graph = _Graph(encoder.model.eval(), encoder.settings.pooling)
     with _eager(encoder.model), quiet(), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the tracer warns of every constant; the comparison looks
-        graph = _Graph(encoder.model.eval(), encoder.settings.pooling_mode)
         try:
             torch.onnx.export(
                 graph,
                 (ids_BT, mask_BT, mask_BT),
                 str(path),
-                input_names=named,
-                output_names=["sentence_embedding", "last_hidden_state"],
-                dynamic_axes={
-                    **dict.fromkeys([*named, "last_hidden_state"], _AXES),
-                    "sentence_embedding": {0: "batch"},
-                },
+                input_names=_INPUTS,
+                output_names=_OUTPUTS,
+                dynamic_axes=_AXES,
                 opset_version=_OPSET,
-                dynamo=False,
+                dynamo=False,  # the other exporter takes minutes where this one takes seconds
             )
         except (torch.onnx.errors.OnnxExporterError, RuntimeError, TypeError, ValueError) as error:
-            kind = encoder.config.model_type
+            kind = encoder.model.config.model_type
             raise ModelError(f"{kind} cannot be exported to ONNX: {first_line(error)}") from error
     parameters = sum(weight.numel() for weight in encoder.model.parameters())
     _make_pooling_mask_optional(path, apart=4 * parameters > _PROTOBUF_BYTES)
@@ -160,7 +165,7 @@ def _eager(model: "PreTrainedModel") -> Iterator[None]:
 
 def _make_pooling_mask_optional(path: Path, *, apart: bool) -> None:
     """Give the input a default, a single 1 that is spread over every token; weights go `apart` if they must."""
-    onnx = needed("onnx", extra="onnx")
+    onnx = optional("onnx", extra="onnx")
     model = onnx.load(str(path))
     for each in path.parent.iterdir():
         each.unlink()
@@ -181,22 +186,35 @@ def _make_pooling_mask_optional(path: Path, *, apart: bool) -> None:
 
 def _quantise(graph: Path, path: Path) -> None:
     """Weights of matrix products in 8 bits, activations in 8 bits by what is seen of them in each call."""
-    quantization = needed("onnxruntime.quantization", extra="onnx")
-    quantization.quantize_dynamic(
-        str(graph),
-        str(path),
-        op_types_to_quantize=["MatMul", "Gemm", "Gather"],
-        per_channel=True,
-        weight_type=quantization.QuantType.QInt8,
-        use_external_data_format=graph.with_name(graph.name + "_data").exists(),
-    )
+    quantization = optional("onnxruntime.quantization", extra="onnx")
+    with _without_advice():
+        quantization.quantize_dynamic(
+            str(graph),
+            str(path),
+            op_types_to_quantize=["MatMul", "Gemm", "Gather"],
+            per_channel=True,
+            weight_type=quantization.QuantType.QInt8,
+            use_external_data_format=graph.with_name(graph.name + "_data").exists(),
+        )
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """No advice on the root logger inside the block, where onnxruntime recommends a step that is not needed."""
+    was = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(was)
 
 
 def _open(folder: Path, written: Written, settings: Settings) -> Embedder:
     """The graph under onnxruntime and the tokenizer's file, as in the card, prompts and templates added."""
-    runtime = needed("onnxruntime", extra="onnx")
+    runtime = optional("onnxruntime", extra="onnx")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # a warning says that the default of pooling_mask is one
     session = runtime.InferenceSession(
         str(folder / written.weights), options, providers=["CPUExecutionProvider"]
     )
@@ -223,7 +241,7 @@ def _inputs(
     rows = tokenizer.encode_batch([text for text, _ in read])
     ids_BT = np.array([row.ids for row in rows], dtype=np.int64)
     mask_BT = np.array([row.attention_mask for row in rows], dtype=np.int64)
-    if settings.skip_instruction:
+    if settings.skip_prompt:
         pooled = [_pooled(row, start) for row, (_, start) in zip(rows, read, strict=True)]
         pooling_mask_BT = np.array(pooled, dtype=np.int64)
     else:
@@ -241,7 +259,7 @@ def _pooled(row: Any, start: int) -> list[int]:
 
 def _snippet(folder: str, written: Written, settings: Settings) -> str:
     masks = {True: "1 - np.array([row.special_tokens_mask for row in rows])"}
-    pooling_mask = masks.get(settings.skip_instruction, "np.array([[1]])")
+    pooling_mask = masks.get(settings.skip_prompt, "np.array([[1]])")
     return _SNIPPET.format(folder=folder, weights=written.weights, pooling_mask=pooling_mask)
 
 

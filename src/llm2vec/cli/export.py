@@ -1,0 +1,60 @@
+"""The command `export`: an encoder in the form of another runtime, compared with its source."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llm2vec.cli.console import answer, people
+
+if TYPE_CHECKING:
+    from llm2vec.serving.export.export import Exported
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(
+        epilog="Examples:\n\n"
+        "`llm2vec export encoder --to onnx --out encoder-onnx`\n\n"
+        "`llm2vec export encoder --to onnx --precision int8 --out encoder-int8 --pairs stsb.test.tsv`"
+    )(export)
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="An encoder folder or hub id.")],
+    to: Annotated[str, typer.Option(help="The form; docs/export.md describes each.")],
+    out: Annotated[Path, typer.Option(help="The folder to make.")],
+    precision: Annotated[
+        str | None, typer.Option(help="Of the weights; none: the form's own.")
+    ] = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(help="Graded pairs to measure the loss on; none: the bundled ones."),
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON document on standard output.")
+    ] = False,
+) -> None:
+    """Write an encoder in another form, open it as others would, and compare the vectors.
+
+    An export that gives other vectors than its source fails, and nothing is left of it.
+    """
+    from llm2vec.serving.export.export import export as export_encoder
+
+    found = export_encoder(model, to, out=out, precision=precision, pairs=pairs)
+    for note in found.notes:
+        people.print(f"note: {note}", markup=False)
+    if json:
+        answer(found.to_dict())
+    people.print(_summary(found), markup=False)
+
+
+def _summary(found: "Exported") -> str:
+    parts = [f"{found.folder} is ready: {found.weights}, {found.weights_bytes / 1e6:,.1f} MB"]
+    if found.agreement is not None:
+        parts.append(
+            f"cosine with the source at least {found.agreement.least_cosine:.6f} over {found.agreement.texts} texts"
+        )
+    source, export = found.similarity["source"], found.similarity["export"]
+    parts.append(f"Spearman on {found.pairs} {source:.4f} before and {export:.4f} after")
+    return "; ".join(parts)

@@ -1,0 +1,114 @@
+"""Exports: each opened as others would open it and compared with its source, and what must fail."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from llm2vec.encoder.encoder import Encoder
+from llm2vec.errors import ProofFailed, RunError, UsageError
+from llm2vec.serving.export import export as exporting
+from llm2vec.serving.export.comparison import compare, comparison_texts
+from llm2vec.serving.export.export import EXPORT_FILE, export
+from tests.conftest import DECODERS
+
+ROUNDING = 1e-5
+"""Of a float32 sum in another order."""
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A small encoder with a prompt, saved."""
+    folder = tmp_path_factory.mktemp("source") / "encoder"
+    Encoder.from_pretrained(DECODERS / "qwen3", prompts={"query": "Find:"}).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def graph(source, tmp_path_factory):
+    """It, as an ONNX graph."""
+    folder = tmp_path_factory.mktemp("onnx") / "encoder-onnx"
+    return export(source, "onnx", out=folder), folder
+
+
+def run_card(folder, monkeypatch):
+    """What the code in a card leaves behind."""
+    code = (folder / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(folder.parent)
+    names = {}
+    exec(code, names)
+    return names
+
+
+def test_an_onnx_graph_gives_the_vectors_of_its_source(graph):
+    found, folder = graph
+    assert found.agreement.least_cosine > 0.99999
+    assert found.agreement.texts == 3 * len(comparison_texts())
+    assert found.similarity["export"] == pytest.approx(found.similarity["source"], abs=1e-4)
+    kept = json.loads((folder / EXPORT_FILE).read_text())
+    assert kept["agreement"]["least_cosine"] == found.agreement.least_cosine
+
+
+def test_the_code_in_an_onnx_card_runs(graph, source, monkeypatch):
+    vectors = run_card(graph[1], monkeypatch)["vectors"]
+    expected = Encoder.from_pretrained(source).encode(["Some text.", "Another."], normalize=True)
+    np.testing.assert_allclose(vectors, expected.numpy(), atol=ROUNDING)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gemma3"])
+def test_learned_positions_and_windows_are_exported(kind, tmp_path):
+    found = export(DECODERS / kind, "onnx", out=tmp_path / kind)
+    assert found.agreement.least_cosine > 0.99999
+
+
+@pytest.mark.parametrize("pooling", ["weighted_mean", "last", "first"])
+def test_every_pooling_is_exported(pooling, tmp_path):
+    folder = tmp_path / "encoder"
+    Encoder.from_pretrained(DECODERS / "gpt2", pooling=pooling).save(folder)
+    assert export(folder, "onnx", out=tmp_path / "out").agreement.least_cosine > 0.99999
+
+
+def test_eight_bits_are_a_quarter_of_the_size_and_near(graph, source, tmp_path):
+    found = export(source, "onnx", precision="int8", out=tmp_path / "out")
+    assert found.weights_bytes < 0.4 * graph[0].weights_bytes
+    assert 0.95 < found.agreement.least_cosine < 0.99999
+    assert [file.name for file in (tmp_path / "out" / "onnx").iterdir()] == ["model_qint8.onnx"]
+
+
+def test_an_export_with_other_vectors_leaves_nothing(source, tmp_path, monkeypatch):
+    def write_damaged(encoder, folder, precision):
+        with torch.no_grad():
+            damaged = Encoder.from_pretrained(source)
+            damaged.model.norm.weight[:8] *= 4
+        return exporting.ONNX.write(damaged, folder, precision)
+
+    form = exporting.replace(exporting.ONNX, write=write_damaged)
+    monkeypatch.setattr(exporting, "FORMS", (form,))
+    with pytest.raises(ProofFailed, match="gives other vectors: cosine"):
+        export(source, "onnx", out=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_there_is_not_overwritten(source, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(RunError, match="exists already"):
+        export(source, "onnx", out=tmp_path)
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("to", "precision"), [("tflite", None), ("onnx", "q8_0")])
+def test_unknown_forms_and_precisions_are_named(to, precision, source, tmp_path):
+    with pytest.raises(UsageError, match="there is|has"):
+        export(source, to, out=tmp_path / "out", precision=precision)
+
+
+def test_a_vector_that_is_zero_or_not_a_number_is_no_agreement():
+    def ones(texts, *, prompt=None):
+        return np.ones((len(texts), 2))
+
+    for value in (0.0, np.nan, -1.0):
+        found = compare(
+            ones, lambda texts, prompt=None, v=value: np.full((len(texts), 2), v), ["a", "b"]
+        )
+        assert found.least_cosine <= 0
