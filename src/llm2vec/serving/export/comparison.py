@@ -109,4 +109,5 @@ def _cosines(ours_BD: np.ndarray, theirs_BD: np.ndarray) -> np.ndarray:
     cosines_B = products_B / np.maximum(ours_B * theirs_B, 1e-12)
     both_zero_B = (ours_B < 1e-9) & (theirs_B < 1e-9)
     found_B: np.ndarray = np.where(both_zero_B, 1.0, cosines_B)
-    return np.nan_to_num(found_B, nan=-1.0, posinf=-1.0, neginf=-1.0)
+    finite_B: np.ndarray = np.nan_to_num(found_B, nan=-1.0, posinf=-1.0, neginf=-1.0)
+    return finite_B

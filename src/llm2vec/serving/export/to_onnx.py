@@ -104,8 +104,8 @@ def _pooling_weights(mask_BT: Tensor, pooling_mask_BT: Tensor, *, pooling: Pooli
 
 def _write(encoder: Encoder, folder: Path, precision: str) -> Written:
     encoder.write(folder)
-    for weights in folder.glob("model*.safetensors*"):
-        weights.unlink()
+    for file in folder.glob("model*.safetensors*"):
+        file.unlink()
     _set_up_tokenizer(encoder, folder / "tokenizer.json")
     graph = folder / _GRAPHS[FLOAT32]
     graph.parent.mkdir()
