@@ -13,7 +13,6 @@ conversion's scores are kept in OUT, so a sweep that was stopped goes on; `--tab
 import argparse
 import json
 import random
-import shutil
 import statistics
 import sys
 from collections.abc import Mapping
@@ -79,11 +78,10 @@ def measure(name: str, recipe: Mapping[str, Any], seed: int, arguments: argparse
     if file.exists():
         return
     run = arguments.out / "run"
-    for left in (run, run.with_name("run.stages")):
-        shutil.rmtree(left, ignore_errors=True)
     if (source := recipe["corpus"].get("source")) in REAL:
         recipe = merged(recipe, {"corpus": {"source": str(real_text(source, arguments))}})
-    llm2vec.convert(llm2vec.Recipe.read({**recipe, "seed": seed}), run, keep_stages=True)
+    chosen = llm2vec.Recipe.read({**recipe, "seed": seed})
+    llm2vec.convert(chosen, run, keep_stages=True, start_over=True)
     stages = [run.with_name("run.stages") / stage for stage in STAGES]
     found: dict[str, Any] = {
         stage.name: scores(str(stage), arguments.data) for stage in stages if stage.is_dir()
