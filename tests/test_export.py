@@ -112,3 +112,15 @@ def test_a_vector_that_is_zero_or_not_a_number_is_no_agreement():
             ones, lambda texts, prompt=None, v=value: np.full((len(texts), 2), v), ["a", "b"]
         )
         assert found.least_cosine <= 0
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # model2vec's own
+def test_a_static_table_is_opened_by_model2vec(source, tmp_path):
+    from model2vec import StaticModel
+
+    result = export(source, "static", out=tmp_path / "static")
+    assert result.agreement is None
+    assert set(result.similarity) == {"source", "export"}
+    vectors_BD = StaticModel.from_pretrained(str(tmp_path / "static")).encode(["One.", "Two."])
+    assert vectors_BD.shape == (2, result.facts["dimensions"])
+    assert np.isfinite(vectors_BD).all()

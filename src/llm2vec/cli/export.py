@@ -16,7 +16,8 @@ def register(app: typer.Typer) -> None:
     app.command(
         epilog="Examples:\n\n"
         "`llm2vec export encoder --to onnx --out encoder-onnx`\n\n"
-        "`llm2vec export encoder --to onnx --precision int8 --out encoder-int8 --pairs stsb.test.tsv`"
+        "`llm2vec export encoder --to onnx --precision int8 --out encoder-int8 --pairs stsb.test.tsv`\n\n"
+        "`llm2vec export encoder --to static --out encoder-static`"
     )(export)
 
 

@@ -24,8 +24,9 @@ from llm2vec.serving.export.card import export_card
 from llm2vec.serving.export.comparison import Agreement, compare, comparison_texts
 from llm2vec.serving.export.form import Form, Written
 from llm2vec.serving.export.to_onnx import ONNX
+from llm2vec.serving.export.to_static import STATIC
 
-FORMS: tuple[Form, ...] = (ONNX,)
+FORMS: tuple[Form, ...] = (ONNX, STATIC)
 
 EXPORT_FILE = "export.json"
 """What was written and measured, in the folder of an export."""
