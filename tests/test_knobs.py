@@ -24,7 +24,8 @@ from llm2vec.backbone.lora import add_adapters, weights_dtype
 from llm2vec.backbone.source import Source
 from llm2vec.backbone.switch import make_bidirectional
 from llm2vec.conversion.bidirectional import make_bidirectional_folder
-from llm2vec.corpus.texts import read_texts, self_texts
+from llm2vec.corpus.self_written import self_texts
+from llm2vec.corpus.texts import read_texts
 from llm2vec.encoder.encoder import Encoder
 from llm2vec.errors import UsageError
 from llm2vec.recipe.knobs import CorpusRecipe, Recipe, SimcseRecipe
@@ -86,6 +87,8 @@ PAIRS = {
 }
 CORPUS = {
     "column": "body",
+    "format": "csv",
+    "delimiter": "|",
     "config": "second",
     "split": "test",
     "unit": "document",
@@ -227,7 +230,10 @@ def became_texts(corpus, recipe, folder):
     texts = list(read_texts(corpus))
     config, split, *_ = texts[0].removeprefix("no ").split()
     (folder / "whole.txt").write_text("One.\n\nTwo.\n")
-    whole = list(read_texts(corpus.model_copy(update={"source": str(folder / "whole.txt")})))
+    whole_file = {"source": str(folder / "whole.txt"), "format": "txt"}
+    whole = list(read_texts(corpus.model_copy(update=whole_file)))
+    (folder / "cells").write_text("n;body|body\n1;2|cell\n")  # the delimiter must be said
+    cells = list(read_texts(corpus.model_copy(update={"source": str(folder / "cells")})))
     source = Source.of(recipe.decoder, trust_remote_code=True)
     writer = load_decoder(source, head=True, dtype=torch.float32).eval()
     tokenizer = load_tokenizer(source)
@@ -242,6 +248,8 @@ def became_texts(corpus, recipe, folder):
     return {
         "source": corpus.source,
         "column": "title" if texts[0].startswith("no ") else "body",
+        "format": "csv" if cells == ["cell"] else cells,
+        "delimiter": "|" if cells == ["cell"] else cells,
         "config": config,
         "split": split,
         "unit": "document" if len(whole) == 1 else "line",

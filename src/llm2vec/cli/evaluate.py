@@ -108,8 +108,8 @@ def report(
 def evaluate(
     models: Models,
     task: Annotated[str | None, typer.Option(help=f"One of {', '.join(_TASKS)}.")] = None,
-    data: Annotated[Path | None, typer.Option(help="The file or folder to measure on.")] = None,
-    train: Annotated[Path | None, typer.Option(help="Texts to train on (classification).")] = None,
+    data: Annotated[str | None, typer.Option(help="The file or folder to measure on.")] = None,
+    train: Annotated[str | None, typer.Option(help="Texts to train on (classification).")] = None,
     mteb: Annotated[
         str | None,
         typer.Option(

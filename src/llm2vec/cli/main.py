@@ -33,6 +33,8 @@ from llm2vec.recipe.presets import PRESETS, preset
 from llm2vec.runtime.allocator import keep_freed_memory
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from llm2vec.conversion.info import Info
 
 app = typer.Typer(
@@ -328,35 +330,37 @@ def encode(
         check_target(out)
     source = TextSource(file, column, as_format, delimiter)
     given = given_texts(texts, source, stdin=sys.stdin)
-    rows = given.texts
     from llm2vec.encoder.encoder import Encoder
 
     encoder = Encoder.from_pretrained(model)
     vectors = encoder.encode(
-        rows,
+        given.texts,
         prompt=prompt,
         prompt_name=prompt_name,
         normalize=normalize or None,
         batch_size=batch_size,
-        show_progress=len(rows) > 1000 and people.is_terminal,
+        show_progress=len(given.rows) > 1000 and people.is_terminal,
         convert_to_numpy=True,
     )
     if out is None and json:
-        answer(
-            [
-                {"text": text, "vector": vector.tolist()}
-                for text, vector in zip(rows, vectors, strict=True)
-            ]
-        )
+        pairs = zip(given.texts, vectors, strict=True)
+        answer([{"text": text, "vector": vector.tolist()} for text, vector in pairs])
         return
-    write_vectors(out, rows, vectors, stdout=sys.stdout)
+    write_vectors(out, given.texts, vectors, stdout=sys.stdout)
+    if out is not None:
+        _tell_vectors(out, vectors, replaced=given.tally.replaced, json=json)
+
+
+def _tell_vectors(out: Path, vectors: "np.ndarray", *, replaced: int, json: bool) -> None:
+    """What was written: how many vectors, and how many of them are zero, of texts without a token."""
+    count, dimension = vectors.shape
     empty = int((~vectors.any(axis=1)).sum())
     if json:
-        counts = {"texts": len(rows), "empty": empty, "replaced": given.tally.replaced}
-        answer({"out": str(out), "dimension": encoder.dimension, **counts})
-    elif out is not None:
-        zero = f"; {empty:,} of empty texts, all zero" if empty else ""
-        people.print(f"{len(rows):,} vectors of {encoder.dimension} numbers in {out}{zero}")
+        counts = {"texts": count, "empty": empty, "replaced": replaced}
+        answer({"out": str(out), "dimension": dimension, **counts})
+        return
+    zero = f"; {empty:,} of them zero, of empty texts" if empty else ""
+    people.print(f"{count:,} vectors of {dimension} numbers in {out}{zero}")
 
 
 train.register(app)

@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal
 
 from llm2vec.errors import CorpusError, UsageError, first_line
+from llm2vec.runtime.optional import optional
 
 Format = Literal["txt", "jsonl", "csv", "tsv", "parquet", "conllu", "columns"]
 """How rows are written down."""
@@ -229,6 +230,8 @@ def _remote(source: str) -> tuple[Any, str]:
     """The file system that fsspec has for an address, and the path in it."""
     from fsspec.core import url_to_fs
 
+    if source.startswith("s3://"):
+        optional("s3fs", extra="s3")
     try:
         system, path = url_to_fs(source)
     except (ImportError, ValueError) as error:

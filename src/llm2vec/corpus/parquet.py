@@ -10,6 +10,9 @@ from llm2vec.errors import CorpusError, first_line
 
 _BATCH_ROWS = 1000
 
+_BUFFER = 1 << 20
+"""Bytes of a column read at a time; without it, a whole row group is in memory."""
+
 
 def open_parquet(file: DataFile) -> Table:
     """The columns and rows of a Parquet file.
@@ -22,7 +25,7 @@ def open_parquet(file: DataFile) -> Table:
 
     opened = file.open_seekable()
     try:
-        whole = parquet.ParquetFile(opened)
+        whole = parquet.ParquetFile(opened, buffer_size=_BUFFER, pre_buffer=False)
     except (pyarrow.ArrowException, OSError) as error:
         opened.close()
         raise CorpusError(f"{file.name} is not Parquet: {first_line(error)}") from error

@@ -12,7 +12,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from llm2vec.corpus.data_files import HUB, TABLES, DataFile, data_file
+from llm2vec.corpus.data_files import HUB, TABLES, DataFile, data_file, is_address
 from llm2vec.corpus.delimited import read_delimited
 from llm2vec.corpus.lines import Line, read_lines, sound_lines
 from llm2vec.corpus.parquet import open_parquet
@@ -79,49 +79,50 @@ def open_table(
     return Table(file.name, LINES, lambda _: _text_rows(file))
 
 
-def read_table(path: Path) -> list[Row]:
+def read_table(source: str | Path) -> list[Row]:
     """All rows of a table to measure on; a file whose name says nothing is read as jsonl.
 
     Raises:
         CorpusError: There is no such file, a row is not as it should be, or there is no row at all.
     """
-    file = existing_file(path)
+    file = existing_file(source)
     known = file if file.format in TABLES else DataFile(file.name, "jsonl")
-    return _some(list(sound(read_rows(known))), path)
+    return _some(list(sound(read_rows(known))), file.name)
 
 
-def read_tab_rows(path: Path, *, names: Sequence[str]) -> list[Row]:
+def read_tab_rows(source: str | Path, *, names: Sequence[str]) -> list[Row]:
     """Rows of a tab-separated file with these columns and no heading; quotes mean nothing.
 
     Raises:
         CorpusError: There is no such file, a line has not as many columns, or there is no line at
             all.
     """
-    rows = []
-    for line in sound_lines(existing_file(path)):
-        place = f"{path}, line {line.number}"
+    file, rows = existing_file(source), []
+    for line in sound_lines(file):
+        place = f"{file.name}, line {line.number}"
         cells = line.text.split("\t")
         if len(cells) != len(names):
             needed = f"{len(names)} columns with tabs between ({', '.join(names)})"
             raise CorpusError(f"{place}: needs {needed}, and has {len(cells)}")
         rows.append(Row(place, dict(zip(names, cells, strict=True))))
-    return _some(rows, path)
+    return _some(rows, file.name)
 
 
-def existing_file(path: Path) -> DataFile:
-    """The file at a path.
+def existing_file(source: str | Path) -> DataFile:
+    """The file at a path or address.
 
     Raises:
-        CorpusError: There is none.
+        CorpusError: There is none at the path; of an address, reading tells.
     """
-    if not path.exists() or path.is_dir():
-        raise CorpusError(f"there is no file {path}")
-    return data_file(path)
+    file = data_file(source)
+    if not is_address(file.name) and not Path(file.name).is_file():
+        raise CorpusError(f"there is no file {source}")
+    return file
 
 
-def _some(rows: list[Row], path: Path) -> list[Row]:
+def _some(rows: list[Row], name: str) -> list[Row]:
     if not rows:
-        raise CorpusError(f"{path} holds no row")
+        raise CorpusError(f"{name} holds no row")
     return rows
 
 

@@ -15,7 +15,7 @@ from llm2vec.corpus.columns import (
     read_columns,
     read_conllu,
 )
-from llm2vec.corpus.data_files import HUB, DataFile, data_file, is_address
+from llm2vec.corpus.data_files import HUB, DataFile
 from llm2vec.corpus.lines import Line, read_lines, sound_lines
 from llm2vec.corpus.row import Row, label_text, sound
 from llm2vec.corpus.rows import existing_file, read_rows
@@ -66,8 +66,7 @@ def read_tagged(
     if str(source).startswith(HUB):
         name = str(source).removeprefix(HUB)
         return _from_datasets(name, column or "tags", word_column or "tokens", split)
-    remote = is_address(str(source))
-    file = data_file(source) if remote else existing_file(Path(source).expanduser())
+    file = existing_file(source)
     if file.format in _TABLES:
         rows = sound(read_rows(file))
         found = list(_from_rows(rows, words=word_column or "tokens", labels=column or "tags"))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llm2vec.corpus.data_files import TABLES, DataFile, find_files
+from llm2vec.corpus.row import Row
 from llm2vec.corpus.rows import read_rows
 from llm2vec.corpus.texts import Tally, check_encoding, chunks
 from llm2vec.corpus.token_store import TokenStore, write_tokens
@@ -194,27 +195,30 @@ def _triples(file: DataFile, pairs: PairsRecipe, tally: Tally) -> Iterator[Tripl
     prompts = pairs.instructions.get(file.stem) or ("",)
     symmetric = file.stem in pairs.both_sides
     width = 0
-    for index, each in enumerate(read_rows(file)):
-        if each.problem is not None:
-            raise CorpusError(f"{each.place}: {each.problem}")
-        row, where = each.values, each.place
-        texts = [
-            _text(row, _ANCHORS, where),
-            _text(row, ("positive",), where),
-            *_negatives(row, pairs.negatives, where),
-        ]
+    for index, row in enumerate(read_rows(file)):
+        texts = _row_texts(row, pairs.negatives)
         if width not in (0, len(texts)):
             raise CorpusError(
-                f"{where}: {len(texts) - 2} negatives, where the rows before it have {width - 2}"
+                f"{row.place}: {len(texts) - 2} negatives, where the rows before it have {width - 2}"
             )
         width = len(texts)
-        tally.count(where, empty=not all(texts), replaced=each.replaced)
+        tally.count(row.place, empty=not all(texts), replaced=row.replaced)
         prompt = prompts[index % len(prompts)]
-        yield [
-            (prompt if place == 0 or symmetric else "", text) for place, text in enumerate(texts)
-        ]
+        others = prompt if symmetric else ""
+        yield [(prompt, texts[0]), *((others, text) for text in texts[1:])]
     if not width:
         raise CorpusError(f"{file.name} holds no rows")
+
+
+def _row_texts(row: Row, negatives: int) -> list[str]:
+    """Anchor, positive and negatives of a row."""
+    if row.problem is not None:
+        raise CorpusError(f"{row.place}: {row.problem}")
+    return [
+        _text(row.values, _ANCHORS, row.place),
+        _text(row.values, ("positive",), row.place),
+        *_negatives(row.values, negatives, row.place),
+    ]
 
 
 def _text(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:

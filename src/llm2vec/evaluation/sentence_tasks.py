@@ -58,7 +58,7 @@ class Score:
         return {key: value for key, value in asdict(self).items() if key != "resampled"}
 
 
-def sts(embed: Embedder, data: Path, *, prompt: str | None = None) -> Score:
+def sts(embed: Embedder, data: str | Path, *, prompt: str | None = None) -> Score:
     """Spearman correlation of cosines with graded similarity.
 
     Args:
@@ -81,7 +81,7 @@ def sts(embed: Embedder, data: Path, *, prompt: str | None = None) -> Score:
     )
 
 
-def pairs(embed: Embedder, data: Path, *, prompt: str | None = None) -> Score:
+def pairs(embed: Embedder, data: str | Path, *, prompt: str | None = None) -> Score:
     """Average precision of cosines at telling pairs that belong together (label 1) from others (0).
 
     Args:
@@ -100,7 +100,9 @@ def pairs(embed: Embedder, data: Path, *, prompt: str | None = None) -> Score:
     return Score("pairs", "ap", _precision(labels, cosines), *interval(resampled), {}, resampled)
 
 
-def classification(embed: Embedder, data: Path, *, train: Path, prompt: str | None = None) -> Score:
+def classification(
+    embed: Embedder, data: str | Path, *, train: str | Path, prompt: str | None = None
+) -> Score:
     """Accuracy of logistic regression on a few texts of each label: MTEB's draws, classifier and numbers.
 
     Args:
@@ -141,7 +143,7 @@ def classification(embed: Embedder, data: Path, *, train: Path, prompt: str | No
     )
 
 
-def clustering(embed: Embedder, data: Path, *, prompt: str | None = None) -> Score:
+def clustering(embed: Embedder, data: str | Path, *, prompt: str | None = None) -> Score:
     """V-measure of k-means with as many clusters as labels: MTEB's settings, three seeds.
 
     Args:
@@ -163,7 +165,7 @@ def clustering(embed: Embedder, data: Path, *, prompt: str | None = None) -> Sco
     return Score("clustering", "v-measure", float(np.mean(values)), *interval(np.array(values)), {})
 
 
-def retrieval(embed: Embedder, data: Path, *, prompt: str | None = None) -> Score:
+def retrieval(embed: Embedder, data: str | Path, *, prompt: str | None = None) -> Score:
     """nDCG@10 of cosine search, with MAP@100, recall@100 and MRR@10, as trec_eval and BEIR count them.
 
     A document that has the query's own id is the query itself (ArguAna, Quora) and is left out of its results, unless
@@ -177,14 +179,14 @@ def retrieval(embed: Embedder, data: Path, *, prompt: str | None = None) -> Scor
     Raises:
         CorpusError: A file is not as described, or ids of different files do not belong together.
     """
-    documents = _by_id(data / "corpus.jsonl")
-    relevant = _relevant(data / "qrels" / "test.tsv")
+    documents = _by_id(f"{data}/corpus.jsonl")
+    relevant = _relevant(f"{data}/qrels/test.tsv")
     if not any(name in documents for grades in relevant.values() for name in grades):
         raise CorpusError(
             f"{data}: no document that qrels name is in corpus.jsonl; their ids must be the same"
         )
     queries = {
-        name: text for name, text in _by_id(data / "queries.jsonl").items() if name in relevant
+        name: text for name, text in _by_id(f"{data}/queries.jsonl").items() if name in relevant
     }
     if missing := [name for name in relevant if name not in queries]:
         raise CorpusError(
@@ -332,7 +334,7 @@ def _precision(labels: np.ndarray, cosines: np.ndarray) -> float:
     return float(average_precision_score(labels, cosines)) if labels.any() else float("nan")
 
 
-def _by_id(path: Path) -> dict[str, str]:
+def _by_id(path: str | Path) -> dict[str, str]:
     """Texts by their ids, a title before its text."""
     found: dict[str, str] = {}
     for row in read_table(path):
@@ -344,7 +346,7 @@ def _by_id(path: Path) -> dict[str, str]:
     return found
 
 
-def _labelled(path: Path) -> tuple[list[str], list[str]]:
+def _labelled(path: str | Path) -> tuple[list[str], list[str]]:
     rows = read_table(path)
     labels = [row.label("label") for row in rows]
     if len(set(labels)) < 2:
@@ -358,13 +360,13 @@ def _some_of(labels: Sequence[str]) -> str:
     return ", ".join(sorted(set(labels))[:5])
 
 
-def _pairs(path: Path, first: str) -> list[Row]:
+def _pairs(path: str | Path, first: str) -> list[Row]:
     if existing_file(path).format in ("jsonl", "csv", "parquet"):
         return read_table(path)
     return read_tab_rows(path, names=(first, "text1", "text2"))
 
 
-def _relevant(path: Path) -> dict[str, dict[str, int]]:
+def _relevant(path: str | Path) -> dict[str, dict[str, int]]:
     """Grades of judged documents by query; a negative grade is 0."""
     found: dict[str, dict[str, int]] = {}
     for number, line in ((each.number, each.text) for each in sound_lines(existing_file(path))):
