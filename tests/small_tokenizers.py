@@ -2,8 +2,10 @@
 
 from tokenizers import Regex, Tokenizer
 from tokenizers.models import BPE
+from tokenizers.normalizers import Prepend, Replace, Sequence
 from tokenizers.pre_tokenizers import Split
 from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
 
@@ -17,4 +19,32 @@ def dna(*, before="<s>", after="</s>"):
     backend.post_processor = TemplateProcessing(single=" ".join(pieces), special_tokens=special)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+
+
+WORDS = ["find", "it", "the", "cat", "cats", "apples", "say", "where", "is", "and", "then"] * 20
+
+
+def blank_first():
+    """Pieces as Llama 2's and Mistral's are made: a blank before every text, which joins the words it has seen."""
+    backend = Tokenizer(BPE(unk_token="<unk>"))
+    backend.normalizer = Sequence([Prepend("\u2581"), Replace(" ", "\u2581")])
+    backend.train_from_iterator(
+        [" ".join(WORDS[start : start + 3]) for start in range(0, len(WORDS), 3)],
+        BpeTrainer(
+            vocab_size=120,
+            special_tokens=["<unk>", "<s>", "</s>"],
+            initial_alphabet=list("\u25810123456789:!?.\u6771\u4eacQ"),
+            show_progress=False,
+        ),
+    )
+    backend.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", backend.token_to_id("<s>"))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="</s>",
     )

@@ -27,7 +27,7 @@ from llm2vec.corpus.tagged import Tagged
 from llm2vec.corpus.token_store import store_tokens
 from llm2vec.corpus.triples import store_triples
 from llm2vec.encoder.batching import is_packed
-from llm2vec.encoder.folder import Settings
+from llm2vec.encoder.settings import Settings
 from llm2vec.encoder.tokenization import Tokens, shortened
 from llm2vec.evaluation.probe import probe, read_split
 from llm2vec.evaluation.tagger import Tagger, save_probe

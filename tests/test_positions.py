@@ -23,7 +23,7 @@ from llm2vec.backbone.positions import border_moved, frequency_border, position_
 from llm2vec.backbone.switch import make_bidirectional
 from llm2vec.cli.main import app
 from llm2vec.encoder.batching import is_packed, layer_states, plan_batches, token_states
-from llm2vec.encoder.folder import Settings
+from llm2vec.encoder.settings import Settings
 
 BORDER = 16
 SHORT = "Yes, it rains."

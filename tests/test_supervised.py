@@ -18,7 +18,7 @@ from llm2vec.backbone.loading import load_decoder, load_tokenizer
 from llm2vec.backbone.switch import make_bidirectional
 from llm2vec.corpus.triples import check_triples, store_triples
 from llm2vec.encoder.batching import is_packed
-from llm2vec.encoder.folder import Settings
+from llm2vec.encoder.settings import Settings
 from llm2vec.errors import CorpusError, RunError, UsageError
 from llm2vec.recipe.knobs import PairsRecipe, SupervisedRecipe, merged
 from llm2vec.runtime.progress import Recorder, Silent

@@ -26,7 +26,7 @@ from llm2vec.backbone.switch import Switch, body, make_bidirectional
 from llm2vec.conversion.run_folder import write_stage_facts
 from llm2vec.corpus.self_written import self_texts
 from llm2vec.encoder.encoder import Encoder
-from llm2vec.encoder.folder import Settings
+from llm2vec.encoder.settings import Settings
 from llm2vec.encoder.templates import read_template
 from llm2vec.encoder.tokenization import separator_for
 from llm2vec.recipe.knobs import Recipe, StageRecipe

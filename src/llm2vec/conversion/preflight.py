@@ -8,13 +8,15 @@ from collections.abc import Mapping
 from transformers import PreTrainedConfig
 
 from llm2vec.backbone.adapters import check_adapter
-from llm2vec.backbone.loading import load_config
+from llm2vec.backbone.loading import load_config, load_tokenizer
 from llm2vec.backbone.miniature import NoSmallCopy, small_copy
 from llm2vec.backbone.positions import frequency_border, position_limit
 from llm2vec.backbone.proofs import prove_dropout
 from llm2vec.backbone.source import Source
 from llm2vec.backbone.switch import body, is_bidirectional
+from llm2vec.conversion.bidirectional import settings_of
 from llm2vec.corpus.triples import check_triples
+from llm2vec.encoder.sentence_transformers_files import unlike_elsewhere
 from llm2vec.errors import ModelError, ProofFailed, UsageError
 from llm2vec.recipe.knobs import Recipe
 from llm2vec.runtime.progress import Progress
@@ -45,6 +47,7 @@ def check(recipe: Recipe, *, processes: int, progress: Progress) -> None:
     for adapter in recipe.adapters:
         check_adapter(adapter)
     _check_lengths(recipe, config)
+    _check_pooling(recipe, source)
     border = frequency_border(config)
     if border is not None and recipe.encoder.max_length > border:
         progress.note(
@@ -80,6 +83,17 @@ def _check_dropout(
             f"{config.model_type} has no live attention dropout, the noise that SimCSE needs "
             f"({error}); leave it out: simcse.steps=0"
         ) from error
+
+
+def _check_pooling(recipe: Recipe, source: Source) -> None:
+    """Refuse settings that the encoder's folder could not tell other libraries."""
+    tokenizer = load_tokenizer(source)
+    reason = unlike_elsewhere(settings_of(recipe, tokenizer), tokenizer)
+    if reason is not None:
+        raise UsageError(
+            f"encoder.pooling={recipe.encoder.pooling}: {reason}. Its folder could not give the same vectors there; "
+            "choose encoder.pooling=mean, or other prompts"
+        )
 
 
 def _check_lengths(recipe: Recipe, config: PreTrainedConfig) -> None:

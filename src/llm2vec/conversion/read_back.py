@@ -76,8 +76,6 @@ def _vectors_apart(encoder: Encoder, opened: "SentenceTransformer") -> float:
 
 def _prompted_vectors_apart(encoder: Encoder, opened: "SentenceTransformer") -> float:
     """The same with each prompt; their mean with a prompt may have another length, never another direction."""
-    if encoder.settings.pooling == "weighted_mean":
-        return 0.0  # no settings of theirs amount to ours: their weights start at the prompt
     texts, apart = list(_PROBE_TEXTS), 0.0
     for name in encoder.settings.prompts:
         ours_BD = encoder.encode(texts, prompt_name=name, normalize=True, convert_to_numpy=True)

@@ -6,7 +6,8 @@ from llm2vec.backbone.loading import load_decoder
 from llm2vec.backbone.source import Source
 from llm2vec.conversion.run_folder import write_stage_facts
 from llm2vec.encoder.encoder import Encoder
-from llm2vec.encoder.folder import CHECKPOINTS, Settings
+from llm2vec.encoder.folder import CHECKPOINTS
+from llm2vec.encoder.settings import Settings
 from llm2vec.runtime.files import whole_folder
 from llm2vec.training.stage import Trained
 from llm2vec.training.trainer import KEPT

@@ -19,6 +19,7 @@ from llm2vec.corpus.row import Row
 from llm2vec.corpus.rows import read_rows
 from llm2vec.corpus.texts import Tally, check_encoding, chunks
 from llm2vec.corpus.token_store import TokenStore, write_tokens
+from llm2vec.encoder.settings import before_text
 from llm2vec.encoder.tokenization import Tokens, borders, tokenize
 from llm2vec.errors import CorpusError, UsageError
 from llm2vec.recipe.knobs import PairsRecipe
@@ -251,10 +252,7 @@ def _stripped(value: Any, name: str, where: str) -> str:
 
 def _joined(row: Triple, separator: str, before: str) -> Triple:
     """Prompts as they stand before their texts, in the template."""
-    return [
-        (before + (prompt.strip() + separator if prompt.strip() else ""), text)
-        for prompt, text in row
-    ]
+    return [(before + before_text(prompt, separator=separator), text) for prompt, text in row]
 
 
 def _tokens(

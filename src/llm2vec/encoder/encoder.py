@@ -30,16 +30,16 @@ from llm2vec.encoder.batching import (
 from llm2vec.encoder.folder import (
     CONFIG_FILE,
     PROVENANCE_FILE,
-    Settings,
-    about_template,
+    differences_elsewhere,
     files_of_encoder,
     refuse_other_model,
     write_settings,
 )
 from llm2vec.encoder.loading import open_parts
 from llm2vec.encoder.pooling import pool_tokens
+from llm2vec.encoder.settings import Settings
 from llm2vec.encoder.templates import split_template
-from llm2vec.encoder.tokenization import Tokens, borders, forget_truncation, shortened, tokenize
+from llm2vec.encoder.tokenization import Tokens, forget_truncation, shortened, tokenize
 from llm2vec.encoder.words import Merge, Reading, Words, words_of
 from llm2vec.errors import UsageError
 from llm2vec.runtime.files import (
@@ -77,6 +77,9 @@ class Encoder(nn.Module):
         >>> encoder.encode(["Some text.", "Another."]).shape  # doctest: +SKIP
         torch.Size([2, 192])
     """
+
+    _otherwise = Settings()
+    """The settings of a model that has none."""
 
     def __init__(
         self,
@@ -156,7 +159,9 @@ class Encoder(nn.Module):
         changes: Mapping[str, Any],
         loading: Mapping[str, Any],
     ) -> Self:
-        opened = open_parts(source, adapters, changes=changes, loading=loading)
+        opened = open_parts(
+            source, adapters, changes=changes, loading=loading, otherwise=cls._otherwise
+        )
         return cls(
             opened.model,
             opened.tokenizer,
@@ -225,7 +230,7 @@ class Encoder(nn.Module):
         Args:
             texts: Texts, or one text, whose result then has no first axis.
             prompt: What comes before every text; it takes part in attention and is not pooled.
-            prompt_name: The name of such a prompt in the settings.
+            prompt_name: The name of such a prompt in the settings; without either, their default prompt is taken.
             batch_size: The most texts in a batch; None is as many as a token budget allows.
             normalize: Whether vectors are scaled to length 1; None is what the settings say.
             show_progress: Draw a bar on a terminal, with the time left, once encoding takes longer than two seconds.
@@ -243,11 +248,11 @@ class Encoder(nn.Module):
                 f"prompt and prompt_name are two prompts for one text ({prompt!r}, "
                 f"{prompt_name!r}); give one of them"
             )
-        if prompt_name is not None:
+        if prompt is None:
             prompt = self._prompt_named(prompt_name)
         embedding_BD = self._vectors(
             rows,
-            prompts=[prompt or ""] * len(rows),
+            prompts=[prompt] * len(rows),
             batch_size=batch_size,
             normalize=normalize,
             show_progress=show_progress,
@@ -301,16 +306,16 @@ class Encoder(nn.Module):
     def _tokens(
         self, texts: Sequence[str], prompts: Sequence[str] | None, *, suffix: str = ""
     ) -> list[Tokens]:
-        found = tokenize(
+        return tokenize(
             self.tokenizer,
             texts,
             max_length=self.settings.max_length,
             prompts=prompts,
             suffix=suffix,
+            boundary=self.settings.boundary,
+            skip_prompt=self.settings.skip_prompt,
+            pool_special=self.settings.pools_special,
         )
-        if self.settings.skip_prompt:
-            return found
-        return [Tokens(each.ids, 0, len(each.ids)) for each in found]
 
     def encode_tokens(
         self,
@@ -409,7 +414,7 @@ class Encoder(nn.Module):
         """
         folder = resolved_folder(Path(folder), option="folder")
         refuse_other_model(folder)
-        if (note := about_template(self.settings)) is not None:
+        for note in differences_elsewhere(self.settings, self.tokenizer):
             warnings.warn(note, stacklevel=2)
         with folder_beside(folder) as partial:
             self.write(partial)
@@ -425,16 +430,13 @@ class Encoder(nn.Module):
         save_model(merged_copy(self.model), folder)
         forget_truncation(self.tokenizer)
         self.tokenizer.save_pretrained(folder)
-        edges = borders(self.tokenizer)
-        write_settings(
-            self.settings,
-            folder,
-            tokenizer=self.tokenizer,
-            dimension=self.dimension,
-            own_tokens_only=self.settings.skip_prompt and bool(edges.before or edges.after),
-        )
+        write_settings(self.settings, folder, tokenizer=self.tokenizer, dimension=self.dimension)
 
-    def _prompt_named(self, name: str) -> str:
+    def _prompt_named(self, name: str | None) -> str:
+        """A prompt by its name; None names the default prompt, if there is one."""
+        name = self.settings.default_prompt_name if name is None else name
+        if name is None:
+            return ""
         known = self.settings.prompts
         if name not in known:
             names = ", ".join(known) or "none"
@@ -443,10 +445,8 @@ class Encoder(nn.Module):
 
     def _before(self, prompts: Sequence[str]) -> list[str] | None:
         """What comes before each text, separator included; None where no text has a prompt."""
-        bare = [prompt.strip() for prompt in prompts]
-        if not any(bare):
-            return None
-        return [prompt + self.settings.separator if prompt else "" for prompt in bare]
+        before = [self.settings.before_text(prompt) for prompt in prompts]
+        return before if any(before) else None
 
 
 def _rows(texts: Any) -> list[str]:

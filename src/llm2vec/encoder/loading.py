@@ -22,7 +22,8 @@ from llm2vec.backbone.loading import (
 )
 from llm2vec.backbone.source import Source
 from llm2vec.backbone.switch import Switch, body, is_bidirectional, make_bidirectional
-from llm2vec.encoder.folder import SETTINGS_FILE, Settings, pooling_named, read_settings
+from llm2vec.encoder.folder import SETTINGS_FILE, read_settings
+from llm2vec.encoder.settings import Settings, pooling_named
 from llm2vec.encoder.templates import published_template, read_template
 from llm2vec.errors import ModelError
 from llm2vec.runtime.files import read_json
@@ -51,6 +52,7 @@ def open_parts(
     *,
     changes: Mapping[str, Any],
     loading: Mapping[str, Any],
+    otherwise: Settings,
 ) -> Opened:
     """Load everything, merge adapters, make the model bidirectional and prove it.
 
@@ -60,6 +62,7 @@ def open_parts(
         changes: Settings that the caller names; None leaves one as it is found. The pooling `eos_token` writes the end
             token after every text and pools its state.
         loading: `dtype`, `device`, `attention`, `config_overrides`.
+        otherwise: The settings of a model that has none.
 
     Raises:
         ModelError: Something cannot be loaded, or cannot be made bidirectional.
@@ -71,7 +74,7 @@ def open_parts(
     model = _load_chain(chain, loading).eval()
     tokenizer = tokenizer_with(tokenizer, chain.folders, rows=embedding_rows(model))
     check_vocabulary(model, tokenizer)
-    settings = _settings(chain, tokenizer, model.config.model_type, changes)
+    settings = _settings(chain, tokenizer, model.config.model_type, changes, otherwise)
     if not settings.bidirectional and is_bidirectional(model.config):
         raise ModelError(
             f"{source} is bidirectional already; its causal baseline is the decoder it was made from"
@@ -90,15 +93,19 @@ def _load_chain(chain: Chain, loading: Mapping[str, Any]) -> "PreTrainedModel":
 
 
 def _settings(
-    chain: Chain, tokenizer: "PreTrainedTokenizerBase", model_type: str, changes: Mapping[str, Any]
+    chain: Chain,
+    tokenizer: "PreTrainedTokenizerBase",
+    model_type: str,
+    changes: Mapping[str, Any],
+    otherwise: Settings,
 ) -> Settings:
     """The last settings found, changed as the caller says; published encoders' templates are filled in."""
-    settings, raw = Settings(), dict[str, Any]()
+    settings, raw = otherwise, dict[str, Any]()
     for source in (chain.base, *map(Source, chain.folders)):
         found = read_settings(source)
         if found is not None:
             path = source.find(SETTINGS_FILE)
-            settings, raw = found, {} if path is None else read_json(path)
+            settings, raw = found, {"template": None} if path is None else read_json(path)
     pooling, template = changes.get("pooling"), changes.get("template")
     if template is not None:
         template = read_template(template, tokenizer)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
+from llm2vec.encoder.settings import Boundary
 from llm2vec.errors import ModelError, UsageError
 from llm2vec.runtime.unicode import well_formed
 
@@ -128,6 +129,9 @@ def tokenize(
     max_length: int,
     prompts: Sequence[str] | None = None,
     suffix: str = "",
+    boundary: Boundary = "offsets",
+    skip_prompt: bool = True,
+    pool_special: bool = False,
 ) -> list[Tokens]:
     """Token ids of `prompt + text + suffix`, cut on the right to `max_length`, with each text's own range.
 
@@ -137,6 +141,10 @@ def tokenize(
         max_length: Longest sequence, in tokens, special tokens and prompt included.
         prompts: What comes before each text, separator included; None is nothing.
         suffix: What comes after each text; its tokens count as the text's (as in the first implementation).
+        boundary: How the border between prompt and text is found.
+        skip_prompt: Leave the prompt out of the text's range.
+        pool_special: Take special tokens around the text into its range; a start token before a prompt that is left
+            out is left out with it.
 
     Raises:
         UsageError: A prompt leaves no room for its text.
@@ -144,26 +152,96 @@ def tokenize(
     if not texts:
         return []
     edges = borders(tokenizer)
-    if prompts is None or not any(prompts):
-        joined = [text + suffix for text in texts] if suffix else texts
-        rows = untruncated(tokenizer, joined)["input_ids"]
-        return [edges.own(edges.cut(row, max_length=max_length)) for row in rows]
-    joined = [prompt + text + suffix for prompt, text in zip(prompts, texts, strict=True)]
-    encoded = untruncated(tokenizer, joined, return_offsets_mapping=True)
-    result = []
-    for row, offsets, prompt, text in zip(
-        encoded["input_ids"], encoded["offset_mapping"], prompts, texts, strict=True
-    ):
-        ids = edges.cut(row, max_length=max_length)
-        end = len(ids) - edges.after
-        own = (place for place in range(edges.before, end) if offsets[place][1] > len(prompt))
-        first = next(own, end)
-        if first == end and text and len(ids) >= max_length:
-            raise UsageError(
-                f"the prompt {prompt[:60]!r} fills all {max_length} tokens; shorten it or raise max_length"
-            )
-        result.append(Tokens(ids, first, end))
-    return result
+    rows = _joined_rows(tokenizer, texts, prompts or [""] * len(texts), suffix)
+    firsts = _first_own(tokenizer, rows, edges, boundary)
+    found = []
+    for row, first in zip(rows, firsts, strict=True):
+        ids = edges.cut(row.ids, max_length=max_length)
+        own = edges.own(ids)
+        if row.prompt:
+            first = min(first, own.end)
+            if first == own.end and row.text and len(ids) >= max_length:
+                raise UsageError(
+                    f"the prompt {row.prompt[:60]!r} fills all {max_length} tokens; shorten it or raise max_length"
+                )
+        end = len(ids) if pool_special else own.end
+        if not (skip_prompt and row.prompt):
+            first = 0 if pool_special else own.first
+        found.append(Tokens(ids, first, end))
+    return found
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A prompt and a text, and the tokens of the two joined, uncut."""
+
+    prompt: str
+    text: str
+    joined: str
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+
+
+def _joined_rows(
+    tokenizer: "PreTrainedTokenizerBase",
+    texts: Sequence[str],
+    prompts: Sequence[str],
+    suffix: str,
+) -> list[_Row]:
+    texts = [text + suffix for text in texts] if suffix else texts
+    joined = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
+    encoded = untruncated(tokenizer, joined, return_offsets_mapping=any(prompts))
+    offsets = encoded.get("offset_mapping") or [[]] * len(joined)
+    columns = zip(prompts, texts, joined, encoded["input_ids"], offsets, strict=True)
+    return [_Row(*values) for values in columns]
+
+
+def _first_own(
+    tokenizer: "PreTrainedTokenizerBase", rows: Sequence[_Row], edges: Borders, boundary: Boundary
+) -> list[int]:
+    """The first token of each row's text; of no meaning for rows without a prompt."""
+    if boundary == "prompt":
+        prompts = list(dict.fromkeys(row.prompt for row in rows))
+        alone = untruncated(tokenizer, prompts, add_special_tokens=False)["input_ids"]
+        counts = {prompt: len(ids) for prompt, ids in zip(prompts, alone, strict=True)}
+        return [edges.before + counts[row.prompt] for row in rows]
+    firsts = [_first_by_offsets(row, edges) for row in rows]
+    return firsts if boundary == "offsets" else _counted(tokenizer, rows, firsts, edges)
+
+
+def _first_by_offsets(row: _Row, edges: Borders) -> int:
+    end = len(row.ids) - edges.after
+    if not row.prompt:
+        return edges.before
+    own = (index for index in range(edges.before, end) if row.offsets[index][1] > len(row.prompt))
+    return next(own, end)
+
+
+def _counted(
+    tokenizer: "PreTrainedTokenizerBase", rows: Sequence[_Row], firsts: list[int], edges: Borders
+) -> list[int]:
+    """Borders as many tokens before the end as each text has alone, where it has the same tokens alone.
+
+    Only a token of blanks before the text can make a difference: the one that some tokenizers begin every text with.
+    """
+    unsure = [
+        index
+        for index, (row, first) in enumerate(zip(rows, firsts, strict=True))
+        if row.prompt and first > edges.before and _is_blank(row, first - 1)
+    ]
+    texts = [rows[index].text for index in unsure]
+    alone = untruncated(tokenizer, texts, add_special_tokens=False)["input_ids"]
+    found = list(firsts)
+    for index, ids in zip(unsure, alone, strict=True):
+        end = len(rows[index].ids) - edges.after
+        if ids and rows[index].ids[end - len(ids) : end] == ids:
+            found[index] = end - len(ids)
+    return found
+
+
+def _is_blank(row: _Row, token: int) -> bool:
+    start, end = row.offsets[token]
+    return not row.joined[start:end].strip()
 
 
 def shortened(
@@ -193,15 +271,14 @@ def _bytes(text: str) -> int:
 def separator_for(tokenizer: "PreTrainedTokenizerBase", prompts: Iterable[str]) -> str:
     """The separator between these prompts and a text: a space, or a line break where a space would not do.
 
-    Other libraries count a prompt's tokens by tokenising it alone. That is right only where prompt and text share no
-    token, and most tokenizers join a space to the word that follows it.
+    Most tokenizers join a space to the word that follows it, and then a prompt with a space does not stand alone.
     """
+    with_space = [prompt.strip() + " " for prompt in prompts]
+    return " " if all(stands_alone(tokenizer, prompt) for prompt in with_space) else "\n"
 
-    def stands_alone(prompt: str) -> bool:
-        joined = [prompt + beginning for beginning in _BEGINNINGS]
-        alone, *rows = untruncated(tokenizer, [prompt, *joined], add_special_tokens=False)[
-            "input_ids"
-        ]
-        return all(row[: len(alone)] == alone for row in rows)
 
-    return " " if all(stands_alone(prompt.strip() + " ") for prompt in prompts) else "\n"
+def stands_alone(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> bool:
+    """Whether a prompt has the same tokens alone as before a text, which other libraries take for granted."""
+    joined = [prompt + beginning for beginning in _BEGINNINGS]
+    alone, *rows = untruncated(tokenizer, [prompt, *joined], add_special_tokens=False)["input_ids"]
+    return all(row[: len(alone)] == alone for row in rows)

@@ -17,7 +17,7 @@ from transformers import AutoModel, PreTrainedModel
 from llm2vec.backbone.loading import load_tokenizer
 from llm2vec.backbone.source import Source, found_from, seen_from
 from llm2vec.encoder.encoder import Encoder
-from llm2vec.encoder.folder import Settings, pooling_named
+from llm2vec.encoder.settings import Settings, pooling_named
 from llm2vec.errors import ModelError, first_line
 from llm2vec.runtime.hardware import default_device
 

@@ -8,6 +8,8 @@ from llm2vec.backbone.adapters import Chain, told
 from llm2vec.conversion.read_back import prove_read_back
 from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.folder import PROVENANCE_FILE, about_template
+from llm2vec.encoder.sentence_transformers_files import unlike_elsewhere
+from llm2vec.errors import UsageError
 from llm2vec.runtime.files import (
     files_in,
     refuse_occupied,
@@ -31,6 +33,7 @@ def import_encoder(chain: Chain, out: Path, *, pooling: str | None = None) -> di
     Raises:
         RunError: There is something in `out`.
         ModelError: Something cannot be loaded, does not fit, or cannot be made bidirectional.
+        UsageError: sentence-transformers has nothing like the pooling.
         ProofFailed: sentence-transformers reads other vectors from the folder.
     """
     out = resolved_folder(out, option="--out")
@@ -38,6 +41,10 @@ def import_encoder(chain: Chain, out: Path, *, pooling: str | None = None) -> di
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # doubts were told before
         encoder = Encoder.from_pretrained(chain.base, adapters=chain.folders, pooling=pooling)
+    encoder.settings = encoder.settings.changed(boundary="offsets")
+    reason = unlike_elsewhere(encoder.settings, encoder.tokenizer)
+    if reason is not None:
+        raise UsageError(f"{reason}; choose another pooling")
     with whole_folder(out) as partial:
         encoder.write(partial)
         proof = prove_read_back(encoder, partial)

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from llm2vec.backbone.source import Source
 from llm2vec.backbone.switch import is_bidirectional
 from llm2vec.encoder.encoder import Encoder
-from llm2vec.encoder.folder import SETTINGS_FILE, Settings, pooling_named
+from llm2vec.encoder.folder import SETTINGS_FILE
 from llm2vec.encoder.loading import END_TOKEN_POOLING
 from llm2vec.encoder.pooling import pool_tokens
+from llm2vec.encoder.settings import Settings, pooling_named
 from llm2vec.encoder.templates import published_template
 from llm2vec.errors import UsageError
 from llm2vec.legacy.arguments import SEPARATOR, Texts, loading_arguments, split_pairs
@@ -88,6 +89,8 @@ class LLM2Vec(Encoder):
         torch.Size([1, 192])
     """
 
+    _otherwise = Settings(boundary="text")
+
     pooling_mode = _setting("pooling")
     max_length = _setting("max_length")
     doc_max_length = _setting("doc_max_length")
@@ -107,7 +110,7 @@ class LLM2Vec(Encoder):
         chain: "Chain | None" = None,
     ) -> None:
         if settings is None:
-            settings = Settings(
+            settings = self._otherwise.changed(
                 template=published_template(
                     [str(model.config._name_or_path)],
                     model.config.model_type,
@@ -241,7 +244,7 @@ class LLM2Vec(Encoder):
                 f"prompt and prompt_name are two prompts for one text ({prompt!r}, "
                 f"{prompt_name!r}); give one of them"
             )
-        if prompt_name is not None:
+        if prompt is None and (instructions is None or prompt_name is not None):
             prompt = self._prompt_named(prompt_name)
         if device is not None:
             self.to(device)

@@ -25,7 +25,7 @@ from llm2vec.backbone.lora import add_adapters, merge, weights_dtype
 from llm2vec.backbone.proofs import Proof
 from llm2vec.backbone.source import Source
 from llm2vec.backbone.switch import make_bidirectional
-from llm2vec.encoder.folder import Settings
+from llm2vec.encoder.settings import Settings
 from llm2vec.recipe.knobs import Recipe, StageRecipe
 from llm2vec.runtime.hardware import default_device
 from llm2vec.runtime.progress import Progress
