@@ -23,7 +23,6 @@ from llm2vec.backbone.positions import border_moved, frequency_border, position_
 from llm2vec.backbone.switch import make_bidirectional
 from llm2vec.cli.main import app
 from llm2vec.encoder.batching import is_packed, layer_states, plan_batches, token_states
-from llm2vec.encoder.settings import Settings
 
 BORDER = 16
 SHORT = "Yes, it rains."
@@ -187,7 +186,7 @@ def test_frequencies_that_grow_with_the_longest_text_are_never_asked_to_grow(tok
     make_bidirectional(model)
     before = model.rotary_emb.inv_freq.clone()
     for made in (
-        Encoder(model, tokenizer, settings=Settings(max_length=500)),
+        Encoder(model, tokenizer),
         LLM2Vec(model, tokenizer, max_length=500),
     ):
         assert made.settings.max_length == position_limit(model.config) == BORDER

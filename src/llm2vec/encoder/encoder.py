@@ -93,8 +93,9 @@ class Encoder(nn.Module):
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
-        settings = settings or Settings(bidirectional=is_bidirectional(model.config))
-        self.settings = self._within_positions(settings)
+        self.settings = settings or self._within_positions(
+            Settings(bidirectional=is_bidirectional(model.config))
+        )
         self.switch = switch
         self.chain = chain
 
@@ -162,13 +163,15 @@ class Encoder(nn.Module):
         opened = open_parts(
             source, adapters, changes=changes, loading=loading, otherwise=cls._otherwise
         )
-        return cls(
+        encoder = cls(
             opened.model,
             opened.tokenizer,
             settings=opened.settings,
             switch=opened.switch,
             chain=opened.chain,
         )
+        encoder.settings = encoder._within_positions(encoder.settings)
+        return encoder
 
     def _within_positions(self, settings: Settings) -> Settings:
         """Settings whose longest sequence the model has positions for."""

@@ -164,11 +164,31 @@ def tokenize(
                 raise UsageError(
                     f"the prompt {row.prompt[:60]!r} fills all {max_length} tokens; shorten it or raise max_length"
                 )
-        end = len(ids) if pool_special else own.end
-        if not (skip_prompt and row.prompt):
-            first = 0 if pool_special else own.first
-        found.append(Tokens(ids, first, end))
+            own = Tokens(ids, first, own.end)
+        found.append(
+            pooled_part(
+                own,
+                edges,
+                skip_prompt=skip_prompt and bool(row.prompt),
+                pool_special=pool_special,
+            )
+        )
     return found
+
+
+def pooled_part(own: Tokens, edges: Borders, *, skip_prompt: bool, pool_special: bool) -> Tokens:
+    """The same tokens, with the range that is pooled.
+
+    Args:
+        own: A text with its own range, as from `tokenize`.
+        edges: The special tokens around it.
+        skip_prompt: There is a prompt before the text, and it is left out.
+        pool_special: Special tokens are pooled; a start token before a prompt that is left out is left out with it.
+    """
+    end = len(own.ids) if pool_special else own.end
+    if skip_prompt:
+        return Tokens(own.ids, own.first, end)
+    return Tokens(own.ids, 0 if pool_special else min(edges.before, own.first), end)
 
 
 @dataclass(frozen=True)

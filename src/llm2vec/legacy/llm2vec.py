@@ -126,6 +126,7 @@ class LLM2Vec(Encoder):
             skip_prompt=skip_instruction,
         )
         super().__init__(model, tokenizer, settings=settings, switch=switch, chain=chain)
+        self.settings = self._within_positions(settings)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # the arguments are version 0.2.3's

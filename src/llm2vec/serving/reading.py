@@ -9,7 +9,8 @@ from dataclasses import replace
 from typing import Literal
 
 from llm2vec.encoder.encoder import Encoder
-from llm2vec.encoder.tokenization import Tokens, shortened
+from llm2vec.encoder.templates import split_template
+from llm2vec.encoder.tokenization import Tokens, borders, pooled_part, shortened
 from llm2vec.errors import UsageError
 from llm2vec.serving.refusals import Refusal
 
@@ -30,7 +31,11 @@ class Reader:
         self._encoder = encoder
         self._max_characters = max_characters
         uncut = replace(
-            encoder.settings, max_length=_NO_LIMIT, doc_max_length=None, skip_prompt=True
+            encoder.settings,
+            max_length=_NO_LIMIT,
+            doc_max_length=None,
+            skip_prompt=True,
+            pool_special=False,
         )
         self._uncut = Encoder(encoder.model, encoder.tokenizer, settings=uncut)
         self._vocabulary = int(encoder.model.config.get_text_config().vocab_size)
@@ -51,9 +56,7 @@ class Reader:
                     "invalid", f"there is no such prompt; there are: {known}", param="prompt_name"
                 )
             prompt = settings.prompts[prompt_name]
-        if prompt is None or not prompt.strip():
-            return ""
-        return prompt.strip() + settings.separator
+        return settings.before_text(prompt)
 
     def read(
         self,
@@ -89,7 +92,7 @@ class Reader:
                 if not truncate:
                     raise self._too_long(index, tokens)
                 found[index] = self._cut(given, tokens, prompt, direction, index)
-        return [self._pooled(tokens) for tokens in found]
+        return [self._pooled(tokens, prompt) for tokens in found]
 
     def _whole(self, inputs: Sequence[str | list[int]], prompt: str) -> list[Tokens]:
         """Tokens without any limit on their number."""
@@ -171,7 +174,12 @@ class Reader:
             index,
         )
 
-    def _pooled(self, tokens: Tokens) -> Tokens:
-        if self._encoder.settings.skip_prompt:
-            return tokens
-        return Tokens(tokens.ids, 0, len(tokens.ids))
+    def _pooled(self, tokens: Tokens, prompt: str) -> Tokens:
+        settings = self._encoder.settings
+        wrapped = split_template(settings.template)[0]
+        return pooled_part(
+            tokens,
+            borders(self._encoder.tokenizer),
+            skip_prompt=settings.skip_prompt and bool(prompt or wrapped),
+            pool_special=settings.pools_special,
+        )

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from llm2vec.encoder.encoder import Encoder
-from llm2vec.encoder.folder import PROVENANCE_FILE, Settings
+from llm2vec.encoder.folder import PROVENANCE_FILE
+from llm2vec.encoder.settings import Settings
 from llm2vec.errors import ProofFailed, RunError, UsageError
 from llm2vec.evaluation.analysis import BUNDLED_SETS
 from llm2vec.evaluation.sentence_tasks import sts

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llm2vec.encoder.encoder import Encoder
-from llm2vec.encoder.folder import Settings
+from llm2vec.encoder.settings import Settings
 from llm2vec.evaluation.subjects import Embedder
 
 

@@ -5,7 +5,7 @@ Libraries that open an export know neither our prompts nor our templates, so who
 
 from collections.abc import Sequence
 
-from llm2vec.encoder.folder import Settings
+from llm2vec.encoder.settings import Settings
 
 
 def texts_as_read(
@@ -23,9 +23,7 @@ def texts_as_read(
         [('Summarise: A text.', 11)]
     """
     before, _, after = (settings.template or "{text}").partition("{text}")
-    start = before
-    if prompt and prompt.strip():
-        start += prompt.strip() + settings.separator
+    start = before + settings.before_text(prompt)
     wrapped = settings.template is not None
     plain = [text.rstrip() if wrapped else text for text in texts]
     return [(start + text + after, len(start)) for text in plain]

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from llm2vec.backbone.loading import quiet
 from llm2vec.backbone.switch import live_attention
 from llm2vec.encoder.encoder import Encoder
-from llm2vec.encoder.folder import Settings
+from llm2vec.encoder.settings import Settings
 from llm2vec.errors import ModelError, first_line
 from llm2vec.evaluation.subjects import Embedder
 from llm2vec.recipe.knobs import Pooling
