@@ -41,13 +41,13 @@ class Application:
         asgi: What uvicorn runs.
         api: The FastAPI application in it.
         queue: Where requests wait.
-        models: Names of the encoders.
+        served: The encoders.
     """
 
     asgi: Access
     api: FastAPI
     queue: Queue
-    models: tuple[str, ...]
+    served: Sequence[Served]
 
 
 def make_application(
@@ -87,7 +87,7 @@ def make_application(
     _answer_errors(api)
     inner = KeyGate(BodyGate(api, limits), keys or Keys([]))
     asgi = Access(inner, limits=limits, queue=queue, metrics=metrics)
-    return Application(asgi, api, queue, tuple(desk.served))
+    return Application(asgi, api, queue, served)
 
 
 def _answer_errors(api: FastAPI) -> None:

@@ -61,7 +61,11 @@ def run(application: Application, *, host: str, port: int, limits: Limits, has_k
         )
     bound = listening.getsockname()[1]
     shown = f"[{host}]" if ":" in host else host
-    log("listening", url=f"http://{shown}:{bound}", models=list(application.models))
+    log(
+        "listening",
+        url=f"http://{shown}:{bound}",
+        models=[each.name for each in application.served],
+    )
     _Server(config, application, limits).run(sockets=[listening])
     log("stopped")
 
