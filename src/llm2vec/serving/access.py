@@ -1,7 +1,8 @@
 """The outermost layer: gives each request an id, counts it, logs it, limits how many there are."""
 
+import itertools
+import secrets
 import time
-import uuid
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -32,13 +33,15 @@ class Access:
         self._queue = queue
         self._metrics = metrics
         self.under_way = 0
+        self._process = secrets.token_hex(8)
+        self._numbers = itertools.count(1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         started = time.monotonic()
-        facts: dict[str, Any] = {"id": uuid.uuid4().hex}
+        facts: dict[str, Any] = {"id": f"{self._process}-{next(self._numbers)}"}
         scope[FACTS] = facts
         self.under_way += 1
         try:

@@ -29,6 +29,9 @@ _BYTES_A_NUMBER = 4
 
 _GONE = 499
 
+_SHORT = 10_000
+"""Characters that are read at once: a change of threads would take longer than reading them."""
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -73,6 +76,7 @@ class Desk:
         self.served = {each.name: each for each in served}
         self.limits = limits
         self.queue = queue
+        self._readings = 0
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -160,7 +164,13 @@ class Desk:
             truncate=how.truncate,
             direction=how.direction,
         )
-        return await asyncio.get_running_loop().run_in_executor(self._reading, read)
+        if not self._readings and sum(map(len, inputs)) + len(prompt) * len(inputs) < _SHORT:
+            return read()
+        self._readings += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._reading, read)
+        finally:
+            self._readings -= 1
 
     def _hold(self, request: Request, numbers: int) -> None:
         """Count the answer's memory before there is any."""

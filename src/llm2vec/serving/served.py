@@ -24,6 +24,9 @@ from llm2vec.serving.reading import Reader
 Work = Callable[[Sequence[Tokens]], list[np.ndarray]]
 """From tokens to one array a text; two requests with the same work may be joined."""
 
+_CPU_TOKENS = 512
+"""Tokens a core reads at once. More are no faster, and the requests in a batch wait for all of it."""
+
 _PROBE = "The quick brown fox jumps over the lazy dog."
 
 _PROBE_TOLERANCE = 1e-2
@@ -84,9 +87,10 @@ class Served:
 
 
 def _batch_tokens(encoder: Encoder) -> int:
-    """A batch for each core of a CPU, since the encoder gives each core its own; one on a GPU."""
-    cores = torch.get_num_threads() if encoder.device.type == "cpu" else 1
-    return encoder.max_tokens * cores
+    """On a CPU a batch for each core, since the encoder gives each core its own; one on a GPU."""
+    if encoder.device.type != "cpu":
+        return encoder.max_tokens
+    return min(_CPU_TOKENS, encoder.max_tokens) * torch.get_num_threads()
 
 
 @dataclass(frozen=True)
