@@ -179,8 +179,12 @@ def compare(folder: str, options: argparse.Namespace) -> dict:
         finally:
             server.terminate()
             server.wait()
-    alone, served = found["llm2vec serve"]
-    _, plain = found["plain loop"]
+    return {**found, **ratios(*found["llm2vec serve"], found["plain loop"][1])}
+
+
+def ratios(alone: dict, served: dict, plain: dict) -> dict:
+    """How many times as much the joined requests are, by throughput and by processor time."""
+    found = {}
     for name, other in (("the plain loop", plain), ("one at a time", alone)):
         found[f"times {name}"] = round(served["per_s"] / other["per_s"], 2)
         less = other["cpu_ms_a_request"] / served["cpu_ms_a_request"]

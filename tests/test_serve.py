@@ -323,7 +323,8 @@ def test_only_a_right_key_opens(encoder):
             assert client.get("/metrics", headers=headers).json()["error_type"] == "Validation"
             assert client.get("/info", headers=headers).status_code == 401
         assert client.get("/health").status_code == 200
-        assert client.get("/").status_code == 200
+        for path in ("/", "/docs", "/openapi.json"):
+            assert client.get(path).status_code == 200
         assert client.post("/", json={"inputs": "a"}).status_code == 401
 
 

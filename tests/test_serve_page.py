@@ -30,6 +30,7 @@ def drawn(url, folder):
 def test_the_page_asks_the_server_and_draws_the_similarities(url, encoder, tmp_path):
     page = drawn(f"{url}/#compare", tmp_path)
     assert "small: 192 numbers a vector" in page
+    assert '<label id="key-label" hidden' in page
     cells = [float(each) for each in re.findall(r"<td[^>]*rgba[^>]*>([^<]*)</td>", page)]
     found = np.asarray(cells).reshape(5, 5)
     texts = re.search(r'<textarea id="sentences"[^>]*>(.*?)</textarea>', page, re.DOTALL).group(1)

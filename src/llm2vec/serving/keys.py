@@ -14,8 +14,11 @@ from llm2vec.serving.refusals import Refusal, answer
 VARIABLE = "LLM2VEC_API_KEY"
 """The environment variable with keys, between commas or line breaks."""
 
-OPEN_PATHS = frozenset({"/", "/health"})
-"""What answers to GET without a key: whether the server works, and the page, which is no secret."""
+OPEN_PATHS = frozenset({"/", "/health", "/docs", "/openapi.json"})
+"""What answers to GET without a key: whether the server works, and pages that hold no secret."""
+
+_STATIC = "/static-offline-docs/"
+"""Script and style of `/docs`."""
 
 
 class Keys:
@@ -93,4 +96,5 @@ def _as_sent(key: str) -> str:
 
 
 def _is_open(scope: Scope) -> bool:
-    return scope["method"] == "GET" and scope["path"] in OPEN_PATHS
+    path = scope["path"]
+    return scope["method"] == "GET" and (path in OPEN_PATHS or path.startswith(_STATIC))

@@ -140,8 +140,8 @@ class Queue:
         if job.cost > min(limits.max_request_tokens, limits.max_queue_tokens):
             raise Refusal(
                 "too_large",
-                f"the request has {job.cost} tokens in all; at most {limits.max_request_tokens} are taken "
-                "in one. Send it in parts",
+                f"the request has {job.cost} tokens in all; at most "
+                f"{limits.max_request_tokens} are taken in one. Send it in parts",
             )
         self.check()
         if served in self._broken:

@@ -25,7 +25,7 @@ Work = Callable[[Sequence[Tokens]], list[np.ndarray]]
 """From tokens to one array a text; two requests with the same work may be joined."""
 
 _CPU_TOKENS = 512
-"""Tokens a core reads at once. More are no faster, and the requests in a batch wait for all of it."""
+"""Tokens a core reads at once. More are no faster, and every request waits for its whole batch."""
 
 _PROBE = "The quick brown fox jumps over the lazy dog."
 
