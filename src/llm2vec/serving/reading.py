@@ -37,7 +37,8 @@ class Reader:
             skip_prompt=True,
             pool_special=False,
         )
-        self._uncut = Encoder(encoder.model, encoder.tokenizer, settings=uncut)
+        self._uncut = Encoder(encoder.model, encoder.tokenizer)
+        self._uncut.settings = uncut  # given to the constructor, it would be cut to the model's own
         self._vocabulary = int(encoder.model.config.get_text_config().vocab_size)
 
     def prompt(self, prompt: str | None, prompt_name: str | None) -> str:
