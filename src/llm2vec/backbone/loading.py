@@ -27,6 +27,7 @@ from transformers.utils import logging
 
 from llm2vec.backbone import gguf, wrapper
 from llm2vec.backbone.forward import model_code
+from llm2vec.backbone.quantization import ask_for_plain_weights, plain, quantization_name
 from llm2vec.backbone.source import Source
 from llm2vec.errors import LLM2VecError, ModelError, UsageError, first_line
 from llm2vec.runtime.hardware import default_device, memory_checked
@@ -116,6 +117,8 @@ def load_decoder(
     else:
         with _errors_of(source, "a model"), quiet():
             around = wrapper.load(source, outer, dtype=dtype)
+        if quantization_name(outer) is not None:
+            around = plain(around, dtype)
         whole = wrapper.take_out(around, text=config, source=source)
         if attention is not None:
             whole.set_attn_implementation(attention)
@@ -148,7 +151,7 @@ def _load_weights(
     if file:
         gguf.forget_blocks(model)
     loaded: PreTrainedModel = model
-    return loaded
+    return loaded if quantization_name(config) is None else plain(loaded, dtype)
 
 
 def load_config(source: str | Path | Source) -> PreTrainedConfig:
@@ -178,6 +181,14 @@ def wrapper_note(source: str | Path | Source) -> str | None:
     )
 
 
+def quantization_note(source: str | Path | Source) -> str | None:
+    """What is done about quantised weights, in a sentence; None for plain weights."""
+    name = quantization_name(_read_config(Source.of(source)))
+    if name is None:
+        return None
+    return f"its weights are quantised ({name}), and are turned back into plain numbers"
+
+
 def _read_config(source: Source) -> PreTrainedConfig:
     if parse(version("transformers")) < parse(OLDEST):
         raise ModelError(
@@ -187,6 +198,7 @@ def _read_config(source: Source) -> PreTrainedConfig:
     name, file = gguf.asked(source)
     with _errors_of(source, "a model"), quiet():
         config: PreTrainedConfig = AutoConfig.from_pretrained(name, **file, **source.options())
+    ask_for_plain_weights(config, source)
     return config
 
 

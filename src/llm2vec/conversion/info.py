@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from llm2vec.backbone.loading import embedding_rows, load_config, wrapper_note
+from llm2vec.backbone.loading import embedding_rows, load_config, quantization_note, wrapper_note
 from llm2vec.backbone.miniature import NoSmallCopy, small_copy
 from llm2vec.backbone.positions import position_limit
 from llm2vec.backbone.proofs import Proof
@@ -151,9 +151,9 @@ def describe(recipe: Recipe) -> Info:
 
 
 def _notes(source: Source, switch: Switch | None) -> tuple[str, ...]:
-    about = wrapper_note(source)
+    about = (wrapper_note(source), quantization_note(source))
     of_switch = () if switch is None else switch.notes
-    return of_switch if about is None else (about, *of_switch)
+    return (*(note for note in about if note is not None), *of_switch)
 
 
 def _without_memory(config: PreTrainedConfig, recipe: Recipe) -> PreTrainedModel:
