@@ -86,7 +86,7 @@ def _adapt_everything(model: PreTrainedModel, shared: Mapping[str, Any]) -> Peft
     linear = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head
+        if type(module) in (nn.Linear, Conv1D) and module is not head
     ]
     experts = stacked_experts(model)
     config = LoraConfig(target_modules=linear, target_parameters=experts or None, **shared)

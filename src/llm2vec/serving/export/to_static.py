@@ -14,7 +14,7 @@ import numpy as np
 from llm2vec.backbone.loading import quiet
 from llm2vec.backbone.switch import live_attention
 from llm2vec.encoder.encoder import Encoder
-from llm2vec.encoder.folder import Settings
+from llm2vec.encoder.settings import Settings
 from llm2vec.evaluation.subjects import Embedder
 from llm2vec.runtime.optional import optional
 from llm2vec.serving.export.form import Form, Written
