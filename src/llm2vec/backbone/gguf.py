@@ -49,7 +49,7 @@ def asked(source: Source) -> tuple[str, Mapping[str, str]]:
     if not source.is_gguf:
         return str(source), {}
     if importlib.util.find_spec("gguf") is None:
-        raise UsageError(f"{source} is a GGUF file: pip install 'llm2vec[gguf]'")
+        raise UsageError(f"{source} is a GGUF file: pip install 'llm2vec-next[gguf]'")
     if isinstance(source.name, Path):
         return str(source.name.parent), {"gguf_file": source.name.name}
     name, _, file = source.name.rpartition(":")

@@ -52,9 +52,9 @@ _SMALL_MODEL_BYTES = 100_000_000
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        from llm2vec import __version__
 
-        sys.stdout.write(version("llm2vec") + "\n")
+        sys.stdout.write(__version__ + "\n")
         raise typer.Exit
 
 

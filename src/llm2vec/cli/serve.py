@@ -58,7 +58,7 @@ def serve(
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise UsageError(
-            f"serve needs more libraries ({first_line(error)}): pip install 'llm2vec[serve]'"
+            f"serve needs more libraries ({first_line(error)}): pip install 'llm2vec-next[serve]'"
         ) from error
     from llm2vec.serving.app import make_application
     from llm2vec.serving.keys import read_keys

@@ -258,7 +258,9 @@ def _mteb() -> ModuleType:
     try:
         return import_module("mteb")
     except ModuleNotFoundError as error:
-        raise UsageError(f"mteb cannot be used ({error}): pip install 'llm2vec[mteb]'") from error
+        raise UsageError(
+            f"mteb cannot be used ({error}): pip install 'llm2vec-next[mteb]'"
+        ) from error
 
 
 def _fingerprint(encoder: "Encoder", instructions: Mapping[str, str]) -> str:

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from llm2vec.errors import RunError, first_line
+from llm2vec.runtime.optional import DISTRIBUTION
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """How errors that have no type of their own say that memory ran out."""
@@ -71,11 +72,12 @@ def has_bfloat16(device: torch.device) -> bool:
 
 def versions() -> dict[str, str]:
     """Of what a result depends on."""
-    names = ("llm2vec", "torch", "transformers", "peft", "sentence-transformers", "tokenizers")
+    libraries = ("torch", "transformers", "peft", "sentence-transformers", "tokenizers")
+    distributions = {"llm2vec": DISTRIBUTION, **{name: name for name in libraries}}
     found = {"python": platform.python_version()}
-    for name in names:
+    for name, distribution in distributions.items():
         try:
-            found[name] = version(name)
+            found[name] = version(distribution)
         except PackageNotFoundError:
             found[name] = "source"
     return found
