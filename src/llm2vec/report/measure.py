@@ -286,12 +286,7 @@ def _subjects(run: Path, decoder: str) -> list[_Subject]:
     given = provenance["recipe"].get("adapters", ())
     seen = provenance.get("places", {}).get("adapters", given)
     adapters = tuple(_where_now(run, *each) for each in zip(seen, given, strict=True))
-    kept = {
-        folder.name.partition("-")[2]: str(folder)
-        for folder in stages_folder(run).glob("[0-9]-*")
-        if folder.is_dir()
-    }
-    folders = {"bi": (decoder, adapters)} | {stage: (folder, ()) for stage, folder in kept.items()}
+    folders = {"bi": (decoder, adapters), **_kept_stages(run)}
     folders[made[-1]] = (str(run), ())
     subjects = [_Subject("Uni", f"{UNI}{decoder}")]
     for place_of, stage in enumerate(made):
@@ -299,6 +294,15 @@ def _subjects(run: Path, decoder: str) -> list[_Subject]:
             title = _title(made[: place_of + 1], adapted=bool(adapters))
             subjects.append(_Subject(title, *folders[stage]))
     return subjects
+
+
+def _kept_stages(run: Path) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """The folder of each stage that was kept; no adapter is to be merged into them."""
+    return {
+        folder.name.partition("-")[2]: (str(folder), ())
+        for folder in stages_folder(run).glob("[0-9]-*")
+        if folder.is_dir()
+    }
 
 
 def _title(stages: Sequence[str], *, adapted: bool) -> str:
