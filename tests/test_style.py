@@ -34,7 +34,6 @@ STILL_DENSE = {
     ("evaluation/word_metrics.py", "by_label"): 269,
     ("report/figures.py", "bars"): 266,
     ("report/measure.py", "_measure_all"): 303,
-    ("report/measure.py", "_subjects"): 254,
     ("serving/export/export.py", "export"): 295,
     ("serving/export/to_onnx.py", "_open"): 263,
     ("training/mntp.py", "__call__"): 262,
