@@ -1,7 +1,8 @@
 """Every command that README, docs and `--help` show is one that works.
 
 A shell reads each line, as it would a reader's, and the program runs what comes of it, in a folder that holds what the
-lines name. Hub ids are small folders of the same name there. What needs the hub itself is parsed and not run.
+lines name. Hub ids are small folders of the same name there. What needs the hub itself, or serves until it is stopped,
+is parsed and not run.
 """
 
 import json
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import warnings
 from dataclasses import replace
-from io import StringIO
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ SMALL = ("mntp.steps=1", "mntp.batch_size=2", "mntp.max_length=32", "mntp.eval_b
 SMALL += ("simcse.steps=1", "simcse.batch_size=2", "simcse.max_length=16", "encoder.max_length=64")
 SMALL += ("corpus.self_texts=6", "corpus.self_tokens=24")
 UNTRAINED = ("mntp.steps=0", "simcse.steps=0", "encoder.max_length=64")
-NEEDS_THE_HUB = re.compile(r"--mteb|meta-llama/|McGill-NLP/|hub:|model\.gguf")
+NOT_RUN = re.compile(r"--mteb|meta-llama/|McGill-NLP/|hub:|model\.gguf|llm2vec serve|s3://")
 PLACEHOLDER = re.compile(r"\b(FILE|DECODER|BASE|ADAPTER|FOLDER|M|T)\b|\.\.\.")
 
 RECORD = """#!/bin/sh
@@ -61,8 +62,8 @@ def in_sentences(page):
 
 
 SHOWN = [line for page in PAGES if page.name != "cli.md" for line in blocks(page)] + in_help()
-RUN = list(dict.fromkeys(each for each in SHOWN if not NEEDS_THE_HUB.search(each)))
-PARSED = [each for each in SHOWN if NEEDS_THE_HUB.search(each)]
+RUN = list(dict.fromkeys(each for each in SHOWN if not NOT_RUN.search(each)))
+PARSED = [each for each in SHOWN if NOT_RUN.search(each)]
 PARSED += [each for page in PAGES for each in in_sentences(page)]
 
 
@@ -85,7 +86,7 @@ def read_by_a_shell(line, folder):
 
 def run(argv, stdin=""):
     """Run the program in this process."""
-    before, sys.stdin = sys.stdin, StringIO(stdin)
+    before, sys.stdin = sys.stdin, TextIOWrapper(BytesIO(stdin.encode()), encoding="utf8")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
