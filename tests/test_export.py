@@ -16,6 +16,8 @@ from tests.conftest import DECODERS
 ROUNDING = 1e-5
 """Of a float32 sum in another order."""
 
+pytestmark = pytest.mark.filterwarnings("ignore:sentence-transformers leaves out")
+
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):

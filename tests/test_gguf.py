@@ -155,7 +155,7 @@ def test_a_file_that_is_not_there_is_told_at_once(tmp_path):
 
 def test_without_the_package_it_says_what_to_install(exact, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"pip install 'llm2vec\[gguf\]'"):
+    with pytest.raises(UsageError, match=r"pip install 'llm2vec-next\[gguf\]'"):
         load_config(exact)
 
 

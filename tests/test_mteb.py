@@ -488,7 +488,7 @@ def test_a_wrong_task_is_told_with_what_is_close(names, told, benchmarks):
 
 def test_without_mteb_the_extra_is_named(monkeypatch, encoder):
     monkeypatch.setitem(sys.modules, "mteb", None)
-    with pytest.raises(UsageError, match=r"pip install 'llm2vec\[mteb\]'"):
+    with pytest.raises(UsageError, match=r"pip install 'llm2vec-next\[mteb\]'"):
         as_mteb(encoder, name="bundled")
 
 
