@@ -205,7 +205,6 @@ def test_a_line_works_as_it_is_shown(line, request, tmp_path, monkeypatch, capsy
         assert (folder / "encoder" / "provenance.json").is_file()
 
 
-@pytest.mark.xfail(reason="a line of docs/serve.md with two folders", strict=False)
 @pytest.mark.parametrize("line", list(dict.fromkeys(PARSED)))
 def test_a_line_that_needs_the_hub_or_stands_for_others_is_understood(line, tmp_path):
     words = PLACEHOLDER.sub("x", line.partition("llm2vec ")[2])

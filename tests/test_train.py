@@ -146,7 +146,6 @@ def test_a_supervised_file_trains_on_its_folder_and_the_decoder_writes_no_texts(
     assert encoder.encode("A text.").isfinite().all()
 
 
-@pytest.mark.xfail(reason="the one reader words it differently", strict=False)
 @pytest.mark.parametrize(
     ("stage", "values", "code", "said"),
     [
@@ -160,20 +159,20 @@ def test_a_supervised_file_trains_on_its_folder_and_the_decoder_writes_no_texts(
             "mntp",
             {"train_file": "nowhere.txt"},
             1,
-            "config.json: train_file: corpus nowhere.txt does not exist",
+            "config.json: train_file: nowhere.txt does not exist",
         ),
         ("mntp", {"train_file": "t.txt", "output_dir": None}, 2, "has no output_dir; say --out"),
         (
             "simcse",
             wiki("nowhere.txt"),
             1,
-            "dataset_file_path: corpus nowhere.txt does not exist; Wiki1M is on the hub",
+            "dataset_file_path: nowhere.txt does not exist; Wiki1M is on the hub",
         ),
         (
             "supervised",
             {"dataset_name": "E5", "dataset_file_path": "e5"},
             1,
-            "dataset_file_path: corpus e5 does not",
+            "dataset_file_path: e5 does not exist; E5 is a folder",
         ),
         ("supervised", wiki("w.txt"), 2, "dataset_name must be E5, not 'Wiki1M'"),
     ],
