@@ -44,8 +44,9 @@ def write_report(report: Facts, folder: Path) -> Path:
     """
     report_folder(folder).mkdir(parents=True, exist_ok=True)
     write_json(folder / REPORT_FACTS, report)
-    markdown = f"# {_title(report)}\n\n{to_markdown(sections(report))}"
-    for name, text in (("report.md", markdown), ("report.html", to_html(report))):
+    parts = sections(report)
+    markdown = f"# {_title(report)}\n\n{to_markdown(parts)}"
+    for name, text in (("report.md", markdown), ("report.html", _page(report, parts))):
         with whole_file(folder / name) as partial:
             partial.write_text(text, encoding="utf8")
     return folder / "report.html"
@@ -53,6 +54,10 @@ def write_report(report: Facts, folder: Path) -> Path:
 
 def to_html(report: Facts) -> str:
     """One page with everything in it."""
+    return _page(report, sections(report))
+
+
+def _page(report: Facts, parts: Sequence[Section]) -> str:
     jinja2: Any = optional("jinja2", extra="report")
     assets = files("llm2vec") / "assets"
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -60,7 +65,7 @@ def to_html(report: Facts) -> str:
     page: str = template.render(
         title=_title(report),
         style=(assets / "report.css").read_text(encoding="utf8"),
-        sections=sections(report),
+        sections=parts,
         numeric_columns=_numeric_columns,
     )
     return page
