@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from conftest import DECODERS
 
 from llm2vec.encoder.encoder import Encoder
 from llm2vec.errors import ProofFailed, RunError, UsageError
 from llm2vec.serving.export import export as exporting
 from llm2vec.serving.export.comparison import compare, comparison_texts
 from llm2vec.serving.export.export import EXPORT_FILE, export
-from tests.conftest import DECODERS
 
 ROUNDING = 1e-5
 """Of a float32 sum in another order."""
