@@ -42,7 +42,8 @@ if [ -p /dev/stdin ]; then cat > "$RECORD.stdin"; fi
 def blocks(page):
     """The lines of fenced blocks that call the program, and those that are printed as such by `--help`."""
     fenced = re.findall(r"```(?:console|bash|sh)?\n(.*?)```", page.read_text(), re.DOTALL)
-    lines = (line.strip().removeprefix("$ ") for block in fenced for line in block.splitlines())
+    whole = [re.sub(r"\\\n\s*", "", block) for block in fenced]  # lines that go on in the next one
+    lines = (line.strip().removeprefix("$ ") for block in whole for line in block.splitlines())
     return [line for line in lines if re.match(r"(cat \S+ \| )?llm2vec ", line)]
 
 
@@ -103,7 +104,8 @@ def write_data(folder):
     """The files that the lines name."""
     animals = ("cat", "dog", "cow", "hen", "pig", "rat", "ape", "bee", "elk", "fox", "owl", "yak")
     texts = [f"The {animal} sleeps near the old bridge." for animal in animals]
-    (folder / "texts.txt").write_text("".join(text + "\n" for text in texts))
+    for name in ("texts.txt", "openstax.txt"):
+        (folder / name).write_text("".join(text + "\n" for text in texts))
     (folder / "data").mkdir()
     rows = "".join(json.dumps({"body": text}) + "\n" for text in texts)
     (folder / "data" / "rows.jsonl").write_text(rows)
@@ -142,7 +144,7 @@ def write_configs(folder):
 
 def write_models(folder):
     """A decoder, and others under the names of models on the hub."""
-    for name in ("decoder", "Qwen/Qwen3-0.6B", "bert-base-cased"):
+    for name in ("decoder", "Qwen/Qwen3-0.6B", "bert-base-cased", ".decoders/smollm2-135m"):
         shutil.copytree(DECODERS / "qwen3", folder / name)
 
 
