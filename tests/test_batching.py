@@ -16,9 +16,9 @@ from llm2vec.encoder.batching import (
     is_packed,
     layer_states,
     plan_batches,
-    reading_layer,
     token_states,
 )
+from llm2vec.encoder.layers import reading_layer
 from llm2vec.errors import UsageError
 
 ROUNDING = 1e-5
@@ -102,7 +102,7 @@ def test_a_layer_that_is_not_there_is_said_with_those_that_are(layer):
     model = load_decoder(DECODERS / "qwen3", head=False, dtype=torch.float32)
     with (
         pytest.raises(
-            UsageError, match=rf"no layer {layer}: this model has 0 .* to 3, or -4 to -1"
+            UsageError, match=rf"no layer {layer}; this model has the layers 0 .* to 3, or -4 to -1"
         ),
         reading_layer(model, layer=layer, pad_id=1),
     ):

@@ -25,8 +25,6 @@ STILL_DENSE = {
     ("conversion/info.py", "_estimate"): 342,
     ("conversion/info.py", "describe"): 301,
     ("corpus/triples.py", "store_triples"): 377,
-    ("encoder/words.py", "_merged"): 276,
-    ("encoder/words.py", "word_states"): 328,
     ("evaluation/probe.py", "_fit"): 462,
     ("evaluation/probe.py", "probe_splits"): 615,
     ("evaluation/sentence_tasks.py", "classification"): 264,
@@ -40,7 +38,7 @@ STILL_DENSE = {
 }
 """What is denser than the rule and waits to be rewritten; a number here may only fall."""
 
-STILL_NESTED = {"backbone/adapters.py", "encoder/words.py"}
+STILL_NESTED = {"backbone/adapters.py"}
 STILL_LOOPED = {("corpus/triples.py", "_tokens"), ("evaluation/word_metrics.py", "by_label")}
 
 

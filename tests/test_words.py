@@ -73,11 +73,11 @@ def test_a_single_text_is_one_text_and_what_there_is_not_is_said(encoder):
     alone, listed = encoder.words("New York"), encoder.words(["New York"])
     assert [each.words for each in alone] == [("New", "York")]
     assert torch.equal(alone[0].vectors_WD, listed[0].vectors_WD)
-    with pytest.raises(UsageError, match="reading is 'after'; there is own, before"):
+    with pytest.raises(UsageError, match="reading is 'after'; choose one of own, before"):
         encoder.words(["a"], reading="after")
-    with pytest.raises(UsageError, match="merge is 'max'; there is mean, first, last"):
+    with pytest.raises(UsageError, match="merge is 'max'; choose one of mean, first, last"):
         encoder.words(["a"], merge="max")
-    with pytest.raises(UsageError, match="layer is 'all'; it must be a number"):
+    with pytest.raises(UsageError, match="layer is 'all'; give a number"):
         encoder.words(["a"], layer="all")
     with pytest.raises(UsageError, match="there is no layer 99"):
         encoder.words(["a"], layer=99)

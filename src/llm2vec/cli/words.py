@@ -37,7 +37,7 @@ from llm2vec.legacy.configs import Translated, probe_arguments, read_config
 from llm2vec.runtime.files import resolved_folder
 
 if TYPE_CHECKING:
-    from llm2vec.encoder.batching import Layer
+    from llm2vec.encoder.layers import Layer
     from llm2vec.evaluation.probe import Probed
     from llm2vec.evaluation.tagger import TaggedText
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from llm2vec.corpus.tagged import Tagged, has_scheme
-from llm2vec.encoder.batching import Layer
 from llm2vec.encoder.encoder import Encoder
+from llm2vec.encoder.layers import Layer
 from llm2vec.encoder.words import Merge, Reading, joined, word_states, word_tokens
 from llm2vec.errors import CorpusError, UsageError
 from llm2vec.evaluation import word_metrics

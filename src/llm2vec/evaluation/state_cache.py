@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from llm2vec.encoder.batching import Layer
+from llm2vec.encoder.layers import Layer
 from llm2vec.encoder.words import Merge, Reading, WordTokens
 from llm2vec.runtime import fingerprint
 from llm2vec.runtime.files import whole_file
