@@ -15,13 +15,13 @@ import torch
 from machine import heading, in_turns
 
 from llm2vec import LLM2Vec
-from llm2vec.corpus.tagged import Tagged, read_tagged
+from llm2vec.corpus.tagged import TaggedSentence, read_tagged
 from llm2vec.encoder.words import joined
 from llm2vec.evaluation.probe import read_split
 
 
 @torch.inference_mode()
-def plain_loop(encoder: LLM2Vec, sentences: Sequence[Tagged]) -> torch.Tensor:
+def plain_loop(encoder: LLM2Vec, sentences: Sequence[TaggedSentence]) -> torch.Tensor:
     """Words of all sentences: vectors_ND."""
     vectors = []
     for start in range(0, len(sentences), 32):

@@ -22,7 +22,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from llm2vec import Recipe, convert
 from llm2vec.backbone.lm_head import masked_rows
 from llm2vec.backbone.loading import check_is_decoder
-from llm2vec.backbone.miniature import NoSmallCopy, shrink
+from llm2vec.backbone.miniature import NoMiniature, miniature_config
 from llm2vec.backbone.switch import make_bidirectional
 from llm2vec.errors import LLM2VecError, ModelError, NotConvertible
 from llm2vec.recipe.knobs import merged
@@ -72,7 +72,7 @@ EXERCISED: Mapping[str, Mapping[str, Any]] = {
 def small_config(model_type: str) -> PreTrainedConfig:
     """A small configuration of the type's language model."""
     config = AutoConfig.for_model(model_type, **FILLED_IN.get(model_type, {}))
-    small = shrink(config)
+    small = miniature_config(config)
     for name, value in EXERCISED.get(model_type, {}).items():
         setattr(small, name, value)
     return small
@@ -120,7 +120,7 @@ def outcome(model_type: str) -> Outcome:
         config = AutoConfig.for_model(model_type, **FILLED_IN.get(model_type, {}))
         check_is_decoder(config, model_type)
         model = tiny(model_type)
-    except NoSmallCopy as error:
+    except NoMiniature as error:
         return Outcome(model_type, reason=f"{NOT_TRIED}: {_last_line(error.__cause__)}")
     except ModelError as error:
         return Outcome(model_type, reason=str(error))

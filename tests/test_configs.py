@@ -211,7 +211,7 @@ def test_a_published_supervised_file_amounts_to_our_preset(translate):
         "cache/echo-data",
     )
     assert here["adapters"] == ["McGill-NLP/LLM2Vec-Mistral-7B-Instruct-v2-mntp"]
-    prompts = corpus["instructions"]
+    prompts = corpus["prompts"]
     assert len(prompts) == 14
     assert prompts["fever"] == [
         "Given a claim, retrieve documents that support or refute the claim;"
@@ -228,7 +228,7 @@ def test_prompts_are_those_of_the_data_sets_that_are_there(translate, tmp_path):
         (tmp_path / "e5").mkdir(exist_ok=True)
         (tmp_path / "e5" / name).touch()
     translated = translate(MISTRAL_SUPERVISED | {"dataset_file_path": str(tmp_path / "e5")})
-    assert set(translated.recipe["supervised"]["corpus"]["instructions"]) == {"allnli", "squad"}
+    assert set(translated.recipe["supervised"]["corpus"]["prompts"]) == {"allnli", "squad"}
     assert "dataset_file_path: read too, without a prompt: mine" in translated.notes
 
 

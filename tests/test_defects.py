@@ -23,7 +23,7 @@ from llm2vec.backbone.loading import load_decoder, load_tokenizer
 from llm2vec.backbone.lora import add_adapters
 from llm2vec.backbone.source import Source
 from llm2vec.backbone.switch import make_bidirectional, save_model
-from llm2vec.corpus.tagged import Tagged
+from llm2vec.corpus.tagged import TaggedSentence
 from llm2vec.corpus.token_store import store_tokens
 from llm2vec.corpus.triples import store_triples
 from llm2vec.encoder.batching import is_packed
@@ -287,7 +287,7 @@ def test_a_cut_text_pools_what_is_left_of_it_and_nothing_of_its_prompt(opened, t
     (tmp_path / "rows.jsonl").write_text(
         json.dumps({"query": text, "positive": text, "negative": text})
     )
-    pairs = PairsRecipe(source=str(tmp_path / "rows.jsonl"), instructions={"rows": PROMPT})
+    pairs = PairsRecipe(source=str(tmp_path / "rows.jsonl"), prompts={"rows": PROMPT})
     trained = store_triples(encoder.tokenizer, pairs, tmp_path / "t", max_length=32, separator=" ")(
         0, 0
     )
@@ -441,7 +441,7 @@ def test_texts_are_joined_to_their_prompts_in_training_as_in_encoding_on_both_si
     row = dict(zip(("anchor", "positive", "negative"), TEXTS, strict=False))
     for name in ("quora", "nq"):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
-    given = {"instructions": {"quora": [PROMPT], "nq": [PROMPT]}, "both_sides": ["quora"]}
+    given = {"prompts": {"quora": [PROMPT], "nq": [PROMPT]}, "both_sides": ["quora"]}
     for separator in (" ", "\n"):
         encoder = changed(opened["qwen3"], separator=separator, max_length=64)
         pairs = PairsRecipe.model_validate({"source": str(tmp_path), **given})
@@ -482,7 +482,10 @@ def test_scaled_similarities_a_tenth_apart_are_told_apart_in_half_precision(dtyp
 
 # --- D11
 
-SENTENCES = [Tagged(("Dogs", "bark", "."), ("NOUN", "VERB", "PUNCT")), Tagged(("Run",), ("VERB",))]
+SENTENCES = [
+    TaggedSentence(("Dogs", "bark", "."), ("NOUN", "VERB", "PUNCT")),
+    TaggedSentence(("Run",), ("VERB",)),
+]
 
 
 def test_words_are_read_without_dropout_also_from_a_model_in_training():
@@ -512,7 +515,10 @@ def test_the_first_word_has_a_vector_and_a_label_without_a_start_token(reading, 
     """D11: read one token earlier, it was left out where the tokenizer adds no start token."""
     encoder = opened["qwen3"]
     assert encoder.words(["the mill"], reading=reading)[0].vectors_WD.norm(dim=1).min() > 0
-    alone = [Tagged(("the",), ("DET",)), Tagged(("standing",), ("VERB",))] * 20  # a token each
+    alone = [
+        TaggedSentence(("the",), ("DET",)),
+        TaggedSentence(("standing",), ("VERB",)),
+    ] * 20  # a token each
     found = probe(encoder, alone, alone, reading=reading, seeds=1)
     assert (found.accuracy, found.unseen) == (1.0, 0)
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import DECODERS
 
 from llm2vec.cli.inputs import TextSource, given_texts
-from llm2vec.corpus.tagged import Tagged
+from llm2vec.corpus.tagged import TaggedSentence
 from llm2vec.errors import CorpusError, UsageError
 from llm2vec.evaluation.probe import probe
 from llm2vec.evaluation.subjects import open_encoder
@@ -86,7 +86,9 @@ def saved(tmp_path_factory):
     """A probe that knows animals and verbs from each other."""
     folder = tmp_path_factory.mktemp("probe") / "probe"
     train = [
-        Tagged((noun, verb), ("N", "V")) for noun in ("Dogs", "Cats") for verb in ("run", "eat")
+        TaggedSentence((noun, verb), ("N", "V"))
+        for noun in ("Dogs", "Cats")
+        for verb in ("run", "eat")
     ]
     source = str(DECODERS / "qwen3")
     save_probe(probe(open_encoder(source), train, train, seeds=1), folder, encoder=source)

@@ -82,7 +82,7 @@ MNTP = {
 SIMCSE = {"dropout": 0.125, "scale": 13.0, "min_tokens": 5, "sentences": True}
 PAIRS = {
     "negatives": 2,
-    "instructions": {"first": ("Find it,", "Look for it,"), "second": ("Ask,",)},
+    "prompts": {"first": ("Find it,", "Look for it,"), "second": ("Ask,",)},
     "both_sides": ("second",),
 }
 CORPUS = {
@@ -230,8 +230,8 @@ def became_texts(corpus, recipe, folder):
     texts = list(read_texts(corpus))
     config, split, *_ = texts[0].removeprefix("no ").split()
     (folder / "whole.txt").write_text("One.\n\nTwo.\n")
-    whole_file = {"source": str(folder / "whole.txt"), "format": "txt"}
-    whole = list(read_texts(corpus.model_copy(update=whole_file)))
+    atomic_file = {"source": str(folder / "whole.txt"), "format": "txt"}
+    whole = list(read_texts(corpus.model_copy(update=atomic_file)))
     (folder / "cells").write_text("n;body|body\n1;2|cell\n")  # the delimiter must be said
     cells = list(read_texts(corpus.model_copy(update={"source": str(folder / "cells")})))
     source = Source.of(recipe.decoder, trust_remote_code=True)
@@ -267,7 +267,7 @@ class Counting(Silent):
     def __init__(self):
         self.tokens = []
 
-    def advance(self, done, **numbers):
+    def advance(self, count, /, **numbers):
         self.tokens.append(numbers["tokens"])
 
 
@@ -407,7 +407,7 @@ def became_supervised(recipe, tokenizer, triples, model, task):
     before, _, _ = recipe.encoder.template.partition("{text}")
     known = {
         squeezed(before + prompt + recipe.encoder.separator): prompt
-        for given in recipe.supervised.corpus.instructions.values()
+        for given in recipe.supervised.corpus.prompts.values()
         for prompt in given
     }
     prompts, sides = {}, []
@@ -423,7 +423,7 @@ def became_supervised(recipe, tokenizer, triples, model, task):
         if list(prompts) == ["first", "second"]
         else None,
         "corpus.negatives": triples.data_sets[0].negatives,
-        "corpus.instructions": prompts,
+        "corpus.prompts": prompts,
         "corpus.both_sides": tuple(sides),
     }
 

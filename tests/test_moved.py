@@ -10,8 +10,8 @@ import pytest
 from conftest import DECODERS
 
 from llm2vec import LLM2Vec, Recipe, convert
-from llm2vec.backbone.source import found_from, seen_from
-from llm2vec.corpus.tagged import Tagged
+from llm2vec.backbone.source import relative_name, resolved_name
+from llm2vec.corpus.tagged import TaggedSentence
 from llm2vec.errors import ModelError
 from llm2vec.evaluation.probe import probe
 from llm2vec.evaluation.tagger import Tagger, save_probe
@@ -30,7 +30,9 @@ def project(tmp_path, monkeypatch):
     convert(
         Recipe.read(UNTRAINED | {"decoder": "dec", "corpus": {"source": "texts.txt"}}), "runs/enc"
     )
-    sentences = [Tagged((word, "runs"), ("NOUN", "VERB")) for word in ("cat", "dog", "hen", "ape")]
+    sentences = [
+        TaggedSentence((word, "runs"), ("NOUN", "VERB")) for word in ("cat", "dog", "hen", "ape")
+    ]
     for name in ("runs/enc", "uni:dec"):
         causal = name.startswith("uni:")
         encoder = LLM2Vec.from_pretrained(
@@ -93,7 +95,7 @@ def test_a_place_is_found_from_the_folder_that_it_was_seen_from(tmp_path, monkey
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "a" / "b")
     for name, seen in (("a", "./.."), ("a/b", "."), ("link", "."), ("bundled", "bundled")):
-        assert seen_from(tmp_path / "a" / "b", name) == seen
-        found = found_from(tmp_path / "link", seen)
+        assert relative_name(tmp_path / "a" / "b", name) == seen
+        found = resolved_name(tmp_path / "link", seen)
         assert found == (name if name == "bundled" else str((tmp_path / name).resolve()))
-    assert seen_from(tmp_path, "Qwen/Qwen3-0.6B") == "Qwen/Qwen3-0.6B"
+    assert relative_name(tmp_path, "Qwen/Qwen3-0.6B") == "Qwen/Qwen3-0.6B"

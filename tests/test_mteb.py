@@ -248,7 +248,7 @@ TASKS = (sts_task, classification_task, clustering_task, pairs_task, retrieval_t
 def test_every_type_of_task_runs_and_gives_a_finite_main_score(encoder, sent, tmp_path):
     tasks = [make(sent) for make in TASKS]
     told = []
-    found = run_mteb(encoder, tasks, out=tmp_path, name="bundled", seen=told.append)
+    found = run_mteb(encoder, tasks, out=tmp_path, name="bundled", on_score=told.append)
     assert found == told
     assert [(row.task, row.type, row.metric) for row in found] == [
         (task.metadata.name, task.metadata.type, task.metadata.main_score) for task in tasks
@@ -409,7 +409,7 @@ def test_data_that_cannot_be_loaded_are_told_after_the_other_tasks_have_run(
     with pytest.raises(
         CorpusError, match=r"mteb's STSBenchmark cannot be loaded: Couldn't reach"
     ) as caught:
-        run_mteb(encoder, tasks, out=tmp_path, name="bundled", seen=told.append)
+        run_mteb(encoder, tasks, out=tmp_path, name="bundled", on_score=told.append)
     assert [row.task for row in told] == ["LocalSTS"]
     assert "scores of other tasks: 1, kept in" in str(caught.value)
     assert list(tmp_path.glob("results/*/*/LocalSTS.json"))

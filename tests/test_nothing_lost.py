@@ -17,7 +17,7 @@ from llm2vec import LLM2Vec, Recipe, convert
 from llm2vec.backbone.adapters import find_chain
 from llm2vec.backbone.source import BUNDLED_FOLDER, Source
 from llm2vec.conversion.run_folder import Work
-from llm2vec.corpus.tagged import Tagged
+from llm2vec.corpus.tagged import TaggedSentence
 from llm2vec.errors import LLM2VecError, ModelError, RunError, UsageError
 from llm2vec.evaluation.mteb import as_mteb
 from llm2vec.evaluation.probe import probe
@@ -26,13 +26,13 @@ from llm2vec.legacy.import_chain import import_encoder
 from llm2vec.recipe.knobs import merged
 from llm2vec.report.html import write_report
 from llm2vec.runtime import files, fingerprint
-from llm2vec.runtime.lock import held
+from llm2vec.runtime.lock import locked
 from llm2vec.runtime.progress import Recorder, Silent
 
 UNTRAINED = {"mntp": {"steps": 0}, "simcse": {"steps": 0}, "encoder": {"max_length": 64}}
 THESIS = "years of work"
 SENTENCES = [
-    Tagged((animal, "runs"), ("NOUN", "VERB"))
+    TaggedSentence((animal, "runs"), ("NOUN", "VERB"))
     for animal in ("cat", "dog", "cow", "hen", "pig", "rat", "ape", "bee", "elk", "fox")
 ]
 
@@ -356,8 +356,8 @@ def test_a_run_that_was_killed_while_it_filled_an_empty_folder_goes_on(corpus, t
 HOLDING = """
 import sys, time
 from pathlib import Path
-from llm2vec.runtime.lock import held
-with held(Path(sys.argv[1])):
+from llm2vec.runtime.lock import locked
+with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -382,7 +382,7 @@ def test_a_second_run_is_told_who_holds_the_folder_and_a_dead_one_does_not_block
 
 def test_a_lock_is_free_again_after_an_error(tmp_path):
     for _ in range(2):
-        with pytest.raises(ZeroDivisionError), held(tmp_path):
+        with pytest.raises(ZeroDivisionError), locked(tmp_path):
             raise ZeroDivisionError
     assert not names_in(tmp_path)
 

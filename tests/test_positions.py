@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from llm2vec import Encoder, LLM2Vec
 from llm2vec.backbone.loading import load_tokenizer
-from llm2vec.backbone.positions import border_moved, frequency_border, position_limit
+from llm2vec.backbone.positions import longrope_limit, longrope_limit_set, position_limit
 from llm2vec.backbone.switch import make_bidirectional
 from llm2vec.cli.main import app
 from llm2vec.encoder.batching import is_packed, layer_states, plan_batches, token_states
@@ -91,7 +91,7 @@ def test_a_short_text_beside_a_long_one_keeps_its_vector(name, packed, models, t
     live = model.config._attn_implementation
     model.set_attn_implementation(live if packed else "sdpa")
     encoder = Encoder(model, tokenizer)
-    assert (encoder.settings.max_length, frequency_border(model.config)) == (64, BORDER)
+    assert (encoder.settings.max_length, longrope_limit(model.config)) == (64, BORDER)
     lengths = [len(each.ids) for each in encoder.tokens([SHORT, LONG])]
     assert lengths[0] <= BORDER < lengths[1]
     try:
@@ -115,10 +115,10 @@ def test_the_border_matters_or_these_tests_would_show_nothing(name, models, toke
     ids = tokenizer(SHORT)["input_ids"]
     with torch.no_grad():
         near = token_states(model, [ids], pad_id=0)
-        with border_moved(model.config, 2):
+        with longrope_limit_set(model.config, 2):
             far = token_states(model, [ids], pad_id=0)
     assert (near - far).norm() / near.norm() > 0.1
-    assert frequency_border(model.config) == BORDER
+    assert longrope_limit(model.config) == BORDER
 
 
 def test_threads_on_both_sides_of_the_border_do_not_change_each_others_vectors(models, tokenizer):
@@ -169,7 +169,7 @@ def test_packing_that_is_wrong_only_beyond_the_border_is_not_used(tokenizer):
     switch = make_bidirectional(model)
     assert not switch.packs
     assert any("texts are padded, not packed" in note for note in switch.notes)
-    assert frequency_border(config) == BORDER
+    assert longrope_limit(config) == BORDER
 
 
 def test_frequencies_that_grow_with_the_longest_text_are_never_asked_to_grow(tokenizer):

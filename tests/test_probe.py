@@ -8,7 +8,7 @@ import torch
 from conftest import DECODERS
 
 from llm2vec import LLM2Vec
-from llm2vec.corpus.tagged import Tagged, entities, read_tagged
+from llm2vec.corpus.tagged import TaggedSentence, entities, read_tagged
 from llm2vec.errors import CorpusError, ModelError
 from llm2vec.evaluation import probe as probing
 from llm2vec.evaluation.analysis import BUNDLED_SETS
@@ -38,7 +38,10 @@ def test_entities_are_read_in_every_scheme(tags, found):
 
 
 def test_the_three_kinds_of_files_say_the_same(tmp_path):
-    wanted = [Tagged(("He", "left"), ("PRON", "VERB")), Tagged(("Stop",), ("VERB",))]
+    wanted = [
+        TaggedSentence(("He", "left"), ("PRON", "VERB")),
+        TaggedSentence(("Stop",), ("VERB",)),
+    ]
     (tmp_path / "a.txt").write_text("He x PRON\nleft y VERB\n\n\nStop z VERB\n")
     rows = [
         ("1", "He", "PRON"),
@@ -90,11 +93,11 @@ def test_a_wrong_file_is_one_clear_line(name, text, column, said, tmp_path):
 
 def test_a_file_is_utf8_with_or_without_a_mark_and_lines_end_at_line_feeds_alone(tmp_path):
     (tmp_path / "a.txt").write_bytes("\ufeffa\u00a0b  X\r\nc Y\r\n".encode())
-    assert read_tagged(tmp_path / "a.txt") == [Tagged(("a\u00a0b", "c"), ("X", "Y"))]
+    assert read_tagged(tmp_path / "a.txt") == [TaggedSentence(("a\u00a0b", "c"), ("X", "Y"))]
     (tmp_path / "a.tsv").write_bytes("\ufeffa\u2028b\tX\r\nc\tY\r\n".encode())
-    assert read_tagged(tmp_path / "a.tsv") == [Tagged(("a\u2028b", "c"), ("X", "Y"))]
+    assert read_tagged(tmp_path / "a.tsv") == [TaggedSentence(("a\u2028b", "c"), ("X", "Y"))]
     (tmp_path / "a.jsonl").write_text('{"tokens": ["a\u2028b"], "tags": ["X"]}\n')
-    assert read_tagged(tmp_path / "a.jsonl") == [Tagged(("a\u2028b",), ("X",))]
+    assert read_tagged(tmp_path / "a.jsonl") == [TaggedSentence(("a\u2028b",), ("X",))]
     (tmp_path / "latin.txt").write_bytes("caf\xe9 X\n".encode("latin1"))
     with pytest.raises(CorpusError, match="not UTF-8"):
         read_tagged(tmp_path / "latin.txt")
@@ -184,8 +187,8 @@ def test_a_causal_baseline_can_be_probed(sets):
 
 
 def test_labels_that_training_never_saw_count_as_wrong(encoder):
-    train = [Tagged(("one", "cat"), ("NUM", "NOUN"))] * 20
-    found = probe(encoder, train, [Tagged(("one", "cat"), ("NUM", "VERB"))], seeds=1)
+    train = [TaggedSentence(("one", "cat"), ("NUM", "NOUN"))] * 20
+    found = probe(encoder, train, [TaggedSentence(("one", "cat"), ("NUM", "VERB"))], seeds=1)
     assert (found.unseen, found.value) == (1, 0.5)
 
 
@@ -219,7 +222,7 @@ def test_equal_numbers_are_one_label_in_whatever_form_a_file_has_them(encoder, t
 def test_a_test_set_on_which_nothing_can_be_right_is_refused_before_anything_is_read(
     metric, tags, said
 ):
-    train, test = [[Tagged(("one", "cat"), given)] * 9 for given in (("B-A", "O"), tags)]
+    train, test = [[TaggedSentence(("one", "cat"), given)] * 9 for given in (("B-A", "O"), tags)]
     with pytest.raises(CorpusError, match=said):
         probe(None, train, test, metric=metric)  # no encoder is needed to see that
     if metric == "accuracy":
@@ -228,38 +231,38 @@ def test_a_test_set_on_which_nothing_can_be_right_is_refused_before_anything_is_
 
 
 def test_entities_are_scored_whole(encoder):
-    train = [Tagged(("New", "York", "sleeps"), ("B-LOC", "I-LOC", "O"))] * 20
+    train = [TaggedSentence(("New", "York", "sleeps"), ("B-LOC", "I-LOC", "O"))] * 20
     found = probe(encoder, train, train[:2], metric="entity-f1", seeds=1)
     assert found.value == 1.0
     assert found.by_label == {"LOC": {"precision": 1.0, "recall": 1.0, "f1": 1.0, "count": 2.0}}
 
 
 def test_entities_are_learned_in_one_scheme_and_tested_in_another(encoder):
-    train = [Tagged(("New", "York", "sleeps"), ("I-LOC", "I-LOC", "O"))] * 20
-    test = [Tagged(("New", "York", "sleeps"), ("B-LOC", "E-LOC", "O"))]
+    train = [TaggedSentence(("New", "York", "sleeps"), ("I-LOC", "I-LOC", "O"))] * 20
+    test = [TaggedSentence(("New", "York", "sleeps"), ("B-LOC", "E-LOC", "O"))]
     found = probe(encoder, train, test, metric="entity-f1", seeds=1)
     assert (found.value, found.precision, found.recall, found.unseen) == (1.0, 1.0, 1.0, 0)
-    test = [Tagged(("New", "York", "sleeps"), ("B-LOC", "E-LOC", "S-PER"))]
+    test = [TaggedSentence(("New", "York", "sleeps"), ("B-LOC", "E-LOC", "S-PER"))]
     found = probe(encoder, train, test, metric="entity-f1", seeds=1)
     assert (found.precision, found.recall, found.unseen) == (1.0, 0.5, 1)
 
 
 def test_labels_without_a_scheme_have_no_entities(encoder):
-    train = [Tagged(("one", "cat"), ("NUM", "NOUN"))] * 20
+    train = [TaggedSentence(("one", "cat"), ("NUM", "NOUN"))] * 20
     with pytest.raises(CorpusError, match="NOUN, NUM follow no scheme such as BIO"):
         probe(encoder, train, train, metric="entity-f1")
 
 
 def test_one_training_sentence_is_too_few_without_others_to_choose_on(encoder):
-    one = [Tagged(("one", "cat"), ("NUM", "NOUN"))]
+    one = [TaggedSentence(("one", "cat"), ("NUM", "NOUN"))]
     with pytest.raises(CorpusError, match="1 training sentence is too few"):
         probe(encoder, one, one)
     assert probe(encoder, one, one, dev=one, seeds=1).value == 1.0
 
 
 def test_words_that_cannot_be_read_are_counted(encoder):
-    train = [Tagged(("one", "cat", ""), ("NUM", "NOUN", "NUM"))] * 20
-    long = Tagged(tuple("ab" * 600), ("NUM", "NOUN") * 600)
+    train = [TaggedSentence(("one", "cat", ""), ("NUM", "NOUN", "NUM"))] * 20
+    long = TaggedSentence(tuple("ab" * 600), ("NUM", "NOUN") * 600)
     found = probe(encoder, train, [long, train[0]], seeds=1)
     assert found.unread > 600
     assert probe(encoder, train, train[:3], seeds=1).unread == 3
@@ -267,14 +270,14 @@ def test_words_that_cannot_be_read_are_counted(encoder):
 
 def test_one_label_is_too_few(encoder):
     with pytest.raises(CorpusError, match="two labels or more"):
-        probe(encoder, [Tagged(("a",), ("X",))] * 10, [Tagged(("a",), ("X",))])
+        probe(encoder, [TaggedSentence(("a",), ("X",))] * 10, [TaggedSentence(("a",), ("X",))])
 
 
 def test_floors_are_what_counting_words_gives():
-    train = [Tagged(("the", "cat", "runs"), ("DET", "NOUN", "VERB"))] * 2 + [
-        Tagged(("runs",), ("NOUN",))
+    train = [TaggedSentence(("the", "cat", "runs"), ("DET", "NOUN", "VERB"))] * 2 + [
+        TaggedSentence(("runs",), ("NOUN",))
     ]
-    test = [Tagged(("The", "runs", "dog"), ("DET", "VERB", "NOUN"))]
+    test = [TaggedSentence(("The", "runs", "dog"), ("DET", "VERB", "NOUN"))]
     assert floors(train, test, "accuracy") == {
         "majority": pytest.approx(1 / 3),
         "word identity": 1.0,
@@ -298,7 +301,9 @@ def test_the_classifier_finds_what_a_long_optimisation_finds(encoder, sets):
 
 def test_a_saved_probe_labels_raw_text_with_offsets(tmp_path):
     train = [
-        Tagged(("Anna", "lives", "in", "New", "York"), ("B-PER", "O", "O", "B-LOC", "I-LOC"))
+        TaggedSentence(
+            ("Anna", "lives", "in", "New", "York"), ("B-PER", "O", "O", "B-LOC", "I-LOC")
+        )
     ] * 20
     source = str(DECODERS / "qwen3")
     save_probe(
@@ -317,7 +322,11 @@ def test_a_saved_probe_labels_raw_text_with_offsets(tmp_path):
 def test_words_beyond_the_longest_sequence_get_no_label(labels, tmp_path):
     source = str(DECODERS / "qwen3")
     save_probe(
-        probe(open_encoder(source), [Tagged(("a", "b"), labels)] * 9, [Tagged(("a", "b"), labels)]),
+        probe(
+            open_encoder(source),
+            [TaggedSentence(("a", "b"), labels)] * 9,
+            [TaggedSentence(("a", "b"), labels)],
+        ),
         tmp_path / "p",
         encoder=source,
     )
@@ -327,7 +336,7 @@ def test_words_beyond_the_longest_sequence_get_no_label(labels, tmp_path):
 
 
 def test_labels_without_a_scheme_are_given_to_every_word(tmp_path):
-    train = [Tagged(("Dogs", "bark", "."), ("NOUN", "VERB", "PUNCT"))] * 20
+    train = [TaggedSentence(("Dogs", "bark", "."), ("NOUN", "VERB", "PUNCT"))] * 20
     source = str(DECODERS / "qwen3")
     save_probe(
         probe(open_encoder(source), train, train[:2], seeds=1), tmp_path / "probe", encoder=source
@@ -393,7 +402,7 @@ def test_a_data_set_of_the_hub_is_read_by_its_label_names(tmp_path):
     )
     rows = datasets.Dataset.from_dict({"tokens": [["a", "b"]], "tags": [[0, 1]]}, features=features)
     rows.to_parquet(tmp_path / "train.parquet")
-    assert read_tagged(f"hub:{tmp_path}") == [Tagged(("a", "b"), ("O", "B-X"))]
+    assert read_tagged(f"hub:{tmp_path}") == [TaggedSentence(("a", "b"), ("O", "B-X"))]
     with pytest.raises(CorpusError, match="no column 'pos'"):
         read_tagged(f"hub:{tmp_path}", column="pos")
 
@@ -407,7 +416,7 @@ def test_a_data_set_of_the_hub_may_have_configurations(tmp_path):
         f"- config_name: {name}\n  data_files: {name}.parquet\n" for name in ("one", "two")
     )
     (tmp_path / "README.md").write_text(f"---\nconfigs:\n{listed}---\n")
-    assert read_tagged(f"hub:{tmp_path}:two") == [Tagged(("two", "b"), ("X", "Y"))]
+    assert read_tagged(f"hub:{tmp_path}:two") == [TaggedSentence(("two", "b"), ("X", "Y"))]
     with pytest.raises(CorpusError, match="cannot load the data set"):
         read_tagged(f"hub:{tmp_path}")
 
@@ -433,7 +442,8 @@ def test_kept_states_serve_other_labels_and_never_another_model(
     assert len(calls) == 6
     assert probe(encoder, *short, seeds=1, states=tmp_path / "states") == plain
     other = [
-        [Tagged(each.words, tuple(tag[0] for tag in each.tags)) for each in part] for part in short
+        [TaggedSentence(each.words, tuple(tag[0] for tag in each.tags)) for each in part]
+        for part in short
     ]
     assert probe(encoder, *other, seeds=1, states=tmp_path / "states").value != plain.value
     assert len(calls) == 6

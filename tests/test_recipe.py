@@ -84,8 +84,8 @@ def test_settings_are_laid_over_a_preset_key_by_key():
 
 
 def test_one_prompt_may_be_written_as_a_text():
-    recipe = Recipe.read(read_settings(["supervised.corpus.instructions.nli='Find it:'"]))
-    assert recipe.supervised.corpus.instructions == {"nli": ("Find it:",)}
+    recipe = Recipe.read(read_settings(["supervised.corpus.prompts.nli='Find it:'"]))
+    assert recipe.supervised.corpus.prompts == {"nli": ("Find it:",)}
     assert Recipe.read(recipe.to_dict()) == recipe
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from llm2vec import Recipe, convert
 from llm2vec.backbone.loading import load_decoder
-from llm2vec.corpus.tagged import Tagged
+from llm2vec.corpus.tagged import TaggedSentence
 from llm2vec.errors import ModelError, RunError
 from llm2vec.evaluation import analysis
 from llm2vec.evaluation.subjects import open_encoder
@@ -180,8 +180,8 @@ def test_a_run_without_its_stages_is_still_compared_with_its_decoder(run, report
     shutil.copytree(run, tmp_path / "alone")
     task = WordTask(
         "x",
-        [Tagged(("a", "cat"), ("D", "N"))] * 30,
-        [Tagged(("a", "dog"), ("D", "N"))],
+        [TaggedSentence(("a", "cat"), ("D", "N"))] * 30,
+        [TaggedSentence(("a", "dog"), ("D", "N"))],
         "accuracy",
         "",
     )
@@ -203,7 +203,7 @@ def test_a_run_is_called_what_was_done_in_it(adapter, corpus, tmp_path):
     """Adapters merged first, no MNTP, no stage kept: Bi is the decoder with its adapters."""
     changes = {"adapters": [adapter], "corpus": {"source": str(corpus)}, "mntp": {"steps": 0}}
     run = convert(Recipe.read({**RUN, **changes}), tmp_path / "out").folder
-    sentence = [Tagged(("a", "cat"), ("D", "N"))]
+    sentence = [TaggedSentence(("a", "cat"), ("D", "N"))]
     found = measure(run, words=[WordTask("x", sentence * 30, sentence, "accuracy", "")])
     names = ["Uni", "Bi with adapters", "Bi with adapters+SimCSE"]
     assert [row["model"] for row in found["future"]] == names

@@ -196,7 +196,7 @@ def test_a_bad_row_says_so_and_does_not_stop_the_others(tmp_path):
     lines = ['{"text": "a"}', "{", "[1]", "", f'{{"n": {"9" * 5000}}}', deep, '{"text": "b"}']
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     rows = list(read_rows(tmp_path / "a.jsonl"))
-    assert [row.place.rpartition(", ")[2] for row in rows] == [
+    assert [row.location.rpartition(", ")[2] for row in rows] == [
         f"line {number}" for number in (1, 2, 3, 5, 6, 7)
     ]
     assert [row.values.get("text") for row in rows if row.problem is None] == ["a", "b"]
@@ -215,7 +215,7 @@ def test_a_bad_row_says_so_and_does_not_stop_the_others(tmp_path):
 def test_a_row_of_several_lines_is_named_by_its_first(tmp_path):
     (tmp_path / "a.csv").write_bytes(b'text\r\n"a\r\n\r\nb"\r\nc\r\n')
     rows = list(read_rows(tmp_path / "a.csv"))
-    assert [(row.place[-6:], row.values["text"]) for row in rows] == [
+    assert [(row.location[-6:], row.values["text"]) for row in rows] == [
         ("line 2", "a\n\nb"),
         ("line 5", "c"),
     ]

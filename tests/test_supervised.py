@@ -120,7 +120,7 @@ def test_the_loss_is_float32_where_everything_else_is_half_precision():
 def test_the_batch_loss_is_that_of_the_encoders_own_vectors(tokenizer, tmp_path):
     source = write(tmp_path / "nli.jsonl", list(active_and_passive())[:6])
     triples = stored(
-        tokenizer, tmp_path / "t", source=str(source), instructions={"nli": "Find the same event:"}
+        tokenizer, tmp_path / "t", source=str(source), prompts={"nli": "Find the same event:"}
     )
     model = load_decoder(DECODERS / "qwen3", head=False, dtype=torch.float32)
     make_bidirectional(model)
@@ -156,7 +156,7 @@ def test_prompts_and_templates_are_joined_as_in_encoding_and_what_stands_before_
     tokenizer = load_tokenizer(DECODERS / name)
     source = write(tmp_path / "nli.jsonl", list(active_and_passive())[:4])
     prompts = ["Find what follows:", "Find the same:"]
-    given = {"source": str(source), "instructions": {"nli": prompts}}
+    given = {"source": str(source), "prompts": {"nli": prompts}}
     triples = stored(tokenizer, tmp_path / "t", separator="\n", template=template, **given)
     model = load_decoder(DECODERS / name, head=False, dtype=torch.float32)
     make_bidirectional(model)
@@ -181,7 +181,7 @@ def test_prompts_and_templates_are_joined_as_in_encoding_and_what_stands_before_
 def test_both_sides_of_a_symmetric_task_get_the_prompt(tokenizer, tmp_path):
     for name in ("quora", "nq"):
         write(tmp_path / f"{name}.jsonl", active_and_passive())
-    given = {"instructions": {"quora": "Find it:", "nq": "Find it:"}, "both_sides": ["quora"]}
+    given = {"prompts": {"quora": "Find it:", "nq": "Find it:"}, "both_sides": ["quora"]}
     triples = stored(tokenizer, tmp_path / "t", source=str(tmp_path), **given)
     prompted = {
         each.name: ["Find it:" in tokenizer.decode(text.ids) for text in triples(place, 3)]
@@ -302,7 +302,7 @@ GOOD = {"query": "a", "positive": "b", "negative": "c"}
         ),
         (
             [GOOD] * 8,
-            {"instructions": {"b": "x"}},
+            {"prompts": {"b": "x"}},
             UsageError,
             r"prompt is given for 'b'.*there are: a",
         ),
@@ -395,7 +395,7 @@ def conversion(corpus, triples, **supervised):
         "save_every": 2,
     }
     given["precision"] = "float32"  # on every processor
-    pairs = {"source": str(triples), "instructions": {"events": "Find the same event:"}}
+    pairs = {"source": str(triples), "prompts": {"events": "Find the same event:"}}
     return Recipe.read(
         {
             "decoder": str(DECODERS / "qwen3"),
@@ -430,8 +430,9 @@ def test_a_conversion_ends_with_the_supervised_stage_and_its_folder_opens(corpus
 class Interrupted(Recorder):
     """Stops a run in the middle of its third supervised step."""
 
-    def advance(self, done, **numbers):
-        if self.tasks[-1] == "supervised" and done == 3:
+    def advance(self, count, /, **numbers):
+        super().advance(count, **numbers)
+        if self.tasks[-1] == "supervised" and self.done == 3:
             raise KeyboardInterrupt
 
 

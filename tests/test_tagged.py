@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from llm2vec.corpus.data_files import data_file
-from llm2vec.corpus.tagged import Tagged, entities, has_scheme, read_tagged, read_words
+from llm2vec.corpus.tagged import TaggedSentence, entities, has_scheme, read_tagged, read_words
 from llm2vec.errors import CorpusError
 
 
@@ -32,7 +32,10 @@ def test_lines_between_documents_are_no_words(tmp_path):
         "#end document\n\n-DOCSTART- -X- O O\n\n"
     )
     found = tagged(tmp_path, text, word_column="3")
-    assert found == [Tagged(("The", "end"), ("DT", "NN")), Tagged(("Yes",), ("UH",))]
+    assert found == [
+        TaggedSentence(("The", "end"), ("DT", "NN")),
+        TaggedSentence(("Yes",), ("UH",)),
+    ]
 
 
 def test_a_hash_is_a_word_in_a_sentence_and_at_its_start(tmp_path):
@@ -51,16 +54,20 @@ def test_a_line_with_other_columns_inside_a_sentence_is_an_error(tmp_path):
 
 def test_words_are_read_from_the_column_that_is_said(tmp_path):
     germeval = "#\thttp://de.example [2009-10-17]\n1\tAufgrund\tO\tO\n2\tBerlin\tB-LOC\tO\n"
-    wanted = [Tagged(("Aufgrund", "Berlin"), ("O", "B-LOC"))]
+    wanted = [TaggedSentence(("Aufgrund", "Berlin"), ("O", "B-LOC"))]
     assert tagged(tmp_path, germeval, word_column="1", column="2") == wanted
     conllu = "\t".join(["1", "Dogs", "dog", "NOUN", *"______"])
     assert tagged(tmp_path, conllu, name="a.conllu", word_column="lemma") == [
-        Tagged(("dog",), ("NOUN",))
+        TaggedSentence(("dog",), ("NOUN",))
     ]
     rows = json.dumps({"words": ["a"], "tags": ["X"]})
-    assert tagged(tmp_path, rows, name="a.jsonl", word_column="words") == [Tagged(("a",), ("X",))]
+    assert tagged(tmp_path, rows, name="a.jsonl", word_column="words") == [
+        TaggedSentence(("a",), ("X",))
+    ]
     pq.write_table(pa.table({"words": [["a"]], "tags": [["X"]]}), tmp_path / "a.parquet")
-    assert read_tagged(tmp_path / "a.parquet", word_column="words") == [Tagged(("a",), ("X",))]
+    assert read_tagged(tmp_path / "a.parquet", word_column="words") == [
+        TaggedSentence(("a",), ("X",))
+    ]
     with pytest.raises(CorpusError, match="there is no column 7, only 4"):
         tagged(tmp_path, germeval, word_column="7")
     with pytest.raises(CorpusError, match="have numbers, not names"):
@@ -88,7 +95,7 @@ def test_a_first_column_that_cannot_be_the_words_is_noted(text, said, tmp_path):
 
 def test_the_case_of_an_ending_and_compression_mean_nothing(tmp_path):
     conllu = "\t".join(["1", "Dogs", "dog", "NOUN", *"______"])
-    wanted = [Tagged(("Dogs",), ("NOUN",))]
+    wanted = [TaggedSentence(("Dogs",), ("NOUN",))]
     assert tagged(tmp_path, conllu, name="A.CONLLU") == wanted
     (tmp_path / "b.conllu.gz").write_bytes(gzip.compress(conllu.encode()))
     assert read_tagged(tmp_path / "b.conllu.gz") == wanted

@@ -135,7 +135,7 @@ def test_a_supervised_file_trains_on_its_folder_and_the_decoder_writes_no_texts(
     found = json.loads(done.stdout)
     assert [stage["stage"] for stage in found["stages"]] == ["bi", "supervised"]
     supervised = found["recipe"]["supervised"]
-    assert (supervised["scale"], list(supervised["corpus"]["instructions"])) == (
+    assert (supervised["scale"], list(supervised["corpus"]["prompts"])) == (
         50,
         ["allnli", "fever"],
     )

@@ -29,8 +29,9 @@ CHOSEN = {
 class Cut(Recorder):
     """Stops a run at its fifth step: two steps after a checkpoint, one after a log line."""
 
-    def advance(self, done, **numbers):
-        if self.tasks[-1] == "MNTP" and done == 5:
+    def advance(self, count, /, **numbers):
+        super().advance(count, **numbers)
+        if self.tasks[-1] == "MNTP" and self.done == 5:
             raise KeyboardInterrupt
 
 

@@ -70,7 +70,7 @@ class Chain:
     doubts: tuple[str, ...] = ()
 
 
-def told(chain: Chain) -> dict[str, Any]:
+def chain_provenance(chain: Chain) -> dict[str, Any]:
     """What provenance says of a chain: what was merged, in this order, and what was noticed."""
     paths = (chain.base.path, *chain.folders)
     sources = zip((chain.base, *chain.adapters), paths, strict=True)

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from llm2vec.errors import ModelError, first_line
 
 
-class NoSmallCopy(ModelError):
+class NoMiniature(ModelError):
     """A family cannot be built small, which says nothing about the model itself."""
 
 
@@ -157,7 +157,7 @@ _RELATIVE = (("num_key_value_heads", "num_attention_heads"), ("head_dim", "qk_ro
 """Pairs of fields: where a family has them equal, they stay equal."""
 
 
-def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
+def miniature_config(config: PreTrainedConfig) -> PreTrainedConfig:
     """The same family, small: few layers covering every kind, few features, short windows.
 
     Args:
@@ -167,7 +167,7 @@ def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
         A configuration to build a random model from.
 
     Raises:
-        NoSmallCopy: The family refuses the small values.
+        NoMiniature: The family refuses the small values.
     """
     text = config.get_text_config(decoder=True)
     small = _small_values(text)
@@ -178,7 +178,7 @@ def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
     return shrunk
 
 
-def small_copy(
+def miniature_model(
     config: PreTrainedConfig,
     *,
     trust_remote_code: bool = False,
@@ -192,9 +192,9 @@ def small_copy(
         overrides: Values of the small configuration that are changed before the layers are built.
 
     Raises:
-        NoSmallCopy: The family cannot be built small.
+        NoMiniature: The family cannot be built small.
     """
-    shrunk = shrink(config)
+    shrunk = miniature_config(config)
     for name, value in (overrides or {}).items():
         setattr(shrunk, name, value)
     with _family_code(), torch.random.fork_rng(devices=[]):
@@ -212,7 +212,7 @@ def _family_code() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # code of all families, which raises whatever it likes
-        raise NoSmallCopy(
+        raise NoMiniature(
             f"no small copy of it can be built to try ({first_line(error)})"
         ) from error
 

@@ -32,7 +32,7 @@ def position_limit(config: PreTrainedConfig) -> int | None:
     return next((int(value) for value in found if isinstance(value, int) and value > 0), None)
 
 
-def frequency_border(config: PreTrainedConfig) -> int | None:
+def longrope_limit(config: PreTrainedConfig) -> int | None:
     """Longest text, in tokens, that is read with a model's first set of frequencies; None if it has only one set."""
     borders = [int(rope[_ORIGINAL]) for rope in _with_two_sets(config)]
     return min(borders, default=None)
@@ -49,7 +49,7 @@ def _with_two_sets(config: PreTrainedConfig) -> list[Any]:
 
 
 @contextmanager
-def border_moved(config: PreTrainedConfig, border: int) -> Iterator[None]:
+def longrope_limit_set(config: PreTrainedConfig, border: int) -> Iterator[None]:
     """Let a model change its frequencies after `border` tokens inside the block, so that short texts lie on both sides.
 
     Models with one set of frequencies stay as they are.
@@ -90,7 +90,7 @@ class _Side:
 _sides: WeakKeyDictionary[nn.Module, _Side] = WeakKeyDictionary()
 
 
-def one_side(
+def longrope_call(
     model: nn.Module, config: PreTrainedConfig, *, longest: int
 ) -> AbstractContextManager[None]:
     """A block for one call of a model; it waits for calls of other threads on the other side of the model's border.
@@ -100,7 +100,7 @@ def one_side(
         config: Its configuration.
         longest: Longest text of the call, in tokens.
     """
-    border = frequency_border(config)
+    border = longrope_limit(config)
     if border is None:
         return nullcontext()
     return _sides.setdefault(model, _Side()).call(far=longest > border)

@@ -23,8 +23,8 @@ from llm2vec.backbone.forward import ForwardFailed, model_code
 from llm2vec.backbone.loading import embedding_rows
 from llm2vec.backbone.mode import evaluating
 from llm2vec.backbone.packed_attention import PACKED, packed_inputs, padded_inputs
-from llm2vec.backbone.positions import border_moved, frequency_border
-from llm2vec.backbone.receptive_field import NOISE, Reach, either, layer_reach
+from llm2vec.backbone.positions import longrope_limit, longrope_limit_set
+from llm2vec.backbone.receptive_field import NOISE, ReceptiveField, either, layer_receptive_fields
 from llm2vec.errors import ModelError, ProofFailed
 
 if TYPE_CHECKING:
@@ -175,9 +175,11 @@ def _layers_see_both_ways(body: "PreTrainedModel", draws: _Draws, *, padded: int
     """
     name = "every layer attends to both sides" + (", padded" if padded else "")
     real = _TOKENS - padded
-    reach: list[Reach] = []
+    reach: list[ReceptiveField] = []
     for seed, strength in enumerate(_STRENGTHS * _ROUNDS):
-        new = layer_reach(body, draws.ids(_TOKENS), padded=padded, strength=strength, seed=seed)
+        new = layer_receptive_fields(
+            body, draws.ids(_TOKENS), padded=padded, strength=strength, seed=seed
+        )
         reach = [either(*pair) for pair in zip(reach, new, strict=True)] if reach else new
         if not reach:
             return Proof(name, False, 0.0, "the model has no plain list of layers to look into")
@@ -264,10 +266,10 @@ def prove_packing(body: "PreTrainedModel", *, plain: str, windows: Sequence[int 
         draws = _Draws(body)
         try:
             lengths = _packed_lengths(body, windows)
-            with border_moved(config, max(lengths)):
+            with longrope_limit_set(config, max(lengths)):
                 margin, seen = _packing_margin(body, draws, lengths, plain=plain)
-            if frequency_border(config) is not None:
-                with border_moved(config, min(_FAR) - 1):
+            if longrope_limit(config) is not None:
+                with longrope_limit_set(config, min(_FAR) - 1):
                     far_margin, _ = _packing_margin(body, draws, _FAR, plain=plain)
                 margin = max(margin, far_margin)
         except ForwardFailed as error:

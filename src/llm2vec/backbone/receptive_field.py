@@ -22,7 +22,7 @@ _STATES = "hidden_states"
 
 
 @dataclass(frozen=True)
-class Reach:
+class ReceptiveField:
     """What the positions of one decoder layer can see.
 
     Attributes:
@@ -42,9 +42,9 @@ def decoder_layers(body: "PreTrainedModel") -> nn.ModuleList | None:
     return next((each for count in counts for each in lists if len(each) == count), None)
 
 
-def layer_reach(
+def layer_receptive_fields(
     body: "PreTrainedModel", ids_T: Tensor, *, padded: int, strength: float, seed: int
-) -> list[Reach]:
+) -> list[ReceptiveField]:
     """Disturb each position of each layer's input and see which outputs move. Costs about two forwards.
 
     Args:
@@ -134,18 +134,18 @@ def _rows_first(states: Tensor, shape: Sequence[int]) -> Tensor:
     )
 
 
-def _moved(before: Tensor, after: Tensor) -> Reach:
-    """Reach from a layer's outputs before and after; row j of the batch was disturbed at position j."""
+def _moved(before: Tensor, after: Tensor) -> ReceptiveField:
+    """ReceptiveField from a layer's outputs before and after; row j of the batch was disturbed at position j."""
     scale = before.float().std()
     change_BT = (after.float() - before.float()).abs().flatten(2).amax(-1) / scale.clamp_min(1e-30)
     tokens = before.shape[1]
     noise = float(change_BT[tokens:].max())
     strength_TT = change_BT[:tokens].T
-    return Reach(strength_TT > NOISE * noise, strength_TT)
+    return ReceptiveField(strength_TT > NOISE * noise, strength_TT)
 
 
-def either(first: Reach, second: Reach) -> Reach:
+def either(first: ReceptiveField, second: ReceptiveField) -> ReceptiveField:
     """What either of two draws found."""
-    return Reach(
+    return ReceptiveField(
         first.sees_TT | second.sees_TT, torch.maximum(first.strength_TT, second.strength_TT)
     )

@@ -169,7 +169,7 @@ def _is_gguf(name: str | Path) -> bool:
     return str(name).endswith(_GGUF)
 
 
-def seen_from(folder: Path, name: str | Path) -> str:
+def relative_name(folder: Path, name: str | Path) -> str:
     """How a file in a folder names a model, so that both can be moved together.
 
     Args:
@@ -191,8 +191,8 @@ def seen_from(folder: Path, name: str | Path) -> str:
     return "/".join((".", *Path(os.path.relpath(there, here)).parts))
 
 
-def found_from(folder: Path, name: str) -> str:
-    """The model that a file in a folder names, the inverse of `seen_from`."""
+def resolved_name(folder: Path, name: str) -> str:
+    """The model that a file in a folder names, the inverse of `relative_name`."""
     return str((folder / name).resolve()) if name.startswith(".") else name
 
 

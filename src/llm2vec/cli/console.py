@@ -62,11 +62,11 @@ class Drawn:
             self._task = self._bar.add_task(task, total=total, numbers="")
             self._bar.start()
 
-    def advance(self, done: int, **numbers: float) -> None:
-        self._done = done
+    def advance(self, count: int, /, **numbers: float) -> None:
+        self._done += count
         self._numbers.update(numbers)
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, numbers=_shown(self._numbers))
+            self._bar.update(self._task, advance=count, numbers=_shown(self._numbers))
         elif time.monotonic() - self._spoke > _LINE_EVERY_S:
             self._spoke = time.monotonic()
             people.print(f"{self._name}: {self._place()}  {_shown(self._numbers)}")

@@ -179,7 +179,7 @@ def _mteb(models: list[str], names: str, out: Path, *, pooling: str | None, json
             tasks,
             out=out,
             name=name,
-            seen=lambda score: people.print(f"{score.task}: {score.value:.4f}"),
+            on_score=lambda score: people.print(f"{score.task}: {score.value:.4f}"),
         )
     if json:
         answer({model: [score.to_dict() for score in scores] for model, scores in found.items()})

@@ -8,7 +8,7 @@ import typer
 
 from llm2vec.cli.console import one_of, people
 from llm2vec.corpus.data_files import DataFile, Format, data_file
-from llm2vec.corpus.tagged import Tagged, read_tagged, read_words
+from llm2vec.corpus.tagged import TaggedSentence, read_tagged, read_words
 from llm2vec.corpus.texts import Tally, TextRow, text_rows
 from llm2vec.errors import CorpusError, UsageError
 from llm2vec.runtime.unicode import repaired
@@ -103,8 +103,8 @@ def given_texts(arguments: Sequence[str] | None, source: TextSource, *, stdin: T
     rows, tally = [], Tally()
     for row in _rows(arguments, source, stdin):
         if row.problem is not None:
-            raise CorpusError(f"{row.place}: {row.problem}")
-        tally.count(row.place, empty=not row.text.strip(), replaced=row.replaced)
+            raise CorpusError(f"{row.location}: {row.problem}")
+        tally.count(row.location, empty=not row.text.strip(), replaced=row.replaced)
         split = source.tokenized and row.words is None
         rows.append(_tokenized(row) if split else row)
     if not rows:
@@ -116,7 +116,7 @@ def given_texts(arguments: Sequence[str] | None, source: TextSource, *, stdin: T
 
 def labelled_sentences(
     source: str, column: str | None, word_column: str | None, *, split: str
-) -> list[Tagged]:
+) -> list[TaggedSentence]:
     """Read labelled sentences; what is odd about their columns is a note for people.
 
     Args:

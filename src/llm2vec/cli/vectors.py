@@ -6,7 +6,7 @@ from typing import IO, TYPE_CHECKING
 
 from llm2vec.cli.console import one_line
 from llm2vec.errors import UsageError
-from llm2vec.runtime.files import resolved_folder, whole_file
+from llm2vec.runtime.files import atomic_file, resolved_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,7 +32,7 @@ def write_vectors(
     if out is None:
         _write_lines(stdout, texts, vectors_BD)
         return
-    with whole_file(out) as partial:
+    with atomic_file(out) as partial:
         if out.suffix == ".npy":
             import numpy as np
 

@@ -1,7 +1,7 @@
 """The commands about words: `probe` trains and measures a classifier over word vectors, `tag` uses it."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -133,8 +133,9 @@ def probe(
     found, drawn = {}, Drawn()
     for name in models:
         encoder = named.open_encoder(chosen.get("model", name), adapters=chosen["adapters"])
+        drawn.start(name, total=sum(map(len, parts)))
         try:
-            found[name] = probing.probe(
+            probed = found[name] = probing.probe(
                 encoder,
                 parts[0],
                 parts[1],
@@ -145,11 +146,11 @@ def probe(
                 layer=chosen_layer,
                 seeds=seeds,
                 states=states,
-                seen=_counting(drawn, name, total=sum(map(len, parts))),
+                on_progress=drawn.advance,
             )
         finally:
             drawn.close()
-        people.print(f"{name}: {metric} {found[name].value:.4f}, read from {found[name].reading}")
+        people.print(f"{name}: {metric} {probed.value:.4f}, read from {probed.reading}")
     if save is not None:
         save_probe(
             found[models[0]],
@@ -175,19 +176,6 @@ def _chosen(models: list[str], given: Mapping[str, str | None], *, metric: str) 
     if not (chosen["train"] and chosen["test"]):
         raise UsageError("say what to train and to measure on: --train and --test")
     return chosen
-
-
-def _counting(drawn: Drawn, name: str, *, total: int) -> Callable[[int], None]:
-    """Draws how many sentences have been read."""
-    done = 0
-    drawn.start(name, total=total)
-
-    def seen(count: int) -> None:
-        nonlocal done
-        done += count
-        drawn.advance(done)
-
-    return seen
 
 
 def _layer(value: str) -> "Layer":

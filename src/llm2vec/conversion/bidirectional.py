@@ -30,7 +30,7 @@ from llm2vec.encoder.settings import Settings
 from llm2vec.encoder.templates import read_template
 from llm2vec.encoder.tokenization import separator_for
 from llm2vec.recipe.knobs import Recipe, StageRecipe
-from llm2vec.runtime.files import whole_file, whole_folder
+from llm2vec.runtime.files import atomic_file, atomic_folder
 from llm2vec.runtime.hardware import default_device
 from llm2vec.runtime.progress import Progress
 from llm2vec.training.stages import STAGES
@@ -59,7 +59,7 @@ def make_bidirectional_folder(recipe: Recipe, folder: Path, *, progress: Progres
             check_trainable(model if stage.has_head else body(model), stage.knobs(recipe))
     switch = make_bidirectional(model)
     _note_switch(switch, progress)
-    with whole_folder(folder) as partial:
+    with atomic_folder(folder) as partial:
         Encoder(model, tokenizer, settings=settings_of(recipe, tokenizer)).write(partial)
         facts = {"stage": "bi", "switch": switch.to_dict(), "metrics": []}
         write_stage_facts(partial, facts)
@@ -103,7 +103,7 @@ def _separator(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> str:
     encoder, supervised = recipe.encoder, recipe.supervised
     if encoder.separator is not None:
         return encoder.separator
-    trained = supervised.corpus.instructions.values() if supervised.steps else ()
+    trained = supervised.corpus.prompts.values() if supervised.steps else ()
     prompts = [*encoder.prompts.values(), *chain.from_iterable(trained)]
     return separator_for(tokenizer, (prompt for prompt in prompts if prompt.strip()))
 
@@ -122,7 +122,7 @@ def write_own_texts(recipe: Recipe, own_texts: Path, *, progress: Progress) -> N
     tokenizer = load_tokenizer(source)
     writer = load_decoder(source, head=True, dtype=torch.float32)
     texts = self_texts(writer.eval(), tokenizer, recipe.corpus, seed=recipe.seed, progress=progress)
-    with whole_file(own_texts) as partial:
+    with atomic_file(own_texts) as partial:
         partial.write_text("".join(text + "\n" for text in texts), encoding="utf8")
 
 

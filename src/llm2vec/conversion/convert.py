@@ -26,7 +26,7 @@ from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.folder import PROVENANCE_FILE, about_template, model_card, read_settings
 from llm2vec.errors import RunError
 from llm2vec.recipe.knobs import Recipe
-from llm2vec.runtime.files import PARTIAL, files_in, read_json, whole_file, write_json
+from llm2vec.runtime.files import PARTIAL, atomic_file, files_in, read_json, write_json
 from llm2vec.runtime.hardware import default_device, idle_gpus, versions
 from llm2vec.runtime.progress import Progress, Silent
 from llm2vec.training.stage import Stage, StageRun, run_stage
@@ -178,7 +178,7 @@ def _finish(recipe: Recipe, work: Work, progress: Progress) -> None:
 
 
 def _write_metrics(path: Path, stages: Sequence[Mapping[str, Any]]) -> None:
-    with whole_file(path) as partial_path, partial_path.open("w", encoding="utf8") as file:
+    with atomic_file(path) as partial_path, partial_path.open("w", encoding="utf8") as file:
         for stage in stages:
             for line in stage["metrics"]:
                 file.write(json.dumps({"stage": stage["stage"], **line}) + "\n")

@@ -1,7 +1,8 @@
 """What would happen to a model, before anything is downloaded or trained: `llm2vec info`.
 
-Reads the configuration alone. The switch is tried on a small random copy of the same family (`shrink`); parameters are
-counted on a model without memory; time follows from a matrix product timed on this machine. Estimates say so.
+Reads the configuration alone. The switch is tried on a small random model of the same family (`backbone.miniature`);
+parameters are counted on a model without memory; time follows from a matrix product timed on this machine. What is
+estimated says so.
 """
 
 import time
@@ -13,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from llm2vec.backbone.loading import embedding_rows, load_config, quantization_note, wrapper_note
-from llm2vec.backbone.miniature import NoSmallCopy, small_copy
+from llm2vec.backbone.miniature import NoMiniature, miniature_model
 from llm2vec.backbone.positions import position_limit
 from llm2vec.backbone.proofs import Proof
 from llm2vec.backbone.receptive_field import decoder_layers
@@ -172,8 +173,8 @@ def _without_memory(config: PreTrainedConfig, recipe: Recipe) -> PreTrainedModel
 def _try(config: PreTrainedConfig, recipe: Recipe) -> tuple[Switch | None, bool | None, str]:
     """Switch a small random copy: how, whether it can be (None: not tried), and why not."""
     try:
-        small = small_copy(config, trust_remote_code=recipe.trust_remote_code)
-    except NoSmallCopy as error:
+        small = miniature_model(config, trust_remote_code=recipe.trust_remote_code)
+    except NoMiniature as error:
         return None, None, f"{error}; convert proves the real one"
     try:
         return make_bidirectional(small), True, ""

@@ -9,8 +9,8 @@ from transformers import PreTrainedConfig
 
 from llm2vec.backbone.adapters import check_adapter
 from llm2vec.backbone.loading import load_config, load_tokenizer
-from llm2vec.backbone.miniature import NoSmallCopy, small_copy
-from llm2vec.backbone.positions import frequency_border, position_limit
+from llm2vec.backbone.miniature import NoMiniature, miniature_model
+from llm2vec.backbone.positions import longrope_limit, position_limit
 from llm2vec.backbone.proofs import prove_dropout
 from llm2vec.backbone.source import Source
 from llm2vec.backbone.switch import body, is_bidirectional
@@ -48,7 +48,7 @@ def check(recipe: Recipe, *, processes: int, progress: Progress) -> None:
         check_adapter(adapter)
     _check_lengths(recipe, config)
     _check_pooling(recipe, source)
-    border = frequency_border(config)
+    border = longrope_limit(config)
     if border is not None and recipe.encoder.max_length > border:
         progress.note(
             f"longer texts than {border} tokens change the decoder's frequencies for all texts of a call: encode keeps "
@@ -72,13 +72,13 @@ def _check_dropout(
 ) -> None:
     """Try SimCSE's dropout on a small copy of the decoder, where one can be built."""
     try:
-        small_copy(config, trust_remote_code=trust_remote_code)
-    except NoSmallCopy:
+        miniature_model(config, trust_remote_code=trust_remote_code)
+    except NoMiniature:
         return
     try:
-        noisy = small_copy(config, trust_remote_code=trust_remote_code, overrides=noise)
+        noisy = miniature_model(config, trust_remote_code=trust_remote_code, overrides=noise)
         prove_dropout(body(noisy))
-    except (NoSmallCopy, ProofFailed) as error:
+    except (NoMiniature, ProofFailed) as error:
         raise UsageError(
             f"{config.model_type} has no live attention dropout, the noise that SimCSE needs "
             f"({error}); leave it out: simcse.steps=0"
@@ -97,7 +97,7 @@ def _check_pooling(recipe: Recipe, source: Source) -> None:
 
 
 def _check_lengths(recipe: Recipe, config: PreTrainedConfig) -> None:
-    limit, border = position_limit(config), frequency_border(config)
+    limit, border = position_limit(config), longrope_limit(config)
     lengths = {"encoder.max_length": recipe.encoder.max_length}
     for stage in STAGES:
         knobs = stage.knobs(recipe)

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from llm2vec.backbone.source import Source, seen_from
+from llm2vec.backbone.source import Source, relative_name
 from llm2vec.corpus.data_files import TABLES
 from llm2vec.corpus.texts import corpus_fingerprint
 from llm2vec.encoder.folder import CHECKPOINTS, PROVENANCE_FILE
@@ -27,7 +27,7 @@ from llm2vec.runtime.files import (
     resolved_folder,
     write_json,
 )
-from llm2vec.runtime.lock import LOCK_FILES, held
+from llm2vec.runtime.lock import LOCK_FILES, locked
 from llm2vec.runtime.progress import Progress
 
 STAGE_FILE = "stage.json"
@@ -112,7 +112,7 @@ class Work:
         except OSError as error:
             raise RunError(f"{self.folder} cannot be made: {error.strerror}") from error
         try:
-            with held(self.folder):
+            with locked(self.folder):
                 try:
                     yield
                 finally:
@@ -183,8 +183,8 @@ class Work:
         """Where the encoder finds the models that it was made from: paths from its own folder, or hub ids."""
         recipe = self._recipe
         return {
-            "decoder": seen_from(self.out, recipe.decoder),
-            "adapters": [seen_from(self.out, each) for each in recipe.adapters],
+            "decoder": relative_name(self.out, recipe.decoder),
+            "adapters": [relative_name(self.out, each) for each in recipe.adapters],
         }
 
     def _changes(self, before: Mapping[str, Any]) -> list[str]:

@@ -8,7 +8,7 @@ from llm2vec.conversion.run_folder import write_stage_facts
 from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.folder import CHECKPOINTS
 from llm2vec.encoder.settings import Settings
-from llm2vec.runtime.files import whole_folder
+from llm2vec.runtime.files import atomic_folder
 from llm2vec.training.stage import Trained
 from llm2vec.training.trainer import KEPT
 
@@ -33,7 +33,7 @@ def write_stage(
     for kept in sorted(scratch.glob(f"{KEPT}[0-9]*[0-9]")):
         source = Source(kept, trust_remote_code=trust_remote_code)
         _write_kept(source, folder, trained, settings)
-    with whole_folder(folder) as partial:
+    with atomic_folder(folder) as partial:
         Encoder(trained.model, trained.tokenizer, settings=settings).write(partial)
         write_stage_facts(partial, trained.facts)
 
@@ -46,6 +46,6 @@ def _write_kept(kept: Source, folder: Path, trained: Trained, settings: Settings
     body = load_decoder(
         kept, head=False, dtype=trained.model.dtype, config_overrides=trained.configuration
     )
-    with whole_folder(place) as partial:
+    with atomic_folder(place) as partial:
         Encoder(body, trained.tokenizer, settings=settings).write(partial)
         write_stage_facts(partial, {"stage": trained.facts["stage"], "step": step})

@@ -255,7 +255,7 @@ def _endings(formats: Collection[Format]) -> str:
 
 
 def _uncompressed(file: IO[bytes], name: str) -> IO[bytes]:
-    head, whole = begun(file, _HEAD_BYTES)
+    head, whole = peek(file, _HEAD_BYTES)
     method = _method(head)
     named = _COMPRESSED.get(PurePosixPath(name.lower()).suffix)
     if method is None and named is not None and head:
@@ -283,7 +283,7 @@ _OPENERS: dict[str, Callable[[IO[bytes]], Any]] = {
 """Readers that go on after the end of a first stream or frame, which not all of fsspec's do."""
 
 
-def begun(file: IO[bytes], count: int) -> tuple[bytes, IO[bytes]]:
+def peek(file: IO[bytes], count: int) -> tuple[bytes, IO[bytes]]:
     """The first bytes of a file, and the whole of it again, whether or not it can be rewound."""
     head = _first_bytes(file, count)
     return head, io.BufferedReader(_Rejoined(head, file), _BLOCK)

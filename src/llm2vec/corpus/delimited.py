@@ -37,7 +37,7 @@ class Delimited:
 
 @dataclass(frozen=True)
 class _Record:
-    place: str
+    location: str
     cells: list[str]
     problem: str | None
     replaced: int
@@ -68,10 +68,10 @@ def read_delimited(file: DataFile, *, delimiter: str | None) -> Delimited:
     if heading is None:
         return Delimited((), iter(()))
     if heading.problem is not None:
-        raise CorpusError(f"{heading.place}: {heading.problem}")
+        raise CorpusError(f"{heading.location}: {heading.problem}")
     names = heading.cells
     if twice := [name for name in names if names.count(name) > 1]:
-        raise CorpusError(f"{heading.place}: two columns are named {twice[0]!r}")
+        raise CorpusError(f"{heading.location}: two columns are named {twice[0]!r}")
     return Delimited(names, (_row(record, names) for record in records))
 
 
@@ -82,9 +82,9 @@ def _row(record: _Record, names: Sequence[str]) -> Row:
             f"{len(record.cells)} cells, where the heading has {len(names)}: {', '.join(names)}"
         )
     if problem is not None:
-        return Row(record.place, {}, problem, record.replaced)
+        return Row(record.location, {}, problem, record.replaced)
     values = dict(zip(names, record.cells, strict=True))
-    return Row(record.place, values, replaced=record.replaced)
+    return Row(record.location, values, replaced=record.replaced)
 
 
 def _unquoted(name: str, lines: Iterator[Line], delimiter: str) -> Iterator[_Record]:
@@ -114,8 +114,8 @@ def _quoted(name: str, lines: Iterator[Line], delimiter: str) -> Iterator[_Recor
         except csv.Error as error:
             cells, problem = [], f"not CSV ({error})"
         if cells or problem:
-            place = f"{name}, line {taken[0].number}" if taken else name
-            yield _Record(place, cells, problem, sum(line.replaced for line in taken))
+            location = f"{name}, line {taken[0].number}" if taken else name
+            yield _Record(location, cells, problem, sum(line.replaced for line in taken))
 
 
 def _told_delimiter(lines: Sequence[Line], name: str) -> str:

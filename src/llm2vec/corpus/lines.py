@@ -10,7 +10,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from llm2vec.corpus.data_files import DataFile, begun
+from llm2vec.corpus.data_files import DataFile, peek
 from llm2vec.errors import CorpusError
 from llm2vec.runtime.unicode import REPLACEMENT, repaired
 
@@ -54,7 +54,7 @@ def read_lines(file: DataFile) -> Iterator[Line]:
         CorpusError: The file cannot be opened, or is damaged.
     """
     with file.open() as opened:
-        head, whole = begun(opened, 4)
+        head, whole = peek(opened, 4)
         encoding = next((_MARKS[mark] for mark in _MARKS if head.startswith(mark)), _UTF8)
         errors = "surrogateescape" if encoding == _UTF8 else "replace"
         lines = io.TextIOWrapper(whole, encoding, errors, newline="\n")  # type: ignore[arg-type]
@@ -66,7 +66,7 @@ def read_lines(file: DataFile) -> Iterator[Line]:
                 yield Line(number, text, text.count(REPLACEMENT))
 
 
-def sound_lines(file: DataFile) -> Iterator[Line]:
+def valid_lines(file: DataFile) -> Iterator[Line]:
     """Lines of data to measure on, where text that is not Unicode is an error.
 
     Raises:

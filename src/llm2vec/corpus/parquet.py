@@ -88,9 +88,9 @@ def _text(blob: bytes | None) -> str | None:
     return None if blob is None else blob.decode("utf8", "surrogateescape")
 
 
-def _values(column: Any, place: str) -> list[Any]:
+def _values(column: Any, location: str) -> list[Any]:
     try:
         values: list[Any] = column.to_pylist()
     except UnicodeDecodeError as error:
-        raise CorpusError(f"{place} holds lists of text that is not UTF-8") from error
+        raise CorpusError(f"{location} holds lists of text that is not UTF-8") from error
     return values

@@ -20,13 +20,13 @@ class Row:
     """A row of a file.
 
     Attributes:
-        place: The file and line, or row, for errors.
+        location: The file and line, or row, for errors.
         values: The row's values by column; empty where there is a problem.
         problem: What is wrong with the row; None where it could be read.
         replaced: Number of characters that were not Unicode, and are U+FFFD now.
     """
 
-    place: str
+    location: str
     values: Mapping[str, Any]
     problem: str | None = None
     replaced: int = 0
@@ -39,7 +39,7 @@ class Row:
         """
         value = self.value(name)
         if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise CorpusError(f"{self.place}: {name!r} is {_shown(value)}; it must be text")
+            raise CorpusError(f"{self.location}: {name!r} is {_shown(value)}; it must be text")
         return str(value)
 
     def label(self, name: str) -> str:
@@ -59,9 +59,9 @@ class Row:
         try:
             value = float(text)
         except ValueError as error:
-            raise CorpusError(f"{self.place}: {text!r} is no number") from error
+            raise CorpusError(f"{self.location}: {text!r} is no number") from error
         if not math.isfinite(value):
-            raise CorpusError(f"{self.place}: {text!r} is no number that can be ranked")
+            raise CorpusError(f"{self.location}: {text!r} is no number that can be ranked")
         return value
 
     def several(self, name: str) -> tuple[str, ...]:
@@ -69,7 +69,7 @@ class Row:
         value = self.value(name)
         fits = isinstance(value, list) and all(isinstance(x, str | int | float) for x in value)
         if not fits:
-            raise CorpusError(f"{self.place}: {name!r} must be a list of texts or numbers")
+            raise CorpusError(f"{self.location}: {name!r} must be a list of texts or numbers")
         return tuple(map(str, value))
 
     def labels(self, name: str) -> tuple[str, ...]:
@@ -79,7 +79,7 @@ class Row:
 
     def _label_of(self, value: str | float, name: str) -> str:
         if value != value:
-            raise CorpusError(f"{self.place}: {name!r} is NaN, which is no label")
+            raise CorpusError(f"{self.location}: {name!r} is NaN, which is no label")
         return label_text(value)
 
     def value(self, name: str) -> Any:
@@ -89,10 +89,10 @@ class Row:
             CorpusError: The row could not be read, or there is no such field.
         """
         if self.problem is not None:
-            raise CorpusError(f"{self.place}: {self.problem}")
+            raise CorpusError(f"{self.location}: {self.problem}")
         if name not in self.values:
             known = ", ".join(self.values) or "nothing"
-            raise CorpusError(f"{self.place}: needs {name!r}; it has {known}")
+            raise CorpusError(f"{self.location}: needs {name!r}; it has {known}")
         return self.values[name]
 
 
@@ -126,7 +126,7 @@ def label_text(value: str | float) -> str:
     return whole[1] if whole else str(value)
 
 
-def sound(rows: Iterable[Row]) -> Iterator[Row]:
+def valid_rows(rows: Iterable[Row]) -> Iterator[Row]:
     """Rows of data to measure on, where a row that is not as it should be is an error.
 
     Raises:
@@ -134,22 +134,22 @@ def sound(rows: Iterable[Row]) -> Iterator[Row]:
     """
     for row in rows:
         if row.problem is not None:
-            raise CorpusError(f"{row.place}: {row.problem}")
+            raise CorpusError(f"{row.location}: {row.problem}")
         if row.replaced:
-            raise CorpusError(f"{row.place}: {NOT_UNICODE}")
+            raise CorpusError(f"{row.location}: {NOT_UNICODE}")
         yield row
 
 
-def repaired_row(place: str, values: Mapping[str, Any], *, replaced: int = 0) -> Row:
+def repaired_row(location: str, values: Mapping[str, Any], *, replaced: int = 0) -> Row:
     """A row with U+FFFD in place of what is not Unicode, wherever in its values.
 
     Args:
-        place: The file and line, or row.
+        location: The file and line, or row.
         values: The row's values.
         replaced: Number of characters that were replaced before.
     """
     found, count = _repaired(dict(values))
-    return Row(place, found, replaced=replaced + count)
+    return Row(location, found, replaced=replaced + count)
 
 
 def _repaired(value: Any) -> tuple[Any, int]:

@@ -14,9 +14,9 @@ from typing import Any
 
 from llm2vec.corpus.data_files import HUB, TABLES, DataFile, data_file, is_address
 from llm2vec.corpus.delimited import read_delimited
-from llm2vec.corpus.lines import Line, read_lines, sound_lines
+from llm2vec.corpus.lines import Line, read_lines, valid_lines
 from llm2vec.corpus.parquet import open_parquet
-from llm2vec.corpus.row import Row, Table, repaired_row, sound
+from llm2vec.corpus.row import Row, Table, repaired_row, valid_rows
 from llm2vec.errors import CorpusError, first_line
 from llm2vec.runtime.optional import optional
 
@@ -87,7 +87,7 @@ def read_table(source: str | Path) -> list[Row]:
     """
     file = existing_file(source)
     known = file if file.format in TABLES else DataFile(file.name, "jsonl")
-    return _some(list(sound(read_rows(known))), file.name)
+    return _some(list(valid_rows(read_rows(known))), file.name)
 
 
 def read_tab_rows(source: str | Path, *, names: Sequence[str]) -> list[Row]:
@@ -98,13 +98,13 @@ def read_tab_rows(source: str | Path, *, names: Sequence[str]) -> list[Row]:
             all.
     """
     file, rows = existing_file(source), []
-    for line in sound_lines(file):
-        place = f"{file.name}, line {line.number}"
+    for line in valid_lines(file):
+        location = f"{file.name}, line {line.number}"
         cells = line.text.split("\t")
         if len(cells) != len(names):
             needed = f"{len(names)} columns with tabs between ({', '.join(names)})"
-            raise CorpusError(f"{place}: needs {needed}, and has {len(cells)}")
-        rows.append(Row(place, dict(zip(names, cells, strict=True))))
+            raise CorpusError(f"{location}: needs {needed}, and has {len(cells)}")
+        rows.append(Row(location, dict(zip(names, cells, strict=True))))
     return _some(rows, file.name)
 
 
@@ -128,8 +128,8 @@ def _some(rows: list[Row], name: str) -> list[Row]:
 
 def _text_rows(file: DataFile) -> Iterator[Row]:
     for line in read_lines(file):
-        place = f"{file.name}, line {line.number}"
-        yield Row(place, {"text": line.text}, replaced=line.replaced)
+        location = f"{file.name}, line {line.number}"
+        yield Row(location, {"text": line.text}, replaced=line.replaced)
 
 
 def _json_rows(file: DataFile) -> Iterator[Row]:
@@ -138,18 +138,18 @@ def _json_rows(file: DataFile) -> Iterator[Row]:
             yield _json_row(f"{file.name}, line {line.number}", line)
 
 
-def _json_row(place: str, line: Line) -> Row:
+def _json_row(location: str, line: Line) -> Row:
     try:
         values = json.loads(line.text)
     except json.JSONDecodeError as error:
-        return Row(place, {}, f"not JSON ({error.msg})")
+        return Row(location, {}, f"not JSON ({error.msg})")
     except (ValueError, RecursionError) as error:  # a number of too many digits, or too deep
-        return Row(place, {}, f"not JSON ({first_line(error)})")
+        return Row(location, {}, f"not JSON ({first_line(error)})")
     if not isinstance(values, dict):
-        return Row(place, {}, "not a JSON object")
+        return Row(location, {}, "not a JSON object")
     if "\\u" in line.text:
-        return repaired_row(place, values, replaced=line.replaced)
-    return Row(place, values, replaced=line.replaced)
+        return repaired_row(location, values, replaced=line.replaced)
+    return Row(location, values, replaced=line.replaced)
 
 
 def _decided_by_first_rows(name: str, rows: Iterator[Row], kind_of: Callable[[Any], str]) -> Table:

@@ -46,7 +46,7 @@ def self_texts(
             raise CorpusError("the decoder writes only empty texts; give it a corpus with --corpus")
         yield from kept
         written, tokens, batch = written + len(kept), tokens + int(ids_BT.numel()), batch + 1
-        listener.advance(written, tokens=tokens)
+        listener.advance(len(kept), tokens=tokens)
     listener.finish()
 
 

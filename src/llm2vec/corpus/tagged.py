@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm2vec.corpus.columns import (
+from llm2vec.corpus.conll import (
     CONLLU,
     Sentence,
     note_word_column,
@@ -16,8 +16,8 @@ from llm2vec.corpus.columns import (
     read_conllu,
 )
 from llm2vec.corpus.data_files import HUB, DataFile
-from llm2vec.corpus.lines import Line, read_lines, sound_lines
-from llm2vec.corpus.row import Row, label_text, sound
+from llm2vec.corpus.lines import Line, read_lines, valid_lines
+from llm2vec.corpus.row import Row, label_text, valid_rows
 from llm2vec.corpus.rows import existing_file, read_rows
 from llm2vec.corpus.texts import TextRow
 from llm2vec.errors import CorpusError, first_line
@@ -31,7 +31,7 @@ OnNote = Callable[[str], object]
 
 
 @dataclass(frozen=True)
-class Tagged:
+class TaggedSentence:
     """A sentence: its words and a label for each."""
 
     words: tuple[str, ...]
@@ -45,7 +45,7 @@ def read_tagged(
     word_column: str | None = None,
     split: str = "train",
     on_note: OnNote = lambda _: None,
-) -> list[Tagged]:
+) -> list[TaggedSentence]:
     """Read labelled sentences.
 
     Args:
@@ -68,7 +68,7 @@ def read_tagged(
         return _from_datasets(name, column or "tags", word_column or "tokens", split)
     file = existing_file(source)
     if file.format in _TABLES:
-        rows = sound(read_rows(file))
+        rows = valid_rows(read_rows(file))
         found = list(_from_rows(rows, words=word_column or "tokens", labels=column or "tags"))
     elif file.format == "conllu":
         found = list(_from_conllu(file, words=word_column or "form", labels=column or "upos"))
@@ -102,10 +102,10 @@ def read_words(
     for index, sentence in enumerate(sentences):
         words = sentence.column(number)
         text = " ".join(words)
-        yield TextRow(index, sentence.place, text, words, replaced=sentence.replaced)
+        yield TextRow(index, sentence.location, text, words, replaced=sentence.replaced)
 
 
-def _from_datasets(source: str, labels: str, words: str, split: str) -> list[Tagged]:
+def _from_datasets(source: str, labels: str, words: str, split: str) -> list[TaggedSentence]:
     datasets = optional("datasets", extra="data")
     name, _, config = source.partition(":")
     try:
@@ -131,49 +131,51 @@ def _from_datasets(source: str, labels: str, words: str, split: str) -> list[Tag
     return found
 
 
-def _from_rows(rows: Iterable[Row], *, words: str, labels: str) -> Iterator[Tagged]:
+def _from_rows(rows: Iterable[Row], *, words: str, labels: str) -> Iterator[TaggedSentence]:
     for row in rows:
         if missing := [name for name in (labels, words) if name not in row.values]:
             known = ", ".join(row.values) or "nothing"
             raise CorpusError(
-                f"{row.place}: has no field {missing[0]!r}; it has {known} "
+                f"{row.location}: has no field {missing[0]!r}; it has {known} "
                 "(--column, --word-column)"
             )
-        found = _tagged(row.place, row.several(words), row.labels(labels))
+        found = _tagged(row.location, row.several(words), row.labels(labels))
         if found.words:
             yield found
 
 
-def _tagged(place: str, words: Sequence[str], tags: Sequence[str]) -> Tagged:
+def _tagged(location: str, words: Sequence[str], tags: Sequence[str]) -> TaggedSentence:
     if len(words) != len(tags):
-        raise CorpusError(f"{place}: {len(words)} tokens but {len(tags)} labels")
-    return Tagged(tuple(words), tuple(tags))
+        raise CorpusError(f"{location}: {len(words)} tokens but {len(tags)} labels")
+    return TaggedSentence(tuple(words), tuple(tags))
 
 
-def _from_conllu(file: DataFile, *, words: str, labels: str) -> Iterator[Tagged]:
+def _from_conllu(file: DataFile, *, words: str, labels: str) -> Iterator[TaggedSentence]:
     word_number = _conllu_column(words, file.name)
     label_number = _conllu_column(labels, file.name)
-    for sentence in read_conllu(sound_lines(file), file.name):
-        yield Tagged(sentence.column(word_number), sentence.column(label_number))
+    for sentence in read_conllu(valid_lines(file), file.name):
+        yield TaggedSentence(sentence.column(word_number), sentence.column(label_number))
 
 
-def _conllu_column(name: str, place: str) -> int:
+def _conllu_column(name: str, location: str) -> int:
     if name.lower() not in CONLLU:
-        raise CorpusError(f"{place}: CoNLL-U has no column {name!r}; it has {', '.join(CONLLU)}")
+        raise CorpusError(f"{location}: CoNLL-U has no column {name!r}; it has {', '.join(CONLLU)}")
     return CONLLU.index(name.lower())
 
 
 def _from_columns(
     file: DataFile, column: str | None, word_column: str | None, on_note: OnNote
-) -> list[Tagged]:
+) -> list[TaggedSentence]:
     word_number = _number(word_column or "0", file.name)
     label_number = _number(column or "-1", file.name)
     found = []
-    for sentence in _noted_columns(sound_lines(file), file.name, word_column, on_note):
+    for sentence in _noted_columns(valid_lines(file), file.name, word_column, on_note):
         if len(sentence.cells[0]) < 2:
-            raise CorpusError(f"{sentence.place}: only 1 column, where words and labels need two")
+            raise CorpusError(
+                f"{sentence.location}: only 1 column, where words and labels need two"
+            )
         tags = tuple(map(label_text, sentence.column(label_number)))
-        found.append(Tagged(sentence.column(word_number), tags))
+        found.append(TaggedSentence(sentence.column(word_number), tags))
     return found
 
 
@@ -186,12 +188,12 @@ def _noted_columns(
     return sentences
 
 
-def _number(column: str, place: str) -> int:
+def _number(column: str, location: str) -> int:
     try:
         return int(column)
     except ValueError as error:
         raise CorpusError(
-            f"{place}: columns of this file have numbers, not names: --column -1 is the last"
+            f"{location}: columns of this file have numbers, not names: --column -1 is the last"
         ) from error
 
 
@@ -219,13 +221,13 @@ def entities(tags: Sequence[str]) -> set[tuple[int, int, str]]:
         [(0, 2, 'PER'), (3, 4, 'LOC'), (4, 5, 'LOC'), (5, 6, 'ORG')]
     """
     found, start, kind, before = set(), 0, None, "O"
-    for place, tag in enumerate([*tags, "O"]):
+    for index, tag in enumerate([*tags, "O"]):
         prefix, _, now = tag.partition("-")
         begins = prefix in "BSUW" or before in "OELSUW" or now != kind
         if kind is not None and (prefix == "O" or begins):
-            found.add((start, place, kind))
+            found.add((start, index, kind))
             kind = None
         if prefix != "O" and begins:
-            start, kind = place, now
+            start, kind = index, now
         before = prefix
     return found

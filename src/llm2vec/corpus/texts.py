@@ -33,7 +33,7 @@ class TextRow:
 
     Attributes:
         index: The row's position among all rows, from 0.
-        place: The file and line, or row, for errors.
+        location: The file and line, or row, for errors.
         text: The text as the file has it, neither stripped nor left out; empty where there is a
             problem.
         words: The words of a text that is tokenised already, which `text` joins by spaces; else
@@ -43,7 +43,7 @@ class TextRow:
     """
 
     index: int
-    place: str
+    location: str
     text: str
     words: tuple[str, ...] | None = None
     problem: str | None = None
@@ -66,18 +66,18 @@ class Tally:
     replaced: int = 0
     first_replaced: str = ""
 
-    def count(self, place: str, *, empty: bool, replaced: int) -> None:
+    def count(self, location: str, *, empty: bool, replaced: int) -> None:
         """Count a row.
 
         Args:
-            place: Its file and line.
+            location: Its file and line.
             empty: Whether it has no text.
             replaced: Number of its characters that were not Unicode.
         """
         self.rows += 1
         self.empty += empty
         if replaced:
-            self.first_replaced = self.first_replaced or place
+            self.first_replaced = self.first_replaced or location
             self.replaced += 1
 
     def note(self) -> str | None:
@@ -136,9 +136,9 @@ def read_texts(
     tally = Tally()
     for row in _corpus_rows(corpus):
         if row.problem is not None:
-            raise CorpusError(f"{row.place}: {row.problem}")
+            raise CorpusError(f"{row.location}: {row.problem}")
         text = row.text.strip()
-        tally.count(row.place, empty=not text, replaced=row.replaced)
+        tally.count(row.location, empty=not text, replaced=row.replaced)
         if text:
             yield text
             found += 1
@@ -245,12 +245,12 @@ def _text_row(row: Row, column: str, *, words: bool) -> TextRow:
         known = ", ".join(row.values) or "nothing"
         problem = f"there is no column {column!r}; there are: {known}"
     elif isinstance(value, str):
-        return TextRow(0, row.place, value, replaced=row.replaced)
+        return TextRow(0, row.location, value, replaced=row.replaced)
     elif words and isinstance(value, list) and all(isinstance(each, str) for each in value):
-        return TextRow(0, row.place, " ".join(value), tuple(value), replaced=row.replaced)
+        return TextRow(0, row.location, " ".join(value), tuple(value), replaced=row.replaced)
     elif value is not None:
         problem = f"column {column!r} holds {type(value).__name__}, not text"
-    return TextRow(0, row.place, "", problem=problem, replaced=row.replaced)
+    return TextRow(0, row.location, "", problem=problem, replaced=row.replaced)
 
 
 def sentences(text: str) -> list[str]:

@@ -1,7 +1,7 @@
 """The token ids of a whole corpus on disk, memory-mapped, so that no corpus has to fit into memory."""
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,8 @@ from llm2vec.corpus.texts import chunks
 from llm2vec.encoder.tokenization import borders, untruncated
 from llm2vec.errors import CorpusError
 from llm2vec.runtime import fingerprint
-from llm2vec.runtime.files import read_json, whole_folder, write_json
+from llm2vec.runtime.files import atomic_folder, read_json, write_json
+from llm2vec.runtime.progress import OnProgress, silent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,7 +50,7 @@ def store_tokens(
     *,
     max_length: int | None,
     min_tokens: int = 1,
-    seen: Callable[[int], None] = lambda _: None,
+    on_progress: OnProgress = silent,
 ) -> TokenStore:
     """Tokenise a corpus into a folder, special tokens included, and open it.
 
@@ -59,13 +60,16 @@ def store_tokens(
         folder: Where to; written whole or not at all.
         max_length: Cut texts to so many tokens; None keeps them whole.
         min_tokens: Texts with fewer tokens of their own are left out.
-        seen: Called with the number of texts read so far.
+        on_progress: Called after each batch with the number of texts in it.
 
     Raises:
         CorpusError: No text is left.
     """
     return write_tokens(
-        _own_rows(tokenizer, texts, max_length=max_length, min_tokens=min_tokens, seen=seen), folder
+        _own_rows(
+            tokenizer, texts, max_length=max_length, min_tokens=min_tokens, on_progress=on_progress
+        ),
+        folder,
     )
 
 
@@ -75,7 +79,7 @@ def _own_rows(
     *,
     max_length: int | None,
     min_tokens: int,
-    seen: Callable[[int], None],
+    on_progress: OnProgress,
 ) -> Iterator[list[int]]:
     edges = borders(tokenizer)
     least = min_tokens + edges.before + edges.after
@@ -87,7 +91,7 @@ def _own_rows(
                 kept += 1
                 yield ids
         count += len(chunk)
-        seen(count)
+        on_progress(len(chunk))
     if not kept:
         raise CorpusError(f"none of the {count} texts has {min_tokens} tokens or more")
 
@@ -96,7 +100,7 @@ def write_tokens(rows: Iterable[Sequence[int]], folder: Path) -> TokenStore:
     """Write token ids to a folder, row after row, whole or not at all, and open it."""
     ends = array("q")
     total = 0
-    with whole_folder(folder) as partial:
+    with atomic_folder(folder) as partial:
         with (partial / "ids.bin").open("wb") as file:
             for row in rows:
                 total += len(row)

@@ -23,7 +23,8 @@ from llm2vec.encoder.settings import before_text
 from llm2vec.encoder.tokenization import Tokens, borders, tokenize
 from llm2vec.errors import CorpusError, UsageError
 from llm2vec.recipe.knobs import PairsRecipe
-from llm2vec.runtime.files import read_json, whole_folder, write_json
+from llm2vec.runtime.files import atomic_folder, read_json, write_json
+from llm2vec.runtime.progress import OnProgress, silent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -119,7 +120,7 @@ def store_triples(
     max_length: int,
     separator: str,
     template: str | None = None,
-    seen: Callable[[int], None] = lambda _: None,
+    on_progress: OnProgress = silent,
 ) -> Triples:
     """Tokenise a corpus of triples into a folder, special tokens and prompts included, and open it.
 
@@ -130,7 +131,7 @@ def store_triples(
         max_length: Cut texts to so many tokens, prompt included.
         separator: Between a prompt and its text, as in the encoder's settings.
         template: Around both, as in the encoder's settings; what closes it counts as the text's.
-        seen: Called with the number of rows read so far.
+        on_progress: Called after each batch with the number of rows in it.
 
     Raises:
         CorpusError: A row lacks a text, or a file has no row with tokens in all its texts.
@@ -141,7 +142,6 @@ def store_triples(
     firsts = array("i")
 
     def ids_of_all() -> Iterator[list[int]]:
-        count = 0
         for file in _files(pairs):
             start, width = len(firsts), len(next(_triples(file, pairs, Tally())))
             kept = skipped = 0
@@ -157,13 +157,12 @@ def store_triples(
                         yield from (each.ids for each in tokens)
                     else:
                         skipped += 1
-                count += len(chunk)
-                seen(count)
+                on_progress(len(chunk))
             if not kept:
                 raise CorpusError(f"{file.name}: every row has an empty text")
             data_sets.append(DataSet(file.stem, kept, width - 2, skipped, start))
 
-    with whole_folder(folder) as partial:
+    with atomic_folder(folder) as partial:
         write_tokens(ids_of_all(), partial / "tokens")
         np.asarray(firsts, dtype=np.int32).tofile(partial / "firsts.bin")
         facts = {
@@ -177,33 +176,33 @@ def store_triples(
 def _files(pairs: PairsRecipe) -> list[DataFile]:
     files = find_files(str(pairs.source), formats=TABLES)
     names = [file.stem for file in files]
-    for name in (*pairs.instructions, *pairs.both_sides):
+    for name in (*pairs.prompts, *pairs.both_sides):
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names)}"
             raise UsageError(
                 f"supervised.corpus: a prompt is given for {name!r}, but there is no such file; {hint}"
             )
-    if silent := [name for name in pairs.both_sides if not pairs.instructions.get(name)]:
+    if silent := [name for name in pairs.both_sides if not pairs.prompts.get(name)]:
         raise UsageError(
-            f"supervised.corpus.both_sides: {silent[0]!r} has no prompt among `instructions`"
+            f"supervised.corpus.both_sides: {silent[0]!r} has no prompt among `supervised.corpus.prompts`"
         )
     return files
 
 
 def _triples(file: DataFile, pairs: PairsRecipe, tally: Tally) -> Iterator[Triple]:
     """The rows of a file; they all have negatives, or none has, as the first one says."""
-    prompts = pairs.instructions.get(file.stem) or ("",)
+    prompts = pairs.prompts.get(file.stem) or ("",)
     symmetric = file.stem in pairs.both_sides
     width = 0
     for index, row in enumerate(read_rows(file)):
         texts = _row_texts(row, pairs.negatives)
         if width not in (0, len(texts)):
             raise CorpusError(
-                f"{row.place}: {len(texts) - 2} negatives, where the rows before it have {width - 2}"
+                f"{row.location}: {len(texts) - 2} negatives, where the rows before it have {width - 2}"
             )
         width = len(texts)
-        tally.count(row.place, empty=not all(texts), replaced=row.replaced)
+        tally.count(row.location, empty=not all(texts), replaced=row.replaced)
         prompt = prompts[index % len(prompts)]
         others = prompt if symmetric else ""
         yield [(prompt, texts[0]), *((others, text) for text in texts[1:])]
@@ -214,11 +213,11 @@ def _triples(file: DataFile, pairs: PairsRecipe, tally: Tally) -> Iterator[Tripl
 def _row_texts(row: Row, negatives: int) -> list[str]:
     """Anchor, positive and negatives of a row."""
     if row.problem is not None:
-        raise CorpusError(f"{row.place}: {row.problem}")
+        raise CorpusError(f"{row.location}: {row.problem}")
     return [
-        _text(row.values, _ANCHORS, row.place),
-        _text(row.values, ("positive",), row.place),
-        *_negatives(row.values, negatives, row.place),
+        _text(row.values, _ANCHORS, row.location),
+        _text(row.values, ("positive",), row.location),
+        *_negatives(row.values, negatives, row.location),
     ]
 
 

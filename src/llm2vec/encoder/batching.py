@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from llm2vec.backbone.packed_attention import PACKED, packed_inputs, padded_inputs
-from llm2vec.backbone.positions import one_side
-from llm2vec.runtime.onednn import fast_products
+from llm2vec.backbone.positions import longrope_call
+from llm2vec.runtime.onednn import fast_linear
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,7 +53,7 @@ def on_each_core(
 
     def result_of(batch: list[int]) -> Result:
         without_autocast = torch.autocast(device.type, enabled=False)
-        with torch.inference_mode(), without_autocast, fast_products(device):
+        with torch.inference_mode(), without_autocast, fast_linear(device):
             return work(batch)
 
     cores = torch.get_num_threads() if device.type == "cpu" else 1
@@ -200,5 +200,5 @@ def forward(
         **options: Further keyword arguments of the model.
     """
     inputs = model_inputs(documents, packed=is_packed(model), pad_id=pad_id, device=model.device)
-    with one_side(model, model.config, longest=max(map(len, documents))):
+    with longrope_call(model, model.config, longest=max(map(len, documents))):
         return model(**inputs, **options)

@@ -5,7 +5,7 @@ prompt alone, never on what else was in the batch.
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from llm2vec.backbone.adapters import merged_copy, told
+from llm2vec.backbone.adapters import chain_provenance, merged_copy
 from llm2vec.backbone.mode import evaluating
-from llm2vec.backbone.positions import frequency_border, position_limit
+from llm2vec.backbone.positions import longrope_limit, position_limit
 from llm2vec.backbone.source import Source
 from llm2vec.backbone.switch import is_bidirectional, save_model
 from llm2vec.encoder.batching import (
@@ -49,6 +49,7 @@ from llm2vec.runtime.files import (
     resolved_folder,
     write_json,
 )
+from llm2vec.runtime.progress import OnProgress, silent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -325,7 +326,7 @@ class Encoder(nn.Module):
         tokens: Sequence[Tokens],
         *,
         batch_size: int | None = None,
-        on_progress: Callable[[int], object] = lambda _: None,
+        on_progress: OnProgress = silent,
     ) -> Tensor:
         """Vectors of tokenised texts, in their order: embedding_BD, float32, on the CPU.
 
@@ -341,7 +342,7 @@ class Encoder(nn.Module):
             max_tokens=self.max_tokens,
             max_texts=batch_size,
             padded=not is_packed(self.model),
-            border=frequency_border(self.model.config),
+            border=longrope_limit(self.model.config),
         )
 
         def vectors_of(batch: list[int]) -> Tensor:
@@ -422,7 +423,7 @@ class Encoder(nn.Module):
         with folder_beside(folder) as partial:
             self.write(partial)
             if self.chain is not None and self.chain.adapters:
-                write_json(partial / PROVENANCE_FILE, told(self.chain))
+                write_json(partial / PROVENANCE_FILE, chain_provenance(self.chain))
             if folder.is_dir():
                 put_files(partial, folder, outdated=files_of_encoder(folder), last=CONFIG_FILE)
             else:

@@ -4,7 +4,7 @@ A word can be read from its own tokens, or from the states one token earlier, wh
 prediction writes what it knows of them. Many texts go through the model together, without padding.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from llm2vec.backbone.mode import evaluating
-from llm2vec.backbone.positions import frequency_border
+from llm2vec.backbone.positions import longrope_limit
 from llm2vec.encoder.batching import is_packed, on_each_core, plan_batches
 from llm2vec.encoder.layers import Layer, reading_layer
 from llm2vec.encoder.tokenization import Borders, borders, untruncated
 from llm2vec.encoder.word_boundaries import find_words
 from llm2vec.errors import UsageError
+from llm2vec.runtime.progress import OnProgress, silent
 from llm2vec.runtime.unicode import well_formed
 
 if TYPE_CHECKING:
@@ -215,7 +216,7 @@ def word_states(
     readings: Sequence[Reading] = ("own",),
     merge: Merge = "mean",
     layer: Layer = -1,
-    seen: Callable[[int], object] = lambda _: None,
+    on_progress: OnProgress = silent,
 ) -> dict[Reading, Tensor]:
     """Vectors of all words of all texts, in their order; each text goes through the model once.
 
@@ -229,7 +230,7 @@ def word_states(
             begins there is read from that token itself.
         layer: The layer whose states are read: 0 is the embedding, -1 the last layer; `all` reads every layer, the
             embedding first.
-        seen: Called after each batch with the number of texts in it.
+        on_progress: Called after each batch with the number of texts in it.
 
     Returns:
         words_LND for each reading, in float32 on the CPU: L layers (1, unless `layer` is `all`), N words, D hidden. An
@@ -242,7 +243,7 @@ def word_states(
         [len(text.ids) for text in texts],
         max_tokens=max_tokens,
         padded=not is_packed(model),
-        border=frequency_border(model.config),
+        border=longrope_limit(model.config),
     )
     result = _WordVectors([len(text.ranges) for text in texts])
 
@@ -259,7 +260,7 @@ def word_states(
         results = on_each_core(read, batches, device=model.device)
         for batch, vectors_of in zip(batches, results, strict=True):
             result.put(batch, vectors_of)
-            seen(len(batch))
+            on_progress(len(batch))
     return result.vectors_of
 
 

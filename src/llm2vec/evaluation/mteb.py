@@ -211,7 +211,7 @@ def run_mteb(
     instructions: Mapping[str, str] | None = None,
     batch_size: int | None = None,
     show_progress_bar: bool = False,
-    seen: Callable[[TaskScore], object] = lambda _: None,
+    on_score: Callable[[TaskScore], object] = lambda _: None,
 ) -> list[TaskScore]:
     """Run tasks one by one; what a killed run finished is read back, not run again.
 
@@ -224,7 +224,7 @@ def run_mteb(
         instructions: As for `as_mteb`.
         batch_size: At most so many texts at a time; None: as many as a token budget allows.
         show_progress_bar: Draw mteb's and the encoder's.
-        seen: Told each score as soon as it is known.
+        on_score: Called with each score as soon as it is known.
 
     Raises:
         UsageError: mteb is not installed.
@@ -247,7 +247,7 @@ def run_mteb(
         scores.append(
             TaskScore(task.metadata.name, task.metadata.type, task.metadata.main_score, value)
         )
-        seen(scores[-1])
+        on_score(scores[-1])
     if missing:
         done = f"scores of other tasks: {len(scores)}, kept in {out}, where the next run takes them from"
         raise CorpusError("\n".join([*map(str, missing), done])) from missing[0]

@@ -4,7 +4,7 @@ States are read once and serve every reading, seed and layer; a probe then train
 by the training words' mean and deviation first, so that one learning rate fits every model.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llm2vec.corpus.tagged import Tagged, has_scheme
+from llm2vec.corpus.tagged import TaggedSentence, has_scheme
 from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.layers import Layer
 from llm2vec.encoder.words import Merge, Reading, joined, word_states, word_tokens
@@ -22,6 +22,7 @@ from llm2vec.evaluation import word_metrics
 from llm2vec.evaluation.bootstrap import interval
 from llm2vec.evaluation.state_cache import Kept, encoder_fingerprint
 from llm2vec.evaluation.word_metrics import Metric
+from llm2vec.runtime.progress import OnProgress, silent
 
 READINGS: tuple[Reading, ...] = ("own", "before")
 
@@ -112,24 +113,24 @@ class Split:
         layer: Which layer the last of them is.
     """
 
-    sentences: Sequence[Tagged]
+    sentences: Sequence[TaggedSentence]
     vectors: dict[Reading, Tensor]
     layer: int = -1
 
 
 def probe(
     encoder: Encoder,
-    train: Sequence[Tagged],
-    test: Sequence[Tagged],
+    train: Sequence[TaggedSentence],
+    test: Sequence[TaggedSentence],
     *,
-    dev: Sequence[Tagged] = (),
+    dev: Sequence[TaggedSentence] = (),
     metric: Metric = "accuracy",
     reading: Reading | Literal["auto"] = "auto",
     merge: Merge = "mean",
     layer: Layer = -1,
     seeds: int = 3,
     states: Path | None = None,
-    seen: Callable[[int], object] = lambda _: None,
+    on_progress: OnProgress = silent,
 ) -> Probed:
     """Train a linear classifier on word vectors and measure it.
 
@@ -144,7 +145,7 @@ def probe(
         layer: Measured: 0 is the embedding, -1 the last layer; `all`: the last, and a value for each other one too.
         seeds: Probes trained, each from its own seed.
         states: A folder to keep the words' states in, and to take them from where they are there.
-        seen: Told how many sentences have been read.
+        on_progress: Called after each batch with the number of sentences in it.
 
     Raises:
         CorpusError: Fewer than two labels, too few sentences, or test labels of which training has none.
@@ -159,15 +160,23 @@ def probe(
     readings = READINGS if reading == "auto" else (reading,)
     kept = None if states is None else Kept(states, encoder_fingerprint(encoder.model))
     splits = [
-        read_split(encoder, part, readings=readings, merge=merge, layer=layer, kept=kept, seen=seen)
+        read_split(
+            encoder,
+            part,
+            readings=readings,
+            merge=merge,
+            layer=layer,
+            kept=kept,
+            on_progress=on_progress,
+        )
         for part in (train, dev, test)
     ]
     return probe_splits(*splits, metric=metric, seeds=seeds)
 
 
 def with_development(
-    train: Sequence[Tagged], dev: Sequence[Tagged]
-) -> tuple[Sequence[Tagged], Sequence[Tagged]]:
+    train: Sequence[TaggedSentence], dev: Sequence[TaggedSentence]
+) -> tuple[Sequence[TaggedSentence], Sequence[TaggedSentence]]:
     """Training and development sentences; the last tenth of the former where there are none of the latter."""
     if dev:
         return train, dev
@@ -182,13 +191,13 @@ def with_development(
 
 def read_split(
     encoder: Encoder,
-    sentences: Sequence[Tagged],
+    sentences: Sequence[TaggedSentence],
     *,
     readings: Sequence[Reading] = READINGS,
     merge: Merge = "mean",
     layer: Layer = -1,
     kept: Kept | None = None,
-    seen: Callable[[int], object] = lambda _: None,
+    on_progress: OnProgress = silent,
 ) -> Split:
     """The vectors of every word of every sentence; arguments as of `probe`, and where they may be kept."""
     texts, offsets = zip(*(joined(sentence.words) for sentence in sentences), strict=True)
@@ -203,7 +212,7 @@ def read_split(
             readings=readings,
             merge=merge,
             layer=layer,
-            seen=seen,
+            on_progress=on_progress,
         )
 
     vectors = (
@@ -272,7 +281,7 @@ def probe_splits(
     )
 
 
-def _labels(sentences: Sequence[Tagged], metric: Metric) -> list[str]:
+def _labels(sentences: Sequence[TaggedSentence], metric: Metric) -> list[str]:
     """What the classifier tells apart."""
     labels = sorted({tag for sentence in sentences for tag in sentence.tags})
     if len(labels) < 2:
@@ -291,7 +300,7 @@ def _check_scheme(labels: Sequence[str]) -> None:
 
 
 def _check_labels(
-    labels: Sequence[str], sentences: Sequence[Tagged], metric: Metric, *, part: str
+    labels: Sequence[str], sentences: Sequence[TaggedSentence], metric: Metric, *, part: str
 ) -> None:
     """Refuse sentences on which every probe would be worth nothing."""
     tags = sorted({tag for sentence in sentences for tag in sentence.tags})
@@ -308,7 +317,7 @@ def _check_labels(
         )
 
 
-def _unseen(labels: Sequence[str], sentences: Sequence[Tagged], metric: Metric) -> int:
+def _unseen(labels: Sequence[str], sentences: Sequence[TaggedSentence], metric: Metric) -> int:
     known = {_kind(label, metric) for label in labels}
     return sum(_kind(tag, metric) not in known for sentence in sentences for tag in sentence.tags)
 
@@ -318,7 +327,7 @@ def _kind(tag: str, metric: Metric) -> str:
     return tag.partition("-")[2] if metric == "entity-f1" else tag
 
 
-def _ids(sentences: Sequence[Tagged], known: dict[str, int]) -> Tensor:
+def _ids(sentences: Sequence[TaggedSentence], known: dict[str, int]) -> Tensor:
     """Numbers of the labels; -1 for one that is not known."""
     return torch.tensor([known.get(tag, -1) for sentence in sentences for tag in sentence.tags])
 
@@ -371,7 +380,7 @@ def _share(guessed_N: Tensor, labels_N: Tensor) -> float:
 
 
 def _names(
-    guessed_N: Tensor, labels: Sequence[str], sentences: Sequence[Tagged]
+    guessed_N: Tensor, labels: Sequence[str], sentences: Sequence[TaggedSentence]
 ) -> list[list[str]]:
     """Guessed labels by name, sentence by sentence."""
     parts = guessed_N.split([len(sentence.words) for sentence in sentences])

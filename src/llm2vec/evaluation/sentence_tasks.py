@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llm2vec.corpus.lines import sound_lines
+from llm2vec.corpus.lines import valid_lines
 from llm2vec.corpus.row import Row
 from llm2vec.corpus.rows import existing_file, read_tab_rows, read_table
 from llm2vec.errors import CorpusError
@@ -340,7 +340,7 @@ def _by_id(path: str | Path) -> dict[str, str]:
     for row in read_table(path):
         name, text = row.text("_id"), row.text("text")
         if name in found:
-            raise CorpusError(f"{row.place}: the id {name!r} occurs twice")
+            raise CorpusError(f"{row.location}: the id {name!r} occurs twice")
         title = row.text("title") if row.values.get("title") else ""
         found[name] = f"{title} {text}".strip()
     return found
@@ -369,7 +369,7 @@ def _pairs(path: str | Path, first: str) -> list[Row]:
 def _relevant(path: str | Path) -> dict[str, dict[str, int]]:
     """Grades of judged documents by query; a negative grade is 0."""
     found: dict[str, dict[str, int]] = {}
-    for number, line in ((each.number, each.text) for each in sound_lines(existing_file(path))):
+    for number, line in ((each.number, each.text) for each in valid_lines(existing_file(path))):
         cells = line.split("\t")
         if not line.strip() or (number == 1 and not cells[-1].strip().lstrip("-").isdigit()):
             continue  # the heading

@@ -15,7 +15,7 @@ from torch import Tensor
 from llm2vec.encoder.layers import Layer
 from llm2vec.encoder.words import Merge, Reading, WordTokens
 from llm2vec.runtime import fingerprint
-from llm2vec.runtime.files import whole_file
+from llm2vec.runtime.files import atomic_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -46,7 +46,7 @@ class Kept:
         asked = [self.encoder, [asdict(each) for each in tokens], list(readings), merge, layer]
         path = self.folder / f"{fingerprint.short(fingerprint.of_values(asked), 32)}.safetensors"
         if not path.is_file():
-            with whole_file(path) as partial:
+            with atomic_file(path) as partial:
                 save_file(
                     {str(name): vectors_LND.contiguous() for name, vectors_LND in read().items()},
                     partial,

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModel, PreTrainedModel
 
 from llm2vec.backbone.loading import load_tokenizer
-from llm2vec.backbone.source import Source, found_from, seen_from
+from llm2vec.backbone.source import Source, relative_name, resolved_name
 from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.settings import Settings, pooling_named
 from llm2vec.errors import ModelError, first_line
@@ -36,13 +36,13 @@ class Embedder(Protocol):
 def name_seen_from(folder: Path, name: str) -> str:
     """A model's name for a file in `folder`: folders by their paths from there, so that both can be moved together."""
     prefix, model = _split(name)
-    return prefix + seen_from(folder, model)
+    return prefix + relative_name(folder, model)
 
 
 def name_found_from(folder: Path, name: str) -> str:
     """The model that a file in `folder` names, the inverse of `name_seen_from`."""
     prefix, model = _split(name)
-    return prefix + found_from(folder, model)
+    return prefix + resolved_name(folder, model)
 
 
 def _split(name: str) -> tuple[str, str]:

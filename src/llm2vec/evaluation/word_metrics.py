@@ -9,14 +9,14 @@ from typing import Literal
 
 import numpy as np
 
-from llm2vec.corpus.tagged import Tagged, entities
+from llm2vec.corpus.tagged import TaggedSentence, entities
 from llm2vec.evaluation.bootstrap import draws
 
 Metric = Literal["accuracy", "entity-f1"]
 
 
 def counted(
-    sentences: Sequence[Tagged], guesses: Sequence[Sequence[str]], metric: Metric
+    sentences: Sequence[TaggedSentence], guesses: Sequence[Sequence[str]], metric: Metric
 ) -> np.ndarray:
     """For each sentence: right ones, guessed ones, true ones; of words, or of whole entities: counts_S3."""
     return np.array(
@@ -24,7 +24,7 @@ def counted(
     )
 
 
-def _count(sentence: Tagged, tags: Sequence[str], metric: Metric) -> tuple[int, int, int]:
+def _count(sentence: TaggedSentence, tags: Sequence[str], metric: Metric) -> tuple[int, int, int]:
     if metric == "accuracy":
         right = sum(guess == tag for guess, tag in zip(tags, sentence.tags, strict=True))
         return right, len(tags), len(tags)
@@ -63,7 +63,7 @@ def resampled(counts_KS3: np.ndarray) -> np.ndarray:
 
 
 def by_label(
-    test: Sequence[Tagged], guesses: Sequence[Sequence[str]], metric: Metric
+    test: Sequence[TaggedSentence], guesses: Sequence[Sequence[str]], metric: Metric
 ) -> dict[str, dict[str, float]]:
     """Precision, recall, F1 and number of each label, or of each kind of entity."""
     pairs = [
@@ -92,11 +92,13 @@ def _singles(tags: Sequence[str]) -> list[tuple[int, int, str]]:
     return [(place, place + 1, tag) for place, tag in enumerate(tags)]
 
 
-def floors(train: Sequence[Tagged], test: Sequence[Tagged], metric: Metric) -> dict[str, float]:
+def floors(
+    train: Sequence[TaggedSentence], test: Sequence[TaggedSentence], metric: Metric
+) -> dict[str, float]:
     """What needs no model: the most frequent label for every word, and each word's own most frequent label.
 
     Example:
-        >>> seen = Tagged(("a", "dog", "runs"), ("DET", "NOUN", "NOUN"))
+        >>> seen = TaggedSentence(("a", "dog", "runs"), ("DET", "NOUN", "NOUN"))
         >>> floors([seen], [seen], "accuracy")
         {'majority': 0.6666666666666666, 'word identity': 1.0}
     """

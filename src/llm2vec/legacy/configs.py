@@ -396,7 +396,7 @@ def _pairs(file: _File, folder: str) -> dict[str, Any]:
     }
     if others := sorted(there - E5_PROMPTS.keys()):
         file.notes.append(f"dataset_file_path: read too, without a prompt: {', '.join(others)}")
-    return {"source": folder, "instructions": prompts}
+    return {"source": folder, "prompts": prompts}
 
 
 def _probe(file: _File) -> dict[str, Any]:

@@ -4,17 +4,17 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from llm2vec.backbone.adapters import Chain, told
+from llm2vec.backbone.adapters import Chain, chain_provenance
 from llm2vec.conversion.read_back import prove_read_back
 from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.folder import PROVENANCE_FILE, about_template
 from llm2vec.encoder.sentence_transformers_files import unlike_elsewhere
 from llm2vec.errors import UsageError
 from llm2vec.runtime.files import (
+    atomic_folder,
     files_in,
     refuse_occupied,
     resolved_folder,
-    whole_folder,
     write_json,
 )
 
@@ -45,10 +45,10 @@ def import_encoder(chain: Chain, out: Path, *, pooling: str | None = None) -> di
     reason = unlike_elsewhere(encoder.settings, encoder.tokenizer)
     if reason is not None:
         raise UsageError(f"{reason}; choose another pooling")
-    with whole_folder(out) as partial:
+    with atomic_folder(out) as partial:
         encoder.write(partial)
         proof = prove_read_back(encoder, partial)
-        facts = told(chain)
+        facts = chain_provenance(chain)
         facts["notes"] += filter(None, [about_template(encoder.settings)])
         facts["switch"] = encoder.switch.to_dict() if encoder.switch else None
         facts["read_back"] = proof.to_dict()

@@ -182,7 +182,7 @@ class PairsRecipe(Part):
     negatives: int = knob(
         1, "negatives of a row that are used; 0: only other rows' texts", unit="texts", ge=0
     )
-    instructions: dict[str, tuple[str, ...]] = knob(
+    prompts: dict[str, tuple[str, ...]] = knob(
         {},
         "by file name without ending: the anchors' prompt, or several that alternate row by row",
         source="paper, table 8",
@@ -191,7 +191,7 @@ class PairsRecipe(Part):
         (), "file names whose positives and negatives get the prompt too: symmetric tasks"
     )
 
-    @field_validator("instructions", mode="before")
+    @field_validator("prompts", mode="before")
     @classmethod
     def _one_prompt_is_a_list_of_one(cls, value: Any) -> Any:
         if not isinstance(value, Mapping):

@@ -13,7 +13,7 @@ from typing import Any
 from llm2vec.conversion.run_folder import REPORT_FACTS, REPORT_FILES, report_files
 from llm2vec.errors import RunError
 from llm2vec.report.sections import Facts, Section, sections
-from llm2vec.runtime.files import resolved_folder, whole_file, write_json
+from llm2vec.runtime.files import atomic_file, resolved_folder, write_json
 from llm2vec.runtime.optional import optional
 
 _NUMERIC = re.compile(r"([-+]?[\d.]+(e-?\d+)?%?( to [-+]?[\d.]+)?)?")
@@ -47,7 +47,7 @@ def write_report(report: Facts, folder: Path) -> Path:
     parts = sections(report)
     markdown = f"# {_title(report)}\n\n{to_markdown(parts)}"
     for name, text in (("report.md", markdown), ("report.html", _page(report, parts))):
-        with whole_file(folder / name) as partial:
+        with atomic_file(folder / name) as partial:
             partial.write_text(text, encoding="utf8")
     return folder / "report.html"
 

@@ -11,9 +11,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from llm2vec.backbone.source import Source, found_from
+from llm2vec.backbone.source import Source, resolved_name
 from llm2vec.conversion.run_folder import stages_folder
-from llm2vec.corpus.tagged import Tagged, read_tagged
+from llm2vec.corpus.tagged import TaggedSentence, read_tagged
 from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.folder import CHECKPOINTS, PROVENANCE_FILE
 from llm2vec.errors import ModelError, RunError
@@ -65,8 +65,8 @@ class WordTask:
     """
 
     name: str
-    train: Sequence[Tagged]
-    test: Sequence[Tagged]
+    train: Sequence[TaggedSentence]
+    test: Sequence[TaggedSentence]
     metric: Metric
     data: str
 
@@ -197,7 +197,7 @@ def _measure_all(
     ends = (names[0], names[-1])
     everybody = [*subjects, *others]
     progress.start("measuring", total=len(everybody))
-    for done, subject in enumerate(everybody, start=1):
+    for subject in everybody:
         title, is_baseline = subject.title, subject in others
         encoder = open_encoder(subject.source, adapters=subject.adapters)
         values = _values(encoder, words, sentences)
@@ -206,7 +206,7 @@ def _measure_all(
             entry["rows"].append({**_row(title, value), "baseline": is_baseline})
         if not is_baseline:
             _analyse(report, encoder, title, near=title in ends)
-        progress.advance(done)
+        progress.advance(1)
     progress.finish()
     for entry, known in zip(entries, measured, strict=True):
         entry["changes"] = list(_changes(known, names))
@@ -275,7 +275,7 @@ def _decoder(run: Path, provenance: Mapping[str, Any], named: str | None) -> str
 
 def _where_now(run: Path, seen: str, given: str) -> str:
     """Where a model is that a run names: as seen from the run, or as it was given if the run was moved alone."""
-    told = found_from(run, seen)
+    told = resolved_name(run, seen)
     return given if Path(given).exists() and not Path(told).exists() else told
 
 

@@ -25,7 +25,7 @@ _NAME_SHOWN = 40
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """Give a path to write to; its file becomes `path` when the block ends without an error.
 
     A symbolic link stays, and the file that it names is replaced.
@@ -42,7 +42,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Iterator[Path]:
     """Give an empty folder to fill; it becomes `path`, in one step, when the block ends without an error.
 
     Raises:
@@ -202,7 +202,7 @@ def _is_full(error: OSError | SafetensorError) -> bool:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON, whole or not at all, with keys in the order given."""
-    with whole_file(path) as partial:
+    with atomic_file(path) as partial:
         partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf8")
 
 

@@ -24,7 +24,7 @@ _PATIENCE_S = 0.5
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Hold a folder that exists for this process alone; the files of the lock are gone when the block ends.
 
     Raises:

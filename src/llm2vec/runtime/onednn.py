@@ -20,7 +20,7 @@ _WINS_BY = 1.2
 """So much faster, or things stay as they are: a near tie must not be decided anew, by noise, in each process."""
 
 
-def fast_products(device: torch.device) -> AbstractContextManager[Any]:
+def fast_linear(device: torch.device) -> AbstractContextManager[Any]:
     """Inside the block, on this thread, linear layers without gradients multiply in the faster way.
 
     Args:

@@ -44,7 +44,7 @@ def open_store(
         folder,
         max_length=max_length,
         min_tokens=min_tokens,
-        seen=run.progress.advance,
+        on_progress=run.progress.advance,
     )
     run.progress.finish()
     return store

@@ -111,7 +111,7 @@ def _open_rows(run: StageRun, tokenizer: PreTrainedTokenizerBase) -> Triples:
         max_length=knobs.max_length,
         separator=run.settings.separator,
         template=run.settings.template,
-        seen=run.progress.advance,
+        on_progress=run.progress.advance,
     )
     run.progress.finish()
     for each in triples.data_sets:

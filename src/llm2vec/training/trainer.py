@@ -36,7 +36,7 @@ from llm2vec.backbone.loading import quiet
 from llm2vec.backbone.lora import merge, precision
 from llm2vec.errors import RunError, UsageError, first_line
 from llm2vec.recipe.knobs import StageRecipe
-from llm2vec.runtime.files import disk_space_checked, read_json, whole_folder, write_json
+from llm2vec.runtime.files import atomic_folder, disk_space_checked, read_json, write_json
 from llm2vec.runtime.hardware import memory_checked
 from llm2vec.runtime.progress import Progress
 
@@ -267,6 +267,8 @@ class _Reporting(TrainerCallback):
         self._progress.start(self._task.name, total=state.max_steps)
         if state.global_step == 0:
             self._evaluate(state, control)
+        else:
+            self._progress.advance(state.global_step)
         self._since = (time.perf_counter(), self._trainer.tokens_seen, state.global_step)
 
     def on_step_end(
@@ -275,7 +277,7 @@ class _Reporting(TrainerCallback):
         every = self._task.evaluate_every
         if every and (state.global_step % every == 0 or state.global_step == state.max_steps):
             self._evaluate(state, control)
-        self._progress.advance(state.global_step, **self._shown)
+        self._progress.advance(1, **self._shown)
 
     def on_log(
         self,
@@ -334,7 +336,7 @@ class Keeping(TrainerCallback):
             return
         plain = unwrapped(model)
         copied = merge(copy.deepcopy(plain), dtype=plain.dtype)
-        with disk_space_checked(self._folder), quiet(), whole_folder(place) as partial:
+        with disk_space_checked(self._folder), quiet(), atomic_folder(place) as partial:
             copied.save_pretrained(partial)
 
 

@@ -18,7 +18,7 @@ from llm2vec.errors import ProofFailed, RunError, UsageError
 from llm2vec.evaluation.analysis import BUNDLED_SETS
 from llm2vec.evaluation.sentence_tasks import sts
 from llm2vec.evaluation.subjects import Embedder
-from llm2vec.runtime.files import read_json, whole_folder, write_json
+from llm2vec.runtime.files import atomic_folder, read_json, write_json
 from llm2vec.runtime.hardware import versions
 from llm2vec.runtime.optional import optional
 from llm2vec.serving.export.card import export_card
@@ -101,7 +101,7 @@ def export(
     graded = BUNDLED_SETS / "pairs.jsonl" if pairs is None else Path(pairs)
     optional("scipy", extra="evaluate")
     encoder = Encoder.from_pretrained(source, device="cpu", dtype=torch.float32)
-    with whole_folder(out) as partial:
+    with atomic_folder(out) as partial:
         written = form.write(encoder, partial, precision)
         original, exported = _embedder(encoder), form.open(partial, written, encoder.settings)
         agreement = _agreement(form, precision, original, exported, encoder.settings)

@@ -28,12 +28,12 @@ class Sentence:
     """The cells of a sentence.
 
     Attributes:
-        place: The file and the line of its first word, for errors.
+        location: The file and the line of its first word, for errors.
         cells: The cells of each word.
         replaced: Number of characters that were not Unicode, and are U+FFFD now.
     """
 
-    place: str
+    location: str
     cells: Sequence[Sequence[str]]
     replaced: int = 0
 
@@ -46,7 +46,7 @@ class Sentence:
         width = len(self.cells[0])
         if not -width <= number < width:
             raise CorpusError(
-                f"{self.place}: there is no column {number}, only {width} (from 0; -1 is the last)"
+                f"{self.location}: there is no column {number}, only {width} (from 0; -1 is the last)"
             )
         return tuple(cells[number] for cells in self.cells)
 
