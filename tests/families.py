@@ -251,17 +251,18 @@ def write_decoder(model_type: str, folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def converted(model_type: str, folder: Path, *, method: str) -> str:
+def converted(model_type: str, folder: Path, *, method: str, **changes: Any) -> str:
     """Convert a tiny model of the type by the `paper` preset: "yes", or what that ends with.
 
     Args:
         model_type: As transformers names it.
         folder: An empty one, for everything that is written.
         method: `lora` or `full`.
+        **changes: Values of the tiny model's configuration.
     """
     (folder / "texts.txt").write_text("\n".join(TEXTS))
     named = {
-        "decoder": str(write_decoder(model_type, folder / "decoder")),
+        "decoder": str(write_decoder(model_type, folder / "decoder", **changes)),
         "corpus": {"source": str(folder / "texts.txt")},
         "mntp": {"method": method},
         "simcse": {"method": method},

@@ -43,9 +43,10 @@ _NOT_COPIED = (
 SMALL: Mapping[str, Any] = {
     # widths
     **dict.fromkeys(
-        ("hidden_size", "n_embd", "d_model", "embed_dim", "word_embed_proj_dim", "dim_model"),
+        ("hidden_size", "n_embd", "d_model", "embed_dim", "dim_model"),
         _HIDDEN,
     ),
+    "word_embed_proj_dim": _HIDDEN // 2,
     **dict.fromkeys(
         ("embedding_size", "decoder_hidden_size", "attention_hidden_size", "decoder_attention_dim"),
         _HIDDEN,
@@ -153,7 +154,11 @@ SMALL: Mapping[str, Any] = {
 }
 """Small values of configuration fields, by name."""
 
-_RELATIVE = (("num_key_value_heads", "num_attention_heads"), ("head_dim", "qk_rope_head_dim"))
+_RELATIVE = (
+    ("num_key_value_heads", "num_attention_heads"),
+    ("head_dim", "qk_rope_head_dim"),
+    ("word_embed_proj_dim", "hidden_size"),
+)
 """Pairs of fields: where a family has them equal, they stay equal."""
 
 

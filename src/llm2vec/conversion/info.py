@@ -74,7 +74,7 @@ class Info:
         bidirectional: It is switched already.
         parameters: All of them; tied ones once.
         head_parameters: Of them in the LM head (or the embeddings it is tied to), which the encoder does without.
-        hidden: Width: the length of a vector.
+        hidden: Length of a vector, which is what the LM head takes.
         vocabulary: Tokens.
         positions: Longest sequence; None: no limit known.
         layer_types: How many layers of each kind.
@@ -123,9 +123,9 @@ def describe(recipe: Recipe) -> Info:
     config = load_config(source)
     model = _without_memory(config, recipe)
     switch, convertible, reason = _try(config, recipe)
-    text = config.get_text_config(decoder=True)
     parameters = sum(weight.numel() for weight in model.parameters())
-    head = model.get_output_embeddings().weight.numel()
+    head_VD = model.get_output_embeddings().weight
+    head = head_VD.numel()
     saved = getattr(config, "dtype", None) or torch.float32
     windows = attention_windows(body(model))
     return Info(
@@ -136,7 +136,7 @@ def describe(recipe: Recipe) -> Info:
         bidirectional=is_bidirectional(config),
         parameters=parameters,
         head_parameters=head,
-        hidden=int(text.hidden_size),
+        hidden=head_VD.shape[1],
         vocabulary=embedding_rows(model),
         positions=position_limit(config),
         layer_types=dict(Counter(layer_types(config))),

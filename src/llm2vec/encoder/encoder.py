@@ -6,6 +6,7 @@ prompt alone, never on what else was in the batch.
 
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
@@ -18,7 +19,7 @@ from llm2vec.backbone.adapters import chain_provenance, merged_copy
 from llm2vec.backbone.mode import evaluating
 from llm2vec.backbone.positions import longrope_limit, position_limit
 from llm2vec.backbone.source import Source
-from llm2vec.backbone.switch import is_bidirectional, save_model
+from llm2vec.backbone.switch import body, is_bidirectional, save_model
 from llm2vec.encoder.batching import (
     MAX_TOKENS,
     MAX_TOKENS_GPU,
@@ -35,6 +36,7 @@ from llm2vec.encoder.folder import (
     refuse_other_model,
     write_settings,
 )
+from llm2vec.encoder.layers import states_width
 from llm2vec.encoder.loading import open_parts
 from llm2vec.encoder.pooling import pool_tokens
 from llm2vec.encoder.settings import Settings
@@ -179,10 +181,10 @@ class Encoder(nn.Module):
         limit = position_limit(self.model.config)
         return settings if limit is None else settings.within(limit)
 
-    @property
+    @cached_property
     def dimension(self) -> int:
-        """Length of a vector."""
-        return int(self.model.config.get_text_config().hidden_size)
+        """Length of a vector, as the model gives it."""
+        return states_width(body(self.model))
 
     @property
     def max_tokens(self) -> int:

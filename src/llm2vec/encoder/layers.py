@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from llm2vec.backbone.mode import evaluating
 from llm2vec.backbone.receptive_field import decoder_layers
 from llm2vec.encoder.batching import flatten, forward, layer_states, token_states
 from llm2vec.errors import UsageError
@@ -40,7 +41,7 @@ def reading_layer(
         pad_id: Token id that fills the rows of a model that is not packed.
 
     Raises:
-        UsageError: The model has no such layer.
+        UsageError: The model has no such layer, or not all of its layers have states of one length.
     """
     layers = decoder_layers(model)
     if layers is None:
@@ -60,8 +61,35 @@ def reading_layer(
     return _reading_input(model, layers[layer % (count + 1)], pad_id=pad_id)
 
 
+def states_width(model: "PreTrainedModel", *, layer: int = -1) -> int:
+    """Length of a state as the model gives it, measured on one token.
+
+    A configuration does not say it: some families make the last states narrower than the layers'.
+
+    Args:
+        model: A body (without LM head), bidirectional or causal.
+        layer: The layer whose states are read.
+
+    Raises:
+        UsageError: The model has no such layer.
+    """
+    with (
+        evaluating(model),
+        torch.inference_mode(),
+        reading_layer(model, layer=layer, pad_id=0) as states_of,
+    ):
+        return int(states_of([[0]]).shape[-1])
+
+
 def _every_layer(model: "PreTrainedModel", documents: Documents, *, pad_id: int) -> Tensor:
-    return torch.stack(layer_states(model, documents, pad_id=pad_id))
+    layers_ND = layer_states(model, documents, pad_id=pad_id)
+    widest, last = max(states_ND.shape[-1] for states_ND in layers_ND), layers_ND[-1].shape[-1]
+    if widest != last:
+        raise UsageError(
+            f"this model's layers have states of {widest} numbers and its last one of {last}: "
+            "read one layer at a time, not all"
+        )
+    return torch.stack(layers_ND)
 
 
 def _last_layer(model: "PreTrainedModel", documents: Documents, *, pad_id: int) -> Tensor:

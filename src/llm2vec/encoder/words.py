@@ -15,7 +15,7 @@ from torch import Tensor
 from llm2vec.backbone.mode import evaluating
 from llm2vec.backbone.positions import longrope_limit
 from llm2vec.encoder.batching import is_packed, on_each_core, plan_batches
-from llm2vec.encoder.layers import Layer, reading_layer
+from llm2vec.encoder.layers import Layer, reading_layer, states_width
 from llm2vec.encoder.tokenization import Borders, borders, untruncated
 from llm2vec.encoder.word_boundaries import find_words
 from llm2vec.errors import UsageError
@@ -123,7 +123,7 @@ def words_of(
     if vectors_of:
         vectors_ND = vectors_of[reading][0]
     else:
-        vectors_ND = torch.zeros(0, model.config.get_text_config().hidden_size)
+        vectors_ND = torch.zeros(0, states_width(model, layer=layer))
     parts = vectors_ND.split([len(ranges) for ranges in offsets])
     return [_words(*columns) for columns in zip(plain, offsets, parts, strict=True)]
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from llm2vec.corpus.tagged import entities, has_scheme
 from llm2vec.encoder.encoder import Encoder
+from llm2vec.encoder.layers import states_width
 from llm2vec.encoder.words import Merge, Reading, Words
 from llm2vec.errors import ModelError
 from llm2vec.evaluation.probe import Classifier, Probed
@@ -124,7 +125,7 @@ class Tagger:
                 f"{error}; the probe in {folder} was trained on it: say --encoder where it is now"
             ) from error
         width = weights["weight"].shape[1]
-        if opened.dimension != width:
+        if states_width(opened.model, layer=facts.layer) != width:
             raise ModelError(
                 f"{folder} was trained on vectors of {width} numbers; {name} has others now"
             )
