@@ -15,8 +15,6 @@ MOST_IN_ROOT = 4
 STILL_DENSE = {
     ("backbone/adapters.py", "find_chain"): 297,
     ("backbone/loading.py", "load_decoder"): 296,
-    ("backbone/proofs.py", "_layers_see_both_ways"): 462,
-    ("backbone/proofs.py", "_packing_margin"): 280,
     ("cli/evaluate.py", "_mteb"): 268,
     ("cli/main.py", "_show"): 372,
     ("cli/train.py", "_summary"): 291,

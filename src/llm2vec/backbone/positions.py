@@ -1,8 +1,9 @@
-"""Positions: how many a model has, and where it changes its frequencies with the longest text of a call.
+"""Positions: how many a model has, and where a longrope model changes its frequencies.
 
-Models with `longrope` frequencies have a second set of them for long texts, and a call has one set for all of its
-texts. So that a text's vector depends on the text alone, texts on the two sides of that length go into calls of their
-own, and no two calls on different sides run at once: the frequencies are a state of the model.
+Models with `longrope` frequencies have a second set of them for long texts, and one call uses one
+set for all of its texts. So that a text's vector depends on the text alone, texts on the two sides
+of that limit go into different calls, and no two calls on different sides run at once, because the
+frequencies are a state of the model.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,39 +27,44 @@ _ORIGINAL = "original_max_position_embeddings"
 
 
 def position_limit(config: PreTrainedConfig) -> int | None:
-    """Longest sequence the model has positions for, in tokens; None if no limit is known."""
+    """The longest sequence that a model has positions for, in tokens; None if no limit is known."""
     text = config.get_text_config(decoder=True)
     found = (getattr(text, name, None) for name in _POSITIONS)
     return next((int(value) for value in found if isinstance(value, int) and value > 0), None)
 
 
 def longrope_limit(config: PreTrainedConfig) -> int | None:
-    """Longest text, in tokens, that is read with a model's first set of frequencies; None if it has only one set."""
-    borders = [int(rope[_ORIGINAL]) for rope in _with_two_sets(config)]
-    return min(borders, default=None)
+    """The longest text, in tokens, that a longrope model reads with its first set of frequencies.
+
+    None for all other models.
+    """
+    limits = [int(rope[_ORIGINAL]) for rope in _longrope_parameters(config)]
+    return min(limits, default=None)
 
 
-def _with_two_sets(config: PreTrainedConfig) -> list[Any]:
-    """The parameters of rotary embeddings that have two sets; a model may have several kinds, by type of layer."""
+def _longrope_parameters(config: PreTrainedConfig) -> list[Any]:
+    """The parameters of longrope embeddings; a model may have one kind for each type of layer."""
     parameters = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
-    kinds: list[Any] = [
-        parameters,
-        *(each for each in parameters.values() if isinstance(each, Mapping)),
-    ]
+    kinds: list[Any] = [parameters]
+    kinds += [each for each in parameters.values() if isinstance(each, Mapping)]
     return [each for each in kinds if each.get("rope_type") == "longrope" and each.get(_ORIGINAL)]
 
 
 @contextmanager
-def longrope_limit_set(config: PreTrainedConfig, border: int) -> Iterator[None]:
-    """Let a model change its frequencies after `border` tokens inside the block, so that short texts lie on both sides.
+def longrope_limit_set(config: PreTrainedConfig, limit: int) -> Iterator[None]:
+    """Set the longrope limit inside the block, so that even short texts are on both sides of it.
 
     Models with one set of frequencies stay as they are.
+
+    Args:
+        config: The model's configuration, which is changed inside the block.
+        limit: The longest text, in tokens, that is read with the first set of frequencies.
     """
-    ropes = _with_two_sets(config)
+    ropes = _longrope_parameters(config)
     before = [rope[_ORIGINAL] for rope in ropes]
     try:
         for rope in ropes:
-            rope[_ORIGINAL] = border
+            rope[_ORIGINAL] = limit
         yield
     finally:
         for rope, value in zip(ropes, before, strict=True):
@@ -66,18 +72,18 @@ def longrope_limit_set(config: PreTrainedConfig, border: int) -> Iterator[None]:
 
 
 class _Side:
-    """Lets calls on one side of a model's border run together, and those on the other side wait."""
+    """A lock that calls on one side of a limit share, while those on the other side wait."""
 
     def __init__(self) -> None:
         self._condition = Condition()
-        self._far = False
+        self._beyond = False
         self._calls = 0
 
     @contextmanager
-    def call(self, *, far: bool) -> Iterator[None]:
+    def call(self, *, beyond: bool) -> Iterator[None]:
         with self._condition:
-            self._condition.wait_for(lambda: not self._calls or self._far == far)
-            self._far = far
+            self._condition.wait_for(lambda: not self._calls or self._beyond == beyond)
+            self._beyond = beyond
             self._calls += 1
         try:
             yield
@@ -93,14 +99,16 @@ _sides: WeakKeyDictionary[nn.Module, _Side] = WeakKeyDictionary()
 def longrope_call(
     model: nn.Module, config: PreTrainedConfig, *, longest: int
 ) -> AbstractContextManager[None]:
-    """A block for one call of a model; it waits for calls of other threads on the other side of the model's border.
+    """Enter a block for one call of a model.
+
+    It waits for calls of other threads that are on the other side of the model's longrope limit.
 
     Args:
         model: The model that is called.
-        config: Its configuration.
-        longest: Longest text of the call, in tokens.
+        config: The model's configuration.
+        longest: Length of the call's longest text, in tokens.
     """
-    border = longrope_limit(config)
-    if border is None:
+    limit = longrope_limit(config)
+    if limit is None:
         return nullcontext()
-    return _sides.setdefault(model, _Side()).call(far=longest > border)
+    return _sides.setdefault(model, _Side()).call(beyond=longest > limit)

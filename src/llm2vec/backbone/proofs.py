@@ -1,12 +1,13 @@
 """Proofs by behaviour: what a model does to a few random tokens, not what its configuration says.
 
-Each property is measured at the moment it is created, and the measured margin is kept. Two kinds of measurement:
+Each property is measured at the moment it is created, and the measured margin is kept. There are
+two kinds of measurement:
 
-- *sharp*: the same shapes twice, one input disturbed. Whatever is not attended moves by exactly nothing, in float32 and
-  in bfloat16 alike; the only other movement is that of experts fed another number of tokens, which undisturbed rows
-  beside the disturbed ones measure (`NOISE`).
-- *coarse*: the same text in another shape (padded, packed). Rounding differs then, and grows with depth; what a leak or
-  a causal layer changes is about as large as the states themselves.
+- *sharp*: The same shapes run twice, with one input disturbed. Whatever is not attended moves by
+  exactly nothing, in float32 and in bfloat16 alike. The only other movement is that of experts that
+  get another number of tokens; rows beside the disturbed ones measure it (`NOISE`).
+- *coarse*: The same text runs in another shape (padded, packed). Rounding differs then, and grows
+  with depth; a leak or a causal layer changes states by about as much as the states themselves.
 
 This module does not know how a model was made bidirectional.
 """
@@ -24,33 +25,45 @@ from llm2vec.backbone.loading import embedding_rows
 from llm2vec.backbone.mode import evaluating
 from llm2vec.backbone.packed_attention import PACKED, packed_inputs, padded_inputs
 from llm2vec.backbone.positions import longrope_limit, longrope_limit_set
-from llm2vec.backbone.receptive_field import NOISE, ReceptiveField, either, layer_receptive_fields
+from llm2vec.backbone.receptive_field import NOISE, ReceptiveField, layer_receptive_fields
 from llm2vec.errors import ModelError, ProofFailed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""How far a text's states may move, relative to their size, when only shapes change: about a hundred times the type's
-rounding (6e-8, 5e-4, 4e-3), as rounding adds up over layers. A causal layer or a leak moves them by 0.1 to 2."""
+"""How far a text's states may move, relative to their size, when only shapes change.
+
+About a hundred times the type's rounding (6e-8, 5e-4, 4e-3), as rounding adds up over layers. A
+causal layer or a leak moves states by 0.1 to 2.
+"""
 
 _TOKENS = 10
 _PADDED = 3
 _STRENGTHS = (3.0, 0.3, 1.0, 10.0, 0.1, 3.0, 0.3, 1.0)
-"""Disturbances tried, in standard deviations of the states: a saturated softmax hides a pair in one draw, a mask in all
-(bidirectional-attention study, section 3)."""
+"""Sizes of the disturbances, in standard deviations of the states.
+
+A saturated softmax hides a pair of positions from one disturbance, a mask hides it from all of
+them.
+"""
 
 _ROUNDS = 4
-"""All strengths are tried so often, each time on another text: trained heads can be saturated on most texts."""
+"""How often all sizes are tried, each time on another text.
 
-_ALONE_AFTER = 2
-"""Draws after which a layer that moves only the disturbed token is believed to."""
+Trained heads can be saturated on most texts.
+"""
+
+_SELF_ONLY_AFTER = 2
+"""Disturbances after which a layer that moves one token alone is taken to read no other."""
 
 _LONGEST_TRIED = 96
 """Windows shorter than this are proven with a longer text."""
 
 _FAR = (8, 6, 9, 9)
-"""Lengths beyond the border of models with two sets of frequencies; the border is moved below them for the proof."""
+"""Text lengths beyond the limit of longrope models, whose limit is lowered for the proof."""
+
+_MOST_NAMED = 8
+"""Number of layers that a message names."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +71,10 @@ class Proof:
     """One measured property.
 
     Attributes:
-        name: The property.
-        passed: Whether it holds.
-        margin: What was measured; `detail` says what it is and against which bound.
-        detail: For people.
+        name: The property, as a verb phrase: `ignores padding`.
+        passed: Whether the property holds.
+        margin: The measured number; `detail` says what it is and which bound it is compared with.
+        detail: What was measured, for people.
     """
 
     name: str
@@ -70,90 +83,94 @@ class Proof:
     detail: str
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The proof as plain data for JSON."""
         return asdict(self)
 
 
 def prove_bidirectional(body: "PreTrainedModel") -> tuple[Proof, ...]:
-    """The proofs every encoder needs, with the implementation of attention that is live: later tokens, padding.
+    """Prove, with the attention in use, that later tokens count and that padding does not.
 
     Args:
-        body: A model without LM head; its mode (training or not) and the random state are left as they were.
+        body: A model without LM head. Its mode (training or not) and the random state are left as
+            they were.
 
     Returns:
-        Proofs, passed or not.
+        The proofs, passed or not.
     """
     with _probing(body):
-        draws = _Draws(body)
+        tokens = _RandomTokens(body)
         return (
-            _layers_see_both_ways(body, draws, padded=0),
-            _layers_see_both_ways(body, draws, padded=_PADDED),
-            _attends_to_later_tokens(body, draws),
-            _ignores_padding(body, draws),
+            _layers_see_both_ways(body, tokens, padded=0),
+            _layers_see_both_ways(body, tokens, padded=_PADDED),
+            _attends_to_later_tokens(body, tokens),
+            _ignores_padding(body, tokens),
         )
 
 
 def check_states_are_numbers(body: "PreTrainedModel") -> None:
-    """Look whether a model computes numbers at all, before a failed proof is taken for its family's.
+    """Check that a model computes numbers at all, before a failed proof is blamed on its family.
 
     Raises:
-        ModelError: Its states are NaN or infinite.
+        ModelError: The model's states are NaN or infinite.
     """
     with _probing(body):
-        states_BTD = _states(body, input_ids=_Draws(body).ids(1, _TOKENS))
+        states_BTD = _states(body, input_ids=_RandomTokens(body).ids(1, _TOKENS))
     if not bool(states_BTD.isfinite().all()):
         raise ModelError(
             f"the model's states are not numbers (NaN or infinite) in {body.dtype}: load it in "
-            "another type (float32, bfloat16), or look whether its weights are right"
+            "another type (float32, bfloat16), or check its weights"
         )
 
 
 def relative(ours: Tensor, theirs: Tensor) -> float:
-    """How far states of a text are apart, relative to their size; infinite if they are not numbers."""
+    """The distance of two states of a text, relative to the size of the second.
+
+    Infinite if they are not numbers.
+    """
     ours, theirs = ours.float(), theirs.float()
     distance = float((ours - theirs).norm() / theirs.norm().clamp_min(1e-30))
     return distance if distance == distance else float("inf")
 
 
-class _Draws:
-    """Random token ids of a model, without its special tokens, always the same ones."""
+class _RandomTokens:
+    """Random token ids of a model, without its special tokens; the same ones each time."""
 
     def __init__(self, body: "PreTrainedModel") -> None:
-        config = body.config.get_text_config(decoder=True)
         self._random = torch.Generator().manual_seed(0)
         self._device = body.device
-        vocabulary = embedding_rows(body)
-        special = {
-            _first(getattr(config, name, None))
-            for name in ("pad_token_id", "bos_token_id", "eos_token_id")
-        }
-        ids = torch.arange(min(vocabulary, 50_000))
-        kept = ids[
-            ~torch.isin(
-                ids, torch.tensor([each for each in special if each is not None], dtype=torch.long)
-            )
-        ]
-        self._ids = kept if len(kept) else ids
+        ids = torch.arange(min(embedding_rows(body), 50_000))
+        special = torch.tensor(_special_ids(body), dtype=torch.long)
+        ordinary = ids[~torch.isin(ids, special)]
+        self._ids = ordinary if len(ordinary) else ids
 
     def ids(self, *shape: int) -> Tensor:
-        """Ids of the given shape."""
+        """Ids in a tensor of the given shape."""
         picked = torch.randint(len(self._ids), shape, generator=self._random)
         return self._ids[picked].to(self._device)
 
     def other(self, ids: Tensor) -> Tensor:
-        """Ids different from the given ones in every place."""
-        place = torch.searchsorted(self._ids, ids.cpu())
+        """Ids that differ from the given ones at every position."""
+        index = torch.searchsorted(self._ids, ids.cpu())
         shift = torch.randint(1, max(len(self._ids), 2), ids.shape, generator=self._random)
-        return self._ids[(place + shift) % len(self._ids)].to(self._device)
+        return self._ids[(index + shift) % len(self._ids)].to(self._device)
 
 
-def _first(value: Any) -> int | None:
-    return next(iter(value), None) if isinstance(value, (list, tuple)) else value
+def _special_ids(body: "PreTrainedModel") -> list[int]:
+    """The ids of padding, start and end; of several ids for one purpose the first."""
+    config = body.config.get_text_config(decoder=True)
+    found = []
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        value = getattr(config, name, None)
+        if isinstance(value, (list, tuple)):
+            value = next(iter(value), None)
+        if value is not None:
+            found.append(value)
+    return found
 
 
 @contextmanager
 def _probing(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients; mode and random state as before afterwards."""
+    """Turn dropout and gradients off inside the block, and restore the random state afterwards."""
     with evaluating(model), torch.no_grad(), torch.random.fork_rng():
         yield
 
@@ -167,79 +184,131 @@ def _states(body: nn.Module, **inputs: Any) -> Tensor:
 # --- each layer
 
 
-def _layers_see_both_ways(body: "PreTrainedModel", draws: _Draws, *, padded: int) -> Proof:
-    """In every layer position i sees j exactly if j sees i; padding is seen by none.
+def _layers_see_both_ways(body: "PreTrainedModel", tokens: _RandomTokens, *, padded: int) -> Proof:
+    """In every layer position i sees j exactly if j sees i, and no position sees padding.
 
-    A layer where each position sees only itself is neither direction (it has no attention, or that of an earlier
-    layer's keys), but not all of them may be such.
+    A layer in which each position sees only itself has neither direction (it has no attention, or
+    that of an earlier layer's keys). Some layers may be such, but not all of them.
     """
     name = "every layer attends to both sides" + (", padded" if padded else "")
-    real = _TOKENS - padded
-    reach: list[ReceptiveField] = []
+    layers = _LayersRead((), text_tokens=_TOKENS - padded)
     for seed, strength in enumerate(_STRENGTHS * _ROUNDS):
-        new = layer_receptive_fields(
-            body, draws.ids(_TOKENS), padded=padded, strength=strength, seed=seed
-        )
-        reach = [either(*pair) for pair in zip(reach, new, strict=True)] if reach else new
-        if not reach:
+        ids_T = tokens.ids(_TOKENS)
+        fields = layer_receptive_fields(body, ids_T, padded=padded, strength=strength, seed=seed)
+        if not fields:
             return Proof(name, False, 0.0, "the model has no plain list of layers to look into")
-        leaks = [
-            float(each.strength_TT[:real, real:].max())
-            for each in reach
-            if each.sees_TT[:real, real:].any()
-        ]
-        if leaks:
-            return Proof(
-                name, False, max(leaks), f"{len(leaks)} of {len(reach)} layers see padding"
-            )
-        squares = [each.sees_TT[:real, :real] for each in reach]
-        wrong = [
-            index for index, sees_TT in enumerate(squares) if not bool((sees_TT == sees_TT.T).all())
-        ]
-        alone = sum(int(sees_TT.sum()) == real for sees_TT in squares)
-        if not wrong and (not alone or seed >= _ALONE_AFTER):
+        layers = layers.joined(fields)
+        if leaks := layers.leaks():
+            detail = f"{len(leaks)} of {len(fields)} layers see padding"
+            return Proof(name, False, max(leaks), detail)
+        undecided = layers.self_only() if seed < _SELF_ONLY_AFTER else 0
+        if not layers.one_directional() and not undecided:
             break
-    if wrong:
-        shown = ", ".join(map(str, wrong[:8])) + (" ..." if len(wrong) > 8 else "")
-        return Proof(
-            name, False, 0.0, f"{len(wrong)} of {len(reach)} layers are one-directional: {shown}"
+    return layers.proof(name)
+
+
+@dataclass(frozen=True)
+class _LayersRead:
+    """The receptive fields of all layers, as far as they are measured.
+
+    Attributes:
+        fields: The receptive field of each layer.
+        text_tokens: Number of positions that belong to the text; those after them are padding.
+    """
+
+    fields: Sequence[ReceptiveField]
+    text_tokens: int
+
+    def joined(self, fields: Sequence[ReceptiveField]) -> "_LayersRead":
+        """The fields together with those of another measurement."""
+        if self.fields:
+            pairs = zip(self.fields, fields, strict=True)
+            fields = [known.joined(new) for known, new in pairs]
+        return _LayersRead(fields, self.text_tokens)
+
+    def leaks(self) -> list[float]:
+        """How far padding moves the text, for each layer that sees padding."""
+        end = self.text_tokens
+        return [
+            float(field.strength_TT[:end, end:].max())
+            for field in self.fields
+            if field.sees_TT[:end, end:].any()
+        ]
+
+    def one_directional(self) -> list[int]:
+        """The layers in which some position sees another that does not see it."""
+        return [
+            index
+            for index, sees_TT in enumerate(self._seen_in_text())
+            if not torch.equal(sees_TT, sees_TT.T)
+        ]
+
+    def self_only(self) -> int:
+        """Number of layers in which each position sees only itself."""
+        return sum(int(sees_TT.sum()) == self.text_tokens for sees_TT in self._seen_in_text())
+
+    def proof(self, name: str) -> Proof:
+        """The proof by all measurements, of layers that do not see padding."""
+        count = len(self.fields)
+        if wrong := self.one_directional():
+            shown = ", ".join(map(str, wrong[:_MOST_NAMED]))
+            more = " ..." if len(wrong) > _MOST_NAMED else ""
+            detail = f"{len(wrong)} of {count} layers are one-directional: {shown}{more}"
+            return Proof(name, False, 0.0, detail)
+        later = self._strengths_of_later_tokens()
+        if not len(later):
+            return Proof(name, False, 0.0, "no layer attends to anything but the token itself")
+        self_only = self.self_only()
+        without = f" ({self_only} without keys of their own)" if self_only else ""
+        detail = f"{count} layers{without}; measured: the smallest move a later token caused"
+        return Proof(name, True, float(later.min()), detail)
+
+    def _seen_in_text(self) -> list[Tensor]:
+        end = self.text_tokens
+        return [field.sees_TT[:end, :end] for field in self.fields]
+
+    def _strengths_of_later_tokens(self) -> Tensor:
+        """How far each later token that is seen moves a position, over all layers."""
+        end = self.text_tokens
+        return torch.cat(
+            [
+                field.strength_TT[:end, :end][field.sees_TT[:end, :end].triu(1)]
+                for field in self.fields
+            ]
         )
-    pairs = zip(reach, squares, strict=True)
-    later = torch.cat([each.strength_TT[:real, :real][sees_TT.triu(1)] for each, sees_TT in pairs])
-    if not len(later):
-        return Proof(name, False, 0.0, "no layer attends to anything but the token itself")
-    detail = f"{len(reach)} layers" + (f" ({alone} without keys of their own)" if alone else "")
-    return Proof(
-        name,
-        True,
-        float(later.min()),
-        f"{detail}; measured: the smallest move a later token caused",
-    )
 
 
 # --- the whole model
 
 
-def _attends_to_later_tokens(body: "PreTrainedModel", draws: _Draws) -> Proof:
+def _attends_to_later_tokens(body: "PreTrainedModel", tokens: _RandomTokens) -> Proof:
     """Another last token moves the tokens before it."""
-    ids_T = draws.ids(_TOKENS)
-    changed_T = torch.cat([ids_T[:-1], draws.other(ids_T[-1:])])
+    ids_T = tokens.ids(_TOKENS)
+    changed_T = torch.cat([ids_T[:-1], tokens.other(ids_T[-1:])])
     before_BTD = _states(body, input_ids=torch.stack([ids_T, ids_T])).float()
     after_BTD = _states(body, input_ids=torch.stack([changed_T, ids_T])).float()
-    change_BT = (after_BTD - before_BTD).norm(dim=-1) / before_BTD.norm(dim=-1).clamp_min(1e-30)
-    margin, noise = float(change_BT[0, :-1].max()), float(change_BT[1].max())
-    detail = "measured: largest relative move of an earlier token when the last one changes; causal would be 0"
+    size_BT = before_BTD.norm(dim=-1).clamp_min(1e-30)
+    change_BT = (after_BTD - before_BTD).norm(dim=-1) / size_BT
+    margin = float(change_BT[0, :-1].max())
+    noise = float(change_BT[1].max())
+    detail = (
+        "measured: largest relative move of an earlier token when the last one changes; "
+        "causal would be 0"
+    )
     return Proof("attends to later tokens", margin > NOISE * noise, margin, detail)
 
 
-def _ignores_padding(body: "PreTrainedModel", draws: _Draws) -> Proof:
-    """A text alone (no mask), and the same text beside a longer one with random ids in its padding."""
-    text, longer = draws.ids(_TOKENS - _PADDED), draws.ids(_TOKENS)
+def _ignores_padding(body: "PreTrainedModel", tokens: _RandomTokens) -> Proof:
+    """A text alone, without a mask, has the states it has beside a longer one.
+
+    Its padding is filled with random ids.
+    """
+    text, longer = tokens.ids(_TOKENS - _PADDED), tokens.ids(_TOKENS)
     alone_TD = _states(body, input_ids=text[None])[0]
     inputs = padded_inputs([text.tolist(), longer.tolist()], pad_id=0, device=body.device)
     margin = 0.0
     for _ in range(2):
-        inputs["input_ids"][0, len(text) :] = draws.ids(_PADDED)
+        inputs["input_ids"][0, len(text) :] = tokens.ids(_PADDED)
         padded_TD = _states(body, **inputs)[0, : len(text)]
         margin = max(margin, relative(padded_TD, alone_TD))
     tolerance = TOLERANCE[body.dtype]
@@ -253,113 +322,158 @@ def _ignores_padding(body: "PreTrainedModel", draws: _Draws) -> Proof:
 
 
 def prove_packing(body: "PreTrainedModel", *, plain: str, windows: Sequence[int | None]) -> Proof:
-    """Texts in one packed row do not see each other, and each comes out as it does alone, unpacked.
+    """Prove that each text in a packed row has the states that it has alone.
 
     Args:
-        body: Without LM head; its implementation is `PACKED` afterwards, whatever came out.
-        plain: The proven implementation it is compared with.
-        windows: What each layer's window should be; a layer that forgets its own is found without long texts.
+        body: A model without LM head. Its attention implementation is `PACKED` afterwards, whatever
+            was found.
+        plain: The proven attention implementation that packed rows are compared with.
+        windows: The window that each layer should have. A layer that forgets its own is found
+            without long texts.
     """
     name = "texts in one packed row do not see each other"
-    config = body.config.get_text_config(decoder=True)
     with _probing(body):
-        draws = _Draws(body)
         try:
-            lengths = _packed_lengths(body, windows)
-            with longrope_limit_set(config, max(lengths)):
-                margin, seen = _packing_margin(body, draws, lengths, plain=plain)
-            if longrope_limit(config) is not None:
-                with longrope_limit_set(config, min(_FAR) - 1):
-                    far_margin, _ = _packing_margin(body, draws, _FAR, plain=plain)
-                margin = max(margin, far_margin)
+            measured = _measured_packing(body, plain=plain, windows=windows)
         except ForwardFailed as error:
             return Proof(name, False, float("inf"), f"the family cannot: {str(error)[:120]}")
+    if measured.windows != list(windows):
+        detail = "layers do not tell their attention its window"
+        return Proof(name, False, measured.margin, detail)
     tolerance = TOLERANCE[body.dtype]
-    if seen != list(windows):
-        return Proof(name, False, margin, "layers do not tell their attention its window")
     detail = f"measured: largest relative difference to the text alone; at most {tolerance:g}"
-    return Proof(name, margin <= tolerance, margin, detail)
+    return Proof(name, measured.margin <= tolerance, measured.margin, detail)
 
 
-def _packing_margin(
-    body: "PreTrainedModel", draws: _Draws, lengths: Sequence[int], *, plain: str
-) -> tuple[float, list[int | None]]:
-    """The largest relative difference of a packed or padded text to itself alone, and the windows that layers named."""
-    texts = [draws.ids(length).tolist() for length in lengths]
-    others = [draws.other(torch.tensor(text)).tolist() for text in texts]
+@dataclass(frozen=True)
+class _Packing:
+    """What was measured of packed rows.
+
+    Attributes:
+        margin: Largest relative difference of a packed or padded text to itself alone.
+        windows: The windows that the layers passed to their attention.
+    """
+
+    margin: float
+    windows: list[int | None]
+
+
+def _measured_packing(
+    body: "PreTrainedModel", *, plain: str, windows: Sequence[int | None]
+) -> _Packing:
+    """Packed rows of short texts and, for longrope models, of texts beyond their limit too."""
+    config = body.config.get_text_config(decoder=True)
+    tokens = _RandomTokens(body)
+    lengths = _packed_lengths(body, windows)
+    with longrope_limit_set(config, max(lengths)):
+        near = _compared_with_alone(body, tokens, lengths, plain=plain)
+    if longrope_limit(config) is None:
+        return near
+    with longrope_limit_set(config, min(_FAR) - 1):
+        far = _compared_with_alone(body, tokens, _FAR, plain=plain)
+    return _Packing(max(near.margin, far.margin), near.windows)
+
+
+def _compared_with_alone(
+    body: "PreTrainedModel", tokens: _RandomTokens, lengths: Sequence[int], *, plain: str
+) -> _Packing:
+    """Texts of these lengths alone, packed, padded, and packed beside other texts."""
+    texts = [tokens.ids(length).tolist() for length in lengths]
+    others = [tokens.other(torch.tensor(text)).tolist() for text in texts]
     body.set_attn_implementation(plain)
     alone = [_states(body, input_ids=torch.tensor([text], device=body.device))[0] for text in texts]
     body.set_attn_implementation(PACKED)
-    seen: list[int | None] = []
-    packed = _packed_states(body, texts, seen_window=seen.append)
-    padded_BTD = _states(body, **padded_inputs(texts, pad_id=0, device=body.device))
-    margins = [relative(ours, theirs) for ours, theirs in zip(packed, alone, strict=True)]
-    for row, theirs in enumerate(alone):
-        margins.append(relative(padded_BTD[row, : len(theirs)], theirs))
-    for kept, text in enumerate(texts):
-        row_texts = [text if row == kept else other for row, other in enumerate(others)]
-        margins.append(relative(_packed_states(body, row_texts)[kept], packed[kept]))
-    return max(margins), seen
+    windows: list[int | None] = []
+    packed = _packed_states(body, texts, on_window=windows.append)
+    padded = _padded_states(body, texts)
+    beside_others = _states_beside(body, texts, others)
+    differences = [
+        *map(relative, packed, alone),
+        *map(relative, padded, alone),
+        *map(relative, beside_others, packed),
+    ]
+    return _Packing(max(differences), windows)
+
+
+def _padded_states(body: "PreTrainedModel", texts: Sequence[Sequence[int]]) -> list[Tensor]:
+    """The states of each text among padded rows."""
+    states_BTD = _states(body, **padded_inputs(texts, pad_id=0, device=body.device))
+    return [states_TD[: len(text)] for states_TD, text in zip(states_BTD, texts, strict=True)]
+
+
+def _states_beside(
+    body: nn.Module, texts: Sequence[Sequence[int]], others: Sequence[Sequence[int]]
+) -> list[Tensor]:
+    """The states of each text in a packed row in which all other texts are replaced."""
+    found = []
+    for index, text in enumerate(texts):
+        row = list(others)
+        row[index] = text
+        found.append(_packed_states(body, row)[index])
+    return found
 
 
 def _packed_lengths(body: "PreTrainedModel", windows: Sequence[int | None]) -> list[int]:
-    """A few lengths, two of them equal neighbours, one longer than every window that is small enough to try."""
-    small = [window for window in windows if window is not None and window < _LONGEST_TRIED]
-    longest = max([_TOKENS, *(2 * window + 4 for window in small)])
+    """A few lengths: two equal neighbours, and one longer than every window short enough to try."""
+    short = [window for window in windows if window is not None and window < _LONGEST_TRIED]
+    longest = max([_TOKENS, *(2 * window + 4 for window in short)])
     limit = getattr(body.config.get_text_config(decoder=True), "max_position_embeddings", None)
     return [5, min(longest, limit or longest), 3, 7, 7]
 
 
 def _packed_states(body: nn.Module, texts: Sequence[Sequence[int]], **extra: Any) -> list[Tensor]:
+    """The states of each text in one packed row."""
     device = next(body.parameters()).device
+    lengths = [len(text) for text in texts]
     states_TD = _states(body, **packed_inputs(texts, device=device), **extra)[0]
-    if len(states_TD) != sum(map(len, texts)):
-        raise ForwardFailed(f"{sum(map(len, texts))} tokens have {len(states_TD)} states")
-    return list(states_TD.split([len(text) for text in texts]))
+    if len(states_TD) != sum(lengths):
+        raise ForwardFailed(f"{sum(lengths)} tokens have {len(states_TD)} states")
+    return list(states_TD.split(lengths))
 
 
 # --- dropout
 
 
 def prove_dropout(model: "PreTrainedModel") -> Proof:
-    """Two passes of a model in training mode differ, without any help from adapters (which add nothing at first).
+    """Prove that two passes of a model in training mode differ.
+
+    Adapters are off meanwhile, since they add nothing at first.
 
     Args:
-        model: Plain or with adapters; its mode and the random state are left as they were.
+        model: A model, plain or with adapters. Its mode and the random state are left as they were.
 
     Raises:
-        ProofFailed: They do not differ.
+        ProofFailed: The two passes do not differ.
     """
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    adapters_off: AbstractContextManager[Any] = (
-        model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()  # type: ignore[operator]
-    )
-    with _probing(model), adapters_off:
-        ids_BT = _Draws(base).ids(2, _TOKENS)
+    base: Any = model
+    without_adapters: AbstractContextManager[Any] = nullcontext()
+    if hasattr(model, "get_base_model"):
+        base = model.get_base_model()  # type: ignore[operator]  # a PeftModel, via __getattr__
+    if hasattr(model, "disable_adapter"):
+        without_adapters = model.disable_adapter()  # type: ignore[operator]
+    with _probing(model), without_adapters:
+        ids_BT = _RandomTokens(base).ids(2, _TOKENS)
         model.train()
         torch.manual_seed(0)
-        first_BTD, second_BTD = (_states(model, input_ids=ids_BT) for _ in range(2))
+        first_BTD = _states(model, input_ids=ids_BT)
+        second_BTD = _states(model, input_ids=ids_BT)
     margin = relative(first_BTD, second_BTD)
     if not margin > 0:
         raise ProofFailed(
-            "dropout is not live: two passes in training mode give the same states; set the family's attention dropout "
-            "when the model is loaded (config_overrides), not afterwards"
+            "dropout is not live: two passes in training mode give the same states; set the "
+            "family's attention dropout when the model is loaded (config_overrides), not afterwards"
         )
-    return Proof(
-        "dropout is live",
-        True,
-        margin,
-        "measured: relative difference of two passes in training mode",
-    )
+    detail = "measured: relative difference of two passes in training mode"
+    return Proof("dropout is live", True, margin, detail)
 
 
 def proven(proofs: Sequence[Proof]) -> bool:
-    """Whether all of them passed."""
+    """Whether all proofs passed."""
     return all(proof.passed for proof in proofs)
 
 
 def reason(proofs: Sequence[Proof]) -> str:
-    """What the first that failed found."""
+    """Why a model is not proven: what the first failed proof found."""
     failed = next(proof for proof in proofs if not proof.passed)
     measured = f", {failed.margin:.2g}" if "measured" in failed.detail else ""
     return f"it is not so that {failed.name} ({failed.detail}{measured})"

@@ -1,4 +1,8 @@
-"""Which positions each layer of a model reads: one position of its input is disturbed, and its output compared."""
+"""Receptive fields: which positions of its input each layer of a model reads.
+
+One position of a layer's input is disturbed, and the layer's outputs are compared. Nothing is read
+off a configuration, and nothing is known here about how a model was made bidirectional.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,46 +17,67 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NOISE = 8.0
-"""A disturbance must move a state by so many times what it moves undisturbed rows (nothing, but for experts)."""
+"""How many times farther a disturbance must move a state than undisturbed rows move.
+
+Undisturbed rows do not move at all, except in layers of experts, which get another number of
+tokens.
+"""
 
 _UNDISTURBED = 2
 
 _STATES = "hidden_states"
-"""The argument that all families pass states to a layer by, where they name it."""
+"""The name by which families pass states to a layer, where they pass them by name."""
 
 
 @dataclass(frozen=True)
 class ReceptiveField:
-    """What the positions of one decoder layer can see.
+    """What each position of one layer reads.
 
     Attributes:
         sees_TT: Whether output position i (row) moves with input position j (column).
-        strength_TT: How much, relative to the states' standard deviation.
+        strength_TT: How far it moves, in standard deviations of the states.
     """
 
     sees_TT: Tensor
     strength_TT: Tensor
 
+    def joined(self, other: "ReceptiveField") -> "ReceptiveField":
+        """The receptive field that two measurements of a layer found together."""
+        strength_TT = torch.maximum(self.strength_TT, other.strength_TT)
+        return ReceptiveField(self.sees_TT | other.sees_TT, strength_TT)
+
 
 def decoder_layers(body: "PreTrainedModel") -> nn.ModuleList | None:
-    """The model's layers: its first list of as many modules as the configuration names. None if there is none."""
+    """The list of a model's layers; None if it has no such list.
+
+    It is the first list of as many modules as the configuration says there are layers.
+    """
     config = body.config.get_text_config(decoder=True)
-    counts = [getattr(config, name, None) for name in ("num_hidden_layers", "num_layers")]
     lists = [module for module in body.modules() if isinstance(module, nn.ModuleList)]
-    return next((each for count in counts for each in lists if len(each) == count), None)
+    for name in ("num_hidden_layers", "num_layers"):
+        count = getattr(config, name, None)
+        for modules in lists:
+            if len(modules) == count:
+                return modules
+    return None
 
 
 def layer_receptive_fields(
     body: "PreTrainedModel", ids_T: Tensor, *, padded: int, strength: float, seed: int
 ) -> list[ReceptiveField]:
-    """Disturb each position of each layer's input and see which outputs move. Costs about two forwards.
+    """Disturb each position of each layer's input and see which outputs move.
+
+    It costs about as much as two forwards.
 
     Args:
-        body: In evaluation mode.
-        ids_T: One text.
-        padded: How many of its last positions are masked as padding.
-        strength: Of the disturbance, in standard deviations of the layer's input.
-        seed: Of the disturbance.
+        body: A model in evaluation mode, without LM head.
+        ids_T: The token ids of one text.
+        padded: Number of the text's last positions that are masked as padding.
+        strength: Size of the disturbance, in standard deviations of the layer's input.
+        seed: Seed of the disturbance.
+
+    Returns:
+        The receptive field of each layer; empty if the model has no list of layers.
     """
     tokens = len(ids_T)
     mask_BT = torch.ones(tokens + _UNDISTURBED, tokens, dtype=torch.long, device=ids_T.device)
@@ -62,18 +87,17 @@ def layer_receptive_fields(
     found = []
     for call in _layer_calls(body, ids_BT, mask_BT):
         disturbed = _disturbed(call.states, mask_BT.shape, strength=strength, random=random)
-        args = (disturbed, *call.args[1:]) if call.args else ()
-        kwargs = call.kwargs if call.args else {**call.kwargs, _STATES: disturbed}
         with model_code():
-            after = call.layer.forward(*args, **kwargs)
+            output = call.repeated(disturbed)
         before_BTD = _rows_first(call.output, mask_BT.shape)
-        found.append(_moved(before_BTD, _rows_first(_tensor(after), mask_BT.shape)))
+        after_BTD = _rows_first(_tensor(output), mask_BT.shape)
+        found.append(_moved(before_BTD, after_BTD))
     return found
 
 
 @dataclass(frozen=True)
 class _Call:
-    """One layer's call: what went in and what came out."""
+    """One layer's call: its arguments, and what it returned."""
 
     layer: nn.Module
     args: tuple[Any, ...]
@@ -81,9 +105,18 @@ class _Call:
     states: Tensor
     output: Tensor
 
+    def repeated(self, states: Tensor) -> Any:
+        """What the layer returns for other states."""
+        if self.args:
+            return self.layer.forward(states, *self.args[1:], **self.kwargs)
+        return self.layer.forward(**{**self.kwargs, _STATES: states})
+
 
 def _layer_calls(body: "PreTrainedModel", ids_BT: Tensor, mask_BT: Tensor) -> list[_Call]:
-    """The calls of all layers in one forward. What layers share and change in place is kept as it was then."""
+    """The calls of all layers in one forward.
+
+    What layers share and change in place is copied at each call.
+    """
     calls: list[_Call] = []
 
     def keep(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -112,10 +145,11 @@ def _disturbed(
 ) -> Tensor:
     """States with noise at position j of row j, in every row that is to be disturbed."""
     disturbed = states.clone()
-    place_T = torch.arange(shape[1], device=states.device)
+    position_T = torch.arange(shape[1], device=states.device)
     target = _rows_first(disturbed, shape)
-    noise = torch.randn(target[place_T, place_T].shape, generator=random).to(states)
-    target[place_T, place_T] += noise * states.float().std().to(states) * strength
+    noise = torch.randn(target[position_T, position_T].shape, generator=random).to(states)
+    scale = states.float().std().to(states)
+    target[position_T, position_T] += noise * scale * strength
     return disturbed
 
 
@@ -125,7 +159,7 @@ def _tensor(output: Any) -> Tensor:
 
 
 def _rows_first(states: Tensor, shape: Sequence[int]) -> Tensor:
-    """A view with axes (text, token, ...): some families carry several streams between layers, on an axis before."""
+    """A view with axes (text, token, ...); some families pass several streams on a first axis."""
     for axis in range(states.ndim - 1):
         if tuple(states.shape[axis : axis + 2]) == tuple(shape):
             return states.movedim((axis, axis + 1), (0, 1))
@@ -135,17 +169,11 @@ def _rows_first(states: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def _moved(before: Tensor, after: Tensor) -> ReceptiveField:
-    """ReceptiveField from a layer's outputs before and after; row j of the batch was disturbed at position j."""
-    scale = before.float().std()
-    change_BT = (after.float() - before.float()).abs().flatten(2).amax(-1) / scale.clamp_min(1e-30)
+    """The receptive field by outputs before and after; row j was disturbed at position j."""
     tokens = before.shape[1]
+    scale = before.float().std().clamp_min(1e-30)
+    moved = (after.float() - before.float()).abs()
+    change_BT = moved.flatten(2).amax(-1) / scale
     noise = float(change_BT[tokens:].max())
     strength_TT = change_BT[:tokens].T
     return ReceptiveField(strength_TT > NOISE * noise, strength_TT)
-
-
-def either(first: ReceptiveField, second: ReceptiveField) -> ReceptiveField:
-    """What either of two draws found."""
-    return ReceptiveField(
-        first.sees_TT | second.sees_TT, torch.maximum(first.strength_TT, second.strength_TT)
-    )
