@@ -18,7 +18,7 @@ from torch import nn
 from transformers import AutoModel, Qwen2Config, Qwen2Model
 
 from llm2vec import LLM2Vec
-from llm2vec.backbone.adapters import find_chain
+from llm2vec.backbone.adapter_chain import find_chain
 from llm2vec.backbone.loading import load_decoder, load_tokenizer
 from llm2vec.backbone.lora import add_adapters
 from llm2vec.backbone.source import Source

@@ -10,7 +10,7 @@ from sentence_transformers import SentenceTransformer
 from small_tokenizers import blank_first
 
 from llm2vec import Encoder, LLM2Vec, Source
-from llm2vec.backbone.adapters import find_chain
+from llm2vec.backbone.adapter_chain import find_chain
 from llm2vec.encoder.folder import read_settings
 from llm2vec.encoder.settings import Settings
 from llm2vec.errors import UsageError

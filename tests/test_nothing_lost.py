@@ -14,7 +14,7 @@ from conftest import DECODERS
 from safetensors.torch import load_file, save_file
 
 from llm2vec import LLM2Vec, Recipe, convert
-from llm2vec.backbone.adapters import find_chain
+from llm2vec.backbone.adapter_chain import find_chain
 from llm2vec.backbone.source import BUNDLED_FOLDER, Source
 from llm2vec.conversion.run_folder import Work
 from llm2vec.corpus.tagged import TaggedSentence

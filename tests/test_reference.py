@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import AutoTokenizer, LlamaModel
 
 from llm2vec import LLM2Vec
-from llm2vec.backbone.adapters import find_chain
+from llm2vec.backbone.adapter_chain import find_chain
 from llm2vec.backbone.source import Source
 from llm2vec.errors import ModelError
 
@@ -74,7 +74,7 @@ def test_an_adapter_of_another_model_is_refused(shared):
 
 
 def test_a_folder_without_adapter_is_one_clear_line(tmp_path):
-    with pytest.raises(ModelError, match="is no adapter: there is no adapter_config.json"):
+    with pytest.raises(ModelError, match="is not an adapter: it has no adapter_config.json"):
         LLM2Vec.from_pretrained("bundled", tmp_path)
 
 

@@ -42,7 +42,7 @@ def import_chain(
     refuse_occupied(resolved_folder(out, option="--out"))
     if not (Path(base) / "adapter_config.json").is_file():
         Source.of(base).check()
-    from llm2vec.backbone.adapters import find_chain
+    from llm2vec.backbone.adapter_chain import find_chain
 
     chain = find_chain(Source.of(base), adapters or ())
     if chain.doubts and not as_given:

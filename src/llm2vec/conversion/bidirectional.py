@@ -7,12 +7,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llm2vec.backbone.adapters import (
-    adapter_folder,
-    merge_chain,
-    tokenizer_with,
-    trained_with_head,
-)
+from llm2vec.backbone.adapter_chain import adapter_folder
+from llm2vec.backbone.adapters import merge_chain, tokenizer_with, trained_with_head
 from llm2vec.backbone.loading import (
     check_vocabulary,
     embedding_rows,

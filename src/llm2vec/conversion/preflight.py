@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from transformers import PreTrainedConfig
 
-from llm2vec.backbone.adapters import check_adapter
+from llm2vec.backbone.adapter_chain import check_adapter
 from llm2vec.backbone.loading import load_config, load_tokenizer
 from llm2vec.backbone.miniature import NoMiniature, miniature_model
 from llm2vec.backbone.positions import longrope_limit, position_limit

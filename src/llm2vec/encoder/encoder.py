@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from llm2vec.backbone.adapters import chain_provenance, merged_copy
+from llm2vec.backbone.adapter_chain import chain_provenance
+from llm2vec.backbone.adapters import merged_copy
 from llm2vec.backbone.mode import evaluating
 from llm2vec.backbone.positions import longrope_limit, position_limit
 from llm2vec.backbone.source import Source
@@ -56,7 +57,7 @@ from llm2vec.runtime.progress import OnProgress, silent
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from llm2vec.backbone.adapters import Chain
+    from llm2vec.backbone.adapter_chain import Chain
     from llm2vec.backbone.switch import Switch
 
 _BAR_AFTER_S = 2.0

@@ -6,13 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm2vec.backbone.adapters import (
-    Chain,
-    find_chain,
-    merge_chain,
-    tokenizer_with,
-    trained_with_head,
-)
+from llm2vec.backbone.adapter_chain import Chain, find_chain
+from llm2vec.backbone.adapters import merge_chain, tokenizer_with, trained_with_head
 from llm2vec.backbone.loading import (
     check_vocabulary,
     embedding_rows,

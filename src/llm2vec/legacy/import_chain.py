@@ -4,7 +4,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from llm2vec.backbone.adapters import Chain, chain_provenance
+from llm2vec.backbone.adapter_chain import Chain, chain_provenance
 from llm2vec.conversion.read_back import prove_read_back
 from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.folder import PROVENANCE_FILE, about_template

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         PreTrainedTokenizerBase,
     )
 
-    from llm2vec.backbone.adapters import Chain
+    from llm2vec.backbone.adapter_chain import Chain
     from llm2vec.backbone.switch import Switch
 
 
