@@ -126,7 +126,9 @@ def test_a_damaged_file_is_refused_in_one_line_and_leaves_nothing(exact, tmp_pat
     broken = tmp_path / "in" / "broken.gguf"
     broken.parent.mkdir()
     broken.write_bytes(damage(exact.read_bytes()))
-    with pytest.raises(ModelError, match=r"broken\.gguf is no whole GGUF file .* again") as raised:
+    with pytest.raises(
+        ModelError, match=r"broken\.gguf is not a whole GGUF file .* again"
+    ) as raised:
         convert(Recipe(decoder=str(broken)), tmp_path / "encoder")
     assert "\n" not in str(raised.value)
     assert not list(tmp_path.glob("encoder/*"))

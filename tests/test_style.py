@@ -13,7 +13,6 @@ MOST_IN_ROOT = 4
 
 
 STILL_DENSE = {
-    ("backbone/loading.py", "load_decoder"): 296,
     ("cli/evaluate.py", "_mteb"): 268,
     ("cli/main.py", "_show"): 372,
     ("cli/train.py", "_summary"): 291,

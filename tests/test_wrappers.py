@@ -57,7 +57,7 @@ def test_the_text_decoder_gives_the_logits_of_its_wrapper(kind, tmp_path):
         ours_BTV = decoder(input_ids=ids_BT).logits
     assert torch.equal(ours_BTV, theirs_BTV)
     assert decoder.config.model_type == whole.config.get_text_config(decoder=True).model_type
-    assert "vision_config" in wrapper.left_out(whole.config)
+    assert "vision_config" in wrapper.other_parts(whole.config)
     assert not any("vision" in name for name, _ in decoder.named_parameters())
 
 

@@ -1,6 +1,6 @@
-"""One call of a model's own code: what fails in it is the model's failure, and nothing else is.
+"""Calls of a model's own code: an error in it is the model's failure, and nothing else is.
 
-Whoever tries whether a family can do something wraps the call itself, and nothing around it. So a
+Code that tries whether a family can do something wraps the call itself, and nothing around it. So a
 mistake of this package is never reported as a limit of a family, and neither is a lack of memory.
 """
 
@@ -11,7 +11,7 @@ from llm2vec.errors import ModelError, first_line
 from llm2vec.runtime.hardware import memory_checked
 
 _FAILURES = (TypeError, ValueError, RuntimeError, AttributeError, LookupError)
-"""What model code raises that meets a shape, an argument or a configuration it was not written for."""
+"""What a model's code raises for shapes, arguments or configurations it does not support."""
 
 
 class ForwardFailed(ModelError):

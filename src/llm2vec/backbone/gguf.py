@@ -1,7 +1,8 @@
-"""Decoders in GGUF files: which file is meant, what is wrong with it, and plain weights out of its blocks.
+"""Decoders in GGUF files: which file is meant, what is wrong with it, and plain weights from it.
 
-transformers reads configuration, tokenizer and weights out of such a file, for the types that it knows; this module
-says how it is asked. Every opening reads the file anew, and nothing is written beside it.
+transformers reads configuration, tokenizer and weights from such a file, for the types that it
+knows; this module gives its arguments. The file is read anew each time, and nothing is written
+beside it.
 """
 
 import importlib.util
@@ -31,20 +32,20 @@ _UNREADABLE = (
     MemoryError,
     struct.error,
 )
-"""What reading a file raises that is cut short, damaged, or of a type that is not known."""
+"""What reading raises for a file that is cut short, damaged, or of a type that is not known."""
 
 
-def asked(source: Source) -> tuple[str, Mapping[str, str]]:
-    """How `from_pretrained` is asked for a model.
+def pretrained_arguments(source: Source) -> tuple[str, Mapping[str, str]]:
+    """The arguments by which `from_pretrained` finds a model.
 
     Args:
         source: Any model.
 
     Returns:
-        The folder or hub id, and `gguf_file` with the file's name where there is one.
+        The folder or hub id; and for a GGUF file `gguf_file` with the file's name.
 
     Raises:
-        UsageError: It is a GGUF file, and the package that reads them is not installed.
+        UsageError: The source is a GGUF file, and the package that reads such files is missing.
     """
     if not source.is_gguf:
         return str(source), {}
@@ -56,14 +57,16 @@ def asked(source: Source) -> tuple[str, Mapping[str, str]]:
     return name, {"gguf_file": file}
 
 
-def unpacking(source: Source) -> Mapping[str, Any]:
-    """What asks for weights as plain numbers, where transformers could also keep the blocks."""
+def plain_weights_arguments(source: Source) -> Mapping[str, Any]:
+    """The arguments by which transformers gives plain numbers, where it could also keep blocks."""
     config = getattr(transformers, "GgufConfig", None)
-    return {"quantization_config": config(dequantize=True)} if source.is_gguf and config else {}
+    if not source.is_gguf or config is None:
+        return {}
+    return {"quantization_config": config(dequantize=True)}
 
 
 def forget_blocks(model: PreTrainedModel) -> None:
-    """Make a model whose weights came out of blocks forget them: it is trained and saved like any other."""
+    """Remove what marks a model as quantised, so that it is trained and saved like any other."""
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     for name in ("hf_quantizer", "quantization_method", "is_quantized"):
@@ -73,11 +76,11 @@ def forget_blocks(model: PreTrainedModel) -> None:
 
 @contextmanager
 def errors_of(source: Source, what: str) -> Iterator[None]:
-    """Turn what reading a GGUF file raises into one line; for other sources nothing changes.
+    """Turn what reading a GGUF file raises into one line; nothing changes for other sources.
 
     Args:
-        source: What is read.
-        what: What it is read for, with its article.
+        source: The model that is read.
+        what: What is read from it, with its article: `a model`.
 
     Raises:
         ModelError: The file is cut short or damaged, or transformers does not know its type.
@@ -86,27 +89,26 @@ def errors_of(source: Source, what: str) -> Iterator[None]:
         yield
         return
     try:
-        with redirect_stderr(
-            StringIO()
-        ):  # a progress bar that no setting of transformers turns off
+        # a progress bar goes there that no setting of transformers turns off
+        with redirect_stderr(StringIO()):
             yield
     except _UNREADABLE as error:
         check_whole(source)
         raise ModelError(
-            f"transformers {transformers.__version__} cannot read {what} from {source}: {first_line(error)}; "
-            "give the model's own folder, or another quantisation of it"
+            f"transformers {transformers.__version__} cannot read {what} from {source}: "
+            f"{first_line(error)}; give the model's own folder, or another quantisation of it"
         ) from error
 
 
 def check_whole(source: Source) -> None:
-    """Read the table of a GGUF file and look whether all of its tensors are there.
+    """Read the table of a GGUF file and check that all of its tensors are there.
 
     Raises:
-        ModelError: The file is not there, is cut short or damaged, or is no GGUF file.
+        ModelError: The file does not exist, is cut short or damaged, or is not a GGUF file.
     """
     import gguf
 
-    name, chosen = asked(source)
+    name, chosen = pretrained_arguments(source)
     path = replace(source, name=name).find(chosen["gguf_file"])
     if path is None:
         raise ModelError(f"there is no {chosen['gguf_file']} in {name}")
@@ -114,5 +116,5 @@ def check_whole(source: Source) -> None:
         gguf.GGUFReader(path)
     except _UNREADABLE as error:
         raise ModelError(
-            f"{source} is no whole GGUF file ({first_line(error)}); copy or download it again"
+            f"{source} is not a whole GGUF file ({first_line(error)}); copy or download it again"
         ) from error

@@ -1,7 +1,8 @@
 """The LM head on chosen positions only, through the model's own code.
 
-With a vocabulary of 100,000 the head is most of what a step costs, and masked next-token prediction needs the logits of
-one position in five. Scales, caps and biases stay right because the family's own forward applies them afterwards.
+With a vocabulary of 100,000 the head is most of a training step's cost, and masked next-token
+prediction needs the logits of one position in five. Scales, caps and biases stay right, because the
+family's own forward applies them after the head.
 """
 
 from collections.abc import Iterator
@@ -16,12 +17,12 @@ if TYPE_CHECKING:
 
 @contextmanager
 def masked_rows(model: "PreTrainedModel", rows: Tensor | tuple[Tensor, Tensor]) -> Iterator[None]:
-    """Inside the block the model's logits are those of the given positions only: logits_1MV.
+    """Compute only the logits of the given positions inside the block: logits_1MV.
 
     Args:
         model: A language model, with or without adapters.
-        rows: The M positions: counted text after text, padding included (as in `hidden_BTD.flatten(0, 1)`); or a pair
-            of row and position numbers.
+        rows: The M positions, as indices into `hidden_BTD.flatten(0, 1)`, where padding counts; or
+            as a pair of text indices and position indices.
 
     Raises:
         ValueError: The model has no LM head.
@@ -36,7 +37,10 @@ def masked_rows(model: "PreTrainedModel", rows: Tensor | tuple[Tensor, Tensor]) 
 
     def gather(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         hidden_BTD: Tensor = args[0]
-        picked_MD = hidden_BTD[rows] if isinstance(rows, tuple) else hidden_BTD.flatten(0, 1)[rows]
+        if isinstance(rows, tuple):
+            picked_MD = hidden_BTD[rows]
+        else:
+            picked_MD = hidden_BTD.flatten(0, 1)[rows]
         return (picked_MD[None], *args[1:])
 
     hook = head.register_forward_pre_hook(gather)

@@ -1,6 +1,7 @@
-"""A decoder from a folder or the hub, as it is: configuration, tokenizer, weights, and what is wrong with them.
+"""Loading a decoder as it is, from a folder or the hub: configuration, tokenizer, and weights.
 
-Nothing is switched here. Whatever a library raises while loading becomes one line that says what to do.
+Attention is not switched here. Whatever a library raises while loading becomes one line that says
+what to do.
 """
 
 from collections.abc import Iterator, Mapping
@@ -33,20 +34,24 @@ from llm2vec.errors import LLM2VecError, ModelError, UsageError, first_line
 from llm2vec.runtime.hardware import default_device, memory_checked
 
 OLDEST = "5.2.0"
-"""The first transformers that knows the switch to bidirectional attention; older ones ignore it silently."""
+"""The first version of transformers with the switch to bidirectional attention.
 
-_OTHER_SENSES = ("vision", "audio", "image", "speech", "vq")
-"""What the names of sub-configurations of multimodal models start with."""
+Older versions ignore the switch silently.
+"""
+
+_OTHER_MODALITIES = ("vision", "audio", "image", "speech", "vq")
+"""The beginnings of the names of sub-configurations for other modalities than text."""
 
 
 def load_tokenizer(source: str | Path | Source) -> PreTrainedTokenizerFast:
-    """The tokenizer of a model, padding on the right, with a padding token; its vocabulary is not changed.
+    """Load the tokenizer of a model; it pads on the right, and its vocabulary is not changed.
 
     Args:
-        source: A folder, a hub id or a GGUF file, or one with how it is fetched.
+        source: A folder, a hub id or a GGUF file.
 
     Raises:
-        ModelError: There is none, it is damaged, it gives no character offsets, or it has no token to pad with.
+        ModelError: There is no tokenizer, it is damaged, it gives no character offsets, or it has
+            no token to pad with.
     """
     source = Source.of(source)
     source.check()
@@ -54,26 +59,35 @@ def load_tokenizer(source: str | Path | Source) -> PreTrainedTokenizerFast:
 
 
 def read_tokenizer(source: Source) -> PreTrainedTokenizerFast:
-    """A tokenizer as of `load_tokenizer`, from a place that need not hold a model."""
-    name, file = gguf.asked(source)
+    """Load a tokenizer as `load_tokenizer` does, from a source that need not hold a model.
+
+    Raises:
+        ModelError: As for `load_tokenizer`.
+    """
+    name, file = gguf.pretrained_arguments(source)
     with _errors_of(source, "a tokenizer"), quiet():
         tokenizer = AutoTokenizer.from_pretrained(
             name, padding_side="right", **file, **source.options()
         )
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ModelError(
-            f"{source} has a slow tokenizer ({type(tokenizer).__name__}), which gives no character offsets; "
-            "save it as tokenizer.json first"
+            f"{source} has a slow tokenizer ({type(tokenizer).__name__}), which gives no character "
+            "offsets; save it as tokenizer.json first"
         )
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
-        candidates = (tokenizer.eos_token, tokenizer.unk_token, *tokenizer.all_special_tokens)
-        tokenizer.pad_token = next((each for each in candidates if each is not None), None)
+        tokenizer.pad_token = _token_to_pad_with(tokenizer)
     if tokenizer.pad_token is None:
         raise ModelError(
-            f"the tokenizer of {source} has no special token at all to pad with; give it a pad_token"
+            f"the tokenizer of {source} has no special token to pad with; give it a pad_token"
         )
     return tokenizer
+
+
+def _token_to_pad_with(tokenizer: PreTrainedTokenizerFast) -> str | None:
+    """The end token, else the unknown token, else any special token."""
+    candidates = (tokenizer.eos_token, tokenizer.unk_token, *tokenizer.all_special_tokens)
+    return next((token for token in candidates if token is not None), None)
 
 
 def load_decoder(
@@ -85,68 +99,73 @@ def load_decoder(
     attention: str | None = None,
     config_overrides: Mapping[str, object] | None = None,
 ) -> PreTrainedModel:
-    """Load a decoder as it is: nothing is switched yet.
+    """Load a decoder as it is, with causal attention.
 
     Args:
-        source: A folder, a hub id or a GGUF file, or one with how it is fetched.
-        head: With its LM head; else the body alone.
-        dtype: Of the weights; "auto": as saved, but float32 on a CPU, where half precision is slow.
-        device: Where to; None: a GPU if there is one.
-        attention: Implementation of attention; None: what the folder or the family says, mostly SDPA.
-        config_overrides: Values of the configuration to change before the layers are built.
+        source: A folder, a hub id or a GGUF file.
+        head: Whether the LM head is loaded too; else the body alone.
+        dtype: Data type of the weights; "auto" is that of the files, but float32 on a CPU, where
+            half precision is slow.
+        device: Device of the model; None is a GPU if there is one.
+        attention: Attention implementation; None is that of the folder or family, mostly SDPA.
+        config_overrides: Values of the configuration that are changed before the layers are built.
 
     Raises:
-        ModelError: Nothing there, no weights, damaged weights, not a decoder, or a family that is not known.
-        RunError: There is not enough memory for it.
-        UsageError: The configuration does not have what is to be changed.
+        ModelError: There is no such model, its weights are missing or damaged, it is not a decoder,
+            or transformers does not know its family.
+        RunError: There is not enough memory for the model.
+        UsageError: The configuration has no value of a name in `config_overrides`.
     """
     source = Source.of(source)
     outer = _read_config(source)
     config = _decoder_config(outer, source)
-    text = config.get_text_config(decoder=True)
-    for name, value in (config_overrides or {}).items():
-        if not hasattr(config, name):
-            raise UsageError(f"{source} ({config.model_type}) has no {name}")
-        setattr(text, name, value)
-    where = torch.device(device or default_device())
-    if dtype == "auto" and where.type == "cpu":
+    _override(config, config_overrides or {}, source)
+    target = torch.device(device or default_device())
+    if dtype == "auto" and target.type == "cpu":
         dtype = torch.float32
-    options = {} if attention is None else {"attn_implementation": attention}
     if config is outer:
-        model = _load_weights(source, config, head=head, dtype=dtype, options=options)
+        model = _load_text_model(source, config, head=head, dtype=dtype, attention=attention)
     else:
-        with _errors_of(source, "a model"), quiet():
-            around = wrapper.load(source, outer, dtype=dtype)
-        if quantization_name(outer) is not None:
-            around = plain(around, dtype)
-        whole = wrapper.take_out(around, text=config, source=source)
-        if attention is not None:
-            whole.set_attn_implementation(attention)
+        whole = _load_from_wrapper(source, outer, config, dtype=dtype, attention=attention)
         model = whole if head else wrapper.body_of(whole)
-    with memory_checked(f"while {source} was moved to {where}"):
-        loaded: PreTrainedModel = model.to(where)  # type: ignore[arg-type]  # transformers narrows `to`
+    with memory_checked(f"while {source} was moved to {target}"):
+        # transformers narrows the type of `to`
+        loaded: PreTrainedModel = model.to(target)  # type: ignore[arg-type]
     check_weights(loaded, source)
     return loaded
 
 
-def _load_weights(
+def _override(config: PreTrainedConfig, values: Mapping[str, object], source: Source) -> None:
+    """Change values of a configuration, all of which it must have."""
+    text = config.get_text_config(decoder=True)
+    for name, value in values.items():
+        if not hasattr(config, name):
+            raise UsageError(f"{source} ({config.model_type}) has no {name}")
+        setattr(text, name, value)
+
+
+def _load_text_model(
     source: Source,
     config: PreTrainedConfig,
     *,
     head: bool,
     dtype: torch.dtype | str,
-    options: Mapping[str, str],
+    attention: str | None,
 ) -> PreTrainedModel:
+    """Load a model of text alone, with plain weights."""
     auto = AutoModelForCausalLM if head else AutoModel
-    name, file = gguf.asked(source)
-    how = {**options, **file, **gguf.unpacking(source), **source.options()}
+    name, file = gguf.pretrained_arguments(source)
+    options = {**file, **gguf.plain_weights_arguments(source), **source.options()}
+    if attention is not None:
+        options["attn_implementation"] = attention
     with _errors_of(source, "a model"), quiet():
         model, info = auto.from_pretrained(  # type: ignore[misc]  # a pair, by output_loading_info
-            name, config=config, dtype=dtype, output_loading_info=True, **how
+            name, config=config, dtype=dtype, output_loading_info=True, **options
         )
     if missing := sorted(info["missing_keys"]):
         raise ModelError(
-            f"{source} has no weights for {missing[0]} and {len(missing) - 1} others: it is incomplete"
+            f"{source} has no weights for {missing[0]} and {len(missing) - 1} others: "
+            "it is incomplete"
         )
     if file:
         gguf.forget_blocks(model)
@@ -154,27 +173,46 @@ def _load_weights(
     return loaded if quantization_name(config) is None else plain(loaded, dtype)
 
 
+def _load_from_wrapper(
+    source: Source,
+    outer: PreTrainedConfig,
+    text: PreTrainedConfig,
+    *,
+    dtype: torch.dtype | str,
+    attention: str | None,
+) -> PreTrainedModel:
+    """Load a multimodal model and extract its text decoder, with its LM head."""
+    with _errors_of(source, "a model"), quiet():
+        whole = wrapper.load(source, outer, dtype=dtype)
+    if quantization_name(outer) is not None:
+        whole = plain(whole, dtype)
+    decoder = wrapper.extract_decoder(whole, text=text, source=source)
+    if attention is not None:
+        decoder.set_attn_implementation(attention)
+    return decoder
+
+
 def load_config(source: str | Path | Source) -> PreTrainedConfig:
-    """The configuration of a decoder; of a multimodal model that of its text decoder.
+    """Load the configuration of a decoder; of a multimodal model that of its text decoder.
 
     Args:
-        source: A folder, a hub id or a GGUF file, or one with how it is fetched.
+        source: A folder, a hub id or a GGUF file.
 
     Raises:
-        ModelError: There is none, or it is none of a decoder.
+        ModelError: There is no configuration, or it is not that of a decoder.
     """
     source = Source.of(source)
     return _decoder_config(_read_config(source), source)
 
 
 def wrapper_note(source: str | Path | Source) -> str | None:
-    """What is left out of a multimodal model, in a sentence; None for a model of text alone."""
+    """What a multimodal model loses, in a sentence; None for a model of text alone."""
     source = Source.of(source)
     outer = _read_config(source)
     if not wrapper.is_wrapper(outer):
         return None
     text = outer.get_text_config(decoder=True)
-    parts = ", ".join(wrapper.left_out(outer))
+    parts = ", ".join(wrapper.other_parts(outer))
     return (
         f"the text decoder ({text.model_type}) of a multimodal model ({outer.model_type}); "
         f"left out: {parts}"
@@ -182,7 +220,7 @@ def wrapper_note(source: str | Path | Source) -> str | None:
 
 
 def quantization_note(source: str | Path | Source) -> str | None:
-    """What is done about quantised weights, in a sentence; None for plain weights."""
+    """What happens to quantised weights, in a sentence; None for plain weights."""
     name = quantization_name(_read_config(Source.of(source)))
     if name is None:
         return None
@@ -192,10 +230,11 @@ def quantization_note(source: str | Path | Source) -> str | None:
 def _read_config(source: Source) -> PreTrainedConfig:
     if parse(version("transformers")) < parse(OLDEST):
         raise ModelError(
-            f"transformers {version('transformers')} ignores the switch: pip install 'transformers>={OLDEST}'"
+            f"transformers {version('transformers')} ignores the switch: "
+            f"pip install 'transformers>={OLDEST}'"
         )
     source.check()
-    name, file = gguf.asked(source)
+    name, file = gguf.pretrained_arguments(source)
     with _errors_of(source, "a model"), quiet():
         config: PreTrainedConfig = AutoConfig.from_pretrained(name, **file, **source.options())
     ask_for_plain_weights(config, source)
@@ -211,34 +250,43 @@ def _decoder_config(config: PreTrainedConfig, source: Source) -> PreTrainedConfi
 
 
 def check_is_decoder(config: PreTrainedConfig, source: str | Path | Source) -> None:
-    """Look at a configuration alone.
+    """Check by a configuration alone that a model is a decoder.
 
     Raises:
-        ModelError: It is no decoder-only language model of text.
+        ModelError: The model is not a decoder-only language model of text.
     """
     kind = config.model_type
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{source} is an encoder-decoder ({kind}); give a decoder-only model")
-    decoder = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in getattr(
-        config, "auto_map", {}
-    )
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
         raise ModelError(f"{source} is already an encoder ({kind}); there is nothing to convert")
-    others = [name for name in config.sub_configs if name.startswith(_OTHER_SENSES)]
-    if others or config.get_text_config(decoder=True) is not config:
+    if _reads_more_than_text(config):
         raise ModelError(
-            f"{source} reads more than text ({kind}); save its language model by itself and give that"
+            f"{source} reads more than text ({kind}); save its language model by itself and give "
+            "that"
         )
-    if models := [
-        name for name in config.sub_configs if hasattr(getattr(config, name, None), "hidden_size")
-    ]:
+    if models := _inner_models(config):
         raise ModelError(f"{source} is made of several models ({kind}: {', '.join(models)})")
-    if not decoder:
+    its_own_classes = getattr(config, "auto_map", {})
+    is_decoder = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    if not is_decoder and "AutoModelForCausalLM" not in its_own_classes:
         raise ModelError(f"{source} is no decoder-only language model ({kind})")
 
 
+def _reads_more_than_text(config: PreTrainedConfig) -> bool:
+    is_multimodal = any(name.startswith(_OTHER_MODALITIES) for name in config.sub_configs)
+    return is_multimodal or config.get_text_config(decoder=True) is not config
+
+
+def _inner_models(config: PreTrainedConfig) -> list[str]:
+    """Names of the sub-configurations that are those of models."""
+    return [
+        name for name in config.sub_configs if hasattr(getattr(config, name, None), "hidden_size")
+    ]
+
+
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Compare the tokenizer with the embeddings.
+    """Check that a tokenizer belongs to a model.
 
     Raises:
         ModelError: The tokenizer has ids that the model has no embedding for.
@@ -247,33 +295,34 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
     largest = max(tokenizer.get_vocab().values(), default=-1)
     if largest >= rows:
         raise ModelError(
-            f"the tokenizer does not belong to the model: it has ids up to {largest}, the model has {rows} embeddings"
+            f"the tokenizer does not belong to the model: it has ids up to {largest}, the model "
+            f"has {rows} embeddings"
         )
 
 
 def embedding_rows(model: PreTrainedModel) -> int:
-    """How many tokens the model has embeddings for; some have more than their tokenizer names."""
+    """Number of tokens that a model has embeddings for; it may be larger than its tokenizer's."""
     with model_code():
         weight: torch.Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
     return weight.shape[0]
 
 
 def check_weights(model: PreTrainedModel, name: object) -> None:
-    """Look whether all weights are numbers.
+    """Check that all weights are numbers.
 
     Args:
         model: A model whose weights were loaded or merged.
-        name: What the message calls it.
+        name: Name of the model in the message.
 
     Raises:
         ModelError: A weight is NaN or infinite.
     """
     weights = dict(model.named_parameters())
-    wrong = [
-        each
-        for each, weight in weights.items()
-        if not bool(weight.detach().sum(dtype=torch.float32).isfinite())
-    ]
+    wrong = []
+    for each, weight in weights.items():
+        total = weight.detach().sum(dtype=torch.float32)
+        if not bool(total.isfinite()):
+            wrong.append(each)
     if wrong:
         raise ModelError(
             f"{len(wrong)} of {len(weights)} weights of {name} are not numbers (NaN or infinite), "
@@ -283,7 +332,7 @@ def check_weights(model: PreTrainedModel, name: object) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars, load reports or warnings of transformers inside the block; all as before afterwards."""
+    """Turn progress bars, load reports and warnings of transformers off inside the block."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -297,7 +346,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def _errors_of(source: Source, what: str) -> Iterator[None]:
-    """Turn what loading raises into one line that says what to do."""
+    """Turn what a library raises while loading into one line that says what to do."""
     try:
         with gguf.errors_of(source, what), memory_checked(f"while {source} was loaded"):
             yield
@@ -305,7 +354,8 @@ def _errors_of(source: Source, what: str) -> Iterator[None]:
         raise
     except SafetensorError as error:
         raise ModelError(
-            f"the weights of {source} are damaged ({first_line(error)}); copy or download them again"
+            f"the weights of {source} are damaged ({first_line(error)}); copy or download them "
+            "again"
         ) from error
     except Exception as error:  # each wraps one call of code that is not ours
         if "trust_remote_code" in str(error):

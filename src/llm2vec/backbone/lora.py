@@ -1,7 +1,7 @@
-"""Which weights a stage trains, in what type, and how adapters become plain weights again."""
+"""The weights that a stage trains and their data type, and merging adapters into plain weights."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from llm2vec.recipe.knobs import StageRecipe
 from llm2vec.runtime.hardware import has_bfloat16
 
 _PREFIX = "base_model.model."
-"""What the names of a model's own modules begin with once peft has wrapped it."""
+"""What peft puts before the names of a model's own modules."""
 
 
 def add_adapters(
@@ -25,48 +25,76 @@ def add_adapters(
 ) -> PreTrainedModel | PeftModel:
     """Make trainable what the recipe trains: fresh LoRA adapters, or every weight but the LM head.
 
-    Where the recipe names no targets, adapters go on every linear layer but the LM head and on the experts that a
-    family keeps stacked in one weight. Adapters of such weights have no input of their own, so they have no dropout;
-    all others have the recipe's.
+    If the recipe names no targets, adapters go on every linear layer but the LM head, and on the
+    experts that a family keeps stacked in one weight. Adapters of such experts have no input of
+    their own, so they have no dropout; all others have the recipe's.
 
     Args:
-        model: Body or language model.
-        recipe: The stage's recipe.
-        train_head: Train the LM head too.
+        model: A body or a language model.
+        recipe: Recipe of the stage.
+        train_head: Whether the LM head is trained too.
 
     Raises:
         UsageError: No layer has one of the target names.
     """
-    head = model.get_output_embeddings()
-    tied = head is not None and head.weight is model.get_input_embeddings().weight
     if recipe.method == "full":
-        model.requires_grad_(True)
-        if head is not None and not tied:
-            head.requires_grad_(train_head)
+        _train_all(model, train_head=train_head)
         return model
-    shared = {
-        "r": recipe.lora.r,
-        "lora_alpha": recipe.lora.alpha,
-        "modules_to_save": [_name_of(model, head)] if train_head and head is not None else None,
-        "ensure_weight_tying": tied and train_head,
-        "fan_in_fan_out": any(isinstance(module, Conv1D) for module in model.modules()),
-    }
+    options = _adapter_options(model, recipe, train_head=train_head)
     if recipe.lora.targets:
-        named = LoraConfig(target_modules=list(recipe.lora.targets), **shared)
-        try:
-            adapted: PeftModel = get_peft_model(model, named)
-        except ValueError as error:
-            raise UsageError(f"LoRA targets {recipe.lora.targets}: {first_line(error)}") from error
+        adapted = _adapt_named(model, recipe.lora.targets, options)
     else:
-        adapted = _adapt_everything(model, shared)
+        adapted = _adapt_everything(model, options)
     if recipe.gradient_checkpointing and model.supports_gradient_checkpointing:
         model.enable_input_require_grads()
     _set_dropout(adapted, recipe.lora.dropout)
     return adapted
 
 
+def _train_all(model: PreTrainedModel, *, train_head: bool) -> None:
+    model.requires_grad_(True)
+    head = model.get_output_embeddings()
+    if head is not None and not _is_tied(model):
+        head.requires_grad_(train_head)
+
+
+def _is_tied(model: PreTrainedModel) -> bool:
+    """Whether the LM head and the input embeddings are one weight."""
+    head = model.get_output_embeddings()
+    return head is not None and head.weight is model.get_input_embeddings().weight
+
+
+def _adapter_options(
+    model: PreTrainedModel, recipe: StageRecipe, *, train_head: bool
+) -> dict[str, Any]:
+    """The options of peft that do not depend on the target layers."""
+    head = model.get_output_embeddings()
+    saved = None
+    if train_head and head is not None:
+        saved = [_name_of(model, head)]
+    return {
+        "r": recipe.lora.r,
+        "lora_alpha": recipe.lora.alpha,
+        "modules_to_save": saved,
+        "ensure_weight_tying": train_head and _is_tied(model),
+        "fan_in_fan_out": any(isinstance(module, Conv1D) for module in model.modules()),
+    }
+
+
+def _adapt_named(
+    model: PreTrainedModel, targets: Sequence[str], options: Mapping[str, Any]
+) -> PeftModel:
+    """Put adapters on the layers of the given names."""
+    config = LoraConfig(target_modules=list(targets), **options)
+    try:
+        adapted: PeftModel = get_peft_model(model, config)
+    except ValueError as error:
+        raise UsageError(f"LoRA targets {tuple(targets)}: {first_line(error)}") from error
+    return adapted
+
+
 def check_trainable(model: PreTrainedModel, recipe: StageRecipe) -> None:
-    """Try a stage's adapters on a model before anything is trained; they are taken off again.
+    """Try a stage's adapters on a model before anything is trained, and remove them.
 
     Raises:
         UsageError: No layer has one of the target names.
@@ -76,53 +104,64 @@ def check_trainable(model: PreTrainedModel, recipe: StageRecipe) -> None:
         adapted.unload()  # type: ignore[operator]  # via __getattr__
 
 
-def _adapt_everything(model: PreTrainedModel, shared: Mapping[str, Any]) -> PeftModel:
-    """Adapters on every linear layer but the LM head, and on stacked experts.
+def _adapt_everything(model: PreTrainedModel, options: Mapping[str, Any]) -> PeftModel:
+    """Put adapters on every linear layer but the LM head, and on stacked experts.
 
-    peft reads some layers' names as those of experts in older versions of transformers, and passes those layers by.
-    What it passed by is adapted as a weight.
+    peft takes some layers' names for those of experts in older versions of transformers, and skips
+    these layers. Each skipped layer is adapted as a weight.
     """
-    head = model.get_output_embeddings()
-    linear = [
-        name
-        for name, module in model.named_modules()
-        if type(module) in (nn.Linear, Conv1D) and module is not head
-    ]
+    linear = _linear_layers(model)
     experts = stacked_experts(model)
-    config = LoraConfig(target_modules=linear, target_parameters=experts or None, **shared)
+    config = LoraConfig(target_modules=linear, target_parameters=experts or None, **options)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*keys did not match any targeted module")
         adapted: PeftModel = get_peft_model(model, config)
-    reached = {
-        name.removeprefix(_PREFIX)
-        for name, module in adapted.named_modules()
-        if isinstance(module, LoraLayer)
-    }
-    passed_by = [name for name in linear if name not in reached]
-    if not passed_by:
+    taken = _adapted_layers(adapted)
+    skipped = [name for name in linear if name not in taken]
+    if not skipped:
         return adapted
     plain: Any = adapted.unload()  # type: ignore[operator]  # via __getattr__
     config = LoraConfig(
-        target_modules=[name for name in linear if name in reached],
-        target_parameters=[*experts, *(f"{name}.weight" for name in passed_by)],
-        **shared,
+        target_modules=[name for name in linear if name in taken],
+        target_parameters=[*experts, *(f"{name}.weight" for name in skipped)],
+        **options,
     )
     return get_peft_model(plain, config)
 
 
-def stacked_experts(model: nn.Module) -> list[str]:
-    """Names of the weights that hold the matrices of several experts, one behind the other."""
+def _linear_layers(model: PreTrainedModel) -> list[str]:
+    """Names of all linear layers but the LM head."""
+    head = model.get_output_embeddings()
     return [
-        f"{name}.{own}"
+        name
         for name, module in model.named_modules()
-        if not isinstance(module, _ConvNd)
-        for own, weight in module.named_parameters(recurse=False)
-        if weight.ndim == 3
+        if type(module) in (nn.Linear, Conv1D) and module is not head
     ]
 
 
+def _adapted_layers(adapted: PeftModel) -> set[str]:
+    """Names of the layers with adapters, as the model itself names them."""
+    return {
+        name.removeprefix(_PREFIX)
+        for name, module in adapted.named_modules()
+        if isinstance(module, LoraLayer)
+    }
+
+
+def stacked_experts(model: nn.Module) -> list[str]:
+    """Names of the weights that hold the matrices of several experts, one behind the other."""
+    found = []
+    for name, module in model.named_modules():
+        if isinstance(module, _ConvNd):
+            continue
+        for own_name, weight in module.named_parameters(recurse=False):
+            if weight.ndim == 3:
+                found.append(f"{name}.{own_name}")
+    return found
+
+
 def _set_dropout(adapted: PeftModel, probability: float) -> None:
-    """Give dropout to the adapters that can have it; peft would refuse the others if its configuration said so."""
+    """Give dropout to the adapters that can have it; peft would refuse all if one cannot."""
     if not probability:
         return
     for module in adapted.modules():
@@ -132,19 +171,26 @@ def _set_dropout(adapted: PeftModel, probability: float) -> None:
 
 
 def _name_of(model: nn.Module, module: nn.Module) -> str:
-    names: list[str] = [name for name, each in model.named_modules() if each is module]
-    return names[0]
+    names: dict[nn.Module, str] = {each: name for name, each in model.named_modules()}
+    return names[module]
 
 
 def merge(model: PreTrainedModel | PeftModel, *, dtype: torch.dtype) -> PreTrainedModel:
-    """Merge adapters in float32, whatever the weights' type, and return plain weights of type `dtype`."""
-    merged: Any = model.float().merge_and_unload() if isinstance(model, PeftModel) else model  # type: ignore[operator]
+    """Merge adapters in float32, whatever the weights' data type.
+
+    Args:
+        model: A model, with or without adapters.
+        dtype: Data type of the plain weights that are returned.
+    """
+    merged: Any = model
+    if isinstance(model, PeftModel):
+        merged = model.float().merge_and_unload()  # type: ignore[operator]  # via __getattr__
     plain: PreTrainedModel = merged.requires_grad_(False).to(dtype)
     return plain
 
 
 def precision(recipe: StageRecipe, device: torch.device) -> torch.dtype:
-    """The arithmetic a stage computes in."""
+    """The data type that a stage computes in."""
     if recipe.precision == "auto":
         return torch.bfloat16 if has_bfloat16(device) else torch.float32
     chosen: torch.dtype = getattr(torch, recipe.precision)
@@ -152,10 +198,14 @@ def precision(recipe: StageRecipe, device: torch.device) -> torch.dtype:
 
 
 def weights_dtype(recipe: StageRecipe, device: torch.device) -> torch.dtype:
-    """Type of the weights while a stage runs, and of what it saves: trained ones are float32, frozen ones compute.
+    """The data type of the weights while a stage runs, and of what it saves.
 
-    On a CPU frozen ones stay float32 too, unless the recipe names a type: which processor ran a stage must not show in
-    what it saves.
+    Trained weights are float32; frozen ones have the type of the arithmetic. On a CPU frozen ones
+    stay float32 too, unless the recipe names a type: what a stage saves must not depend on the
+    processor that ran it.
     """
-    wide = recipe.method == "full" or (recipe.precision == "auto" and device.type == "cpu")
-    return torch.float32 if wide else precision(recipe, device)
+    if recipe.method == "full":
+        return torch.float32
+    if recipe.precision == "auto" and device.type == "cpu":
+        return torch.float32
+    return precision(recipe, device)

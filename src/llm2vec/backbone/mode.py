@@ -1,4 +1,4 @@
-"""Evaluation mode for the length of a block, also where blocks of several threads overlap on one model."""
+"""Evaluation mode inside a block, also where blocks of several threads overlap on one model."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,12 @@ from torch import nn
 
 @dataclass
 class _Evaluation:
-    """The blocks that a model is in, and its modules' modes before the first of them."""
+    """The evaluation mode of one model.
+
+    Attributes:
+        modes: Mode of each module before the first block.
+        blocks: Number of blocks that are open.
+    """
 
     modes: dict[nn.Module, bool]
     blocks: int = 0
@@ -23,10 +28,12 @@ _changing = Lock()
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch dropout off inside the block; every module gets its mode back when the last block on the model ends.
+    """Turn dropout off inside the block.
+
+    Every module gets its mode back when the last block on the model ends.
 
     Args:
-        model: The model; it may be in such a block already, in this thread or in another.
+        model: The model; other blocks on it may be open, in this thread or in another.
     """
     with _changing:
         if model not in _running:

@@ -1,8 +1,8 @@
-"""Decoders whose files hold quantised weights: turned back into plain numbers where transformers can.
+"""Decoders with quantised weights, which are turned back into plain numbers if transformers can.
 
-An encoder is trained, merged and saved in plain numbers. What cannot be had in plain numbers is
-refused by the name of its quantisation, from the configuration alone, before anything is loaded.
-GGUF files have a module of their own.
+An encoder is trained, merged and saved in plain numbers. If transformers cannot turn the weights
+back, the decoder is refused by the name of its quantisation, from the configuration alone, before
+anything is loaded. The module `gguf` is for GGUF files.
 """
 
 from inspect import signature
@@ -23,11 +23,11 @@ _ADVICE = "give the decoder that it was quantised from"
 
 
 def ask_for_plain_weights(config: PreTrainedConfig, source: object) -> None:
-    """Change a configuration so that its weights are loaded as plain numbers, if they are quantised.
+    """Change a configuration so that quantised weights are loaded as plain numbers.
 
     Args:
-        config: A configuration as it was read; of a multimodal model the outer one.
-        source: Where it was read, for messages.
+        config: The configuration; of a multimodal model the outer one.
+        source: The model that it belongs to, for messages.
 
     Raises:
         ModelError: transformers cannot turn these weights back, or lacks the package for it.
@@ -37,8 +37,8 @@ def ask_for_plain_weights(config: PreTrainedConfig, source: object) -> None:
         return
     name = quantization_name(config)
     method = str(name).replace(" ", "_")
-    on_loading = _can_on_loading(AUTO_QUANTIZATION_CONFIG_MAPPING.get(method))
-    if not on_loading and not _can_afterwards(AUTO_QUANTIZER_MAPPING.get(method)):
+    on_loading = _dequantizes_on_loading(AUTO_QUANTIZATION_CONFIG_MAPPING.get(method))
+    if not on_loading and not _dequantizes_afterwards(AUTO_QUANTIZER_MAPPING.get(method)):
         raise ModelError(
             f"{source} is quantised ({name}), and transformers cannot turn its weights back into "
             f"plain numbers; {_ADVICE}"
@@ -56,33 +56,34 @@ def ask_for_plain_weights(config: PreTrainedConfig, source: object) -> None:
     config.quantization_config = values
 
 
-def _can_on_loading(config_class: Any) -> bool:
+def _dequantizes_on_loading(config_class: Any) -> bool:
     return config_class is not None and "dequantize" in signature(config_class).parameters
 
 
-def _can_afterwards(quantizer_class: Any) -> bool:
-    return (
-        quantizer_class is not None and quantizer_class._dequantize is not HfQuantizer._dequantize
-    )
+def _dequantizes_afterwards(quantizer_class: Any) -> bool:
+    if quantizer_class is None:
+        return False
+    return quantizer_class._dequantize is not HfQuantizer._dequantize
 
 
 def plain(model: PreTrainedModel, dtype: torch.dtype | str) -> PreTrainedModel:
-    """A model that was loaded from quantised weights, with plain weights of one type.
+    """Give a model that was loaded from quantised weights plain weights of one data type.
 
     Args:
-        model: As loaded with a configuration of `ask_for_plain_weights`.
-        dtype: Data type of the weights; "auto": the configuration's.
+        model: The model, loaded with a configuration of `ask_for_plain_weights`.
+        dtype: Data type of the weights; "auto" is that of the configuration.
     """
     if getattr(model, "hf_quantizer", None) is not None:
         model = model.dequantize()  # type: ignore[assignment]
-    model._weight_conversions = None  # type: ignore[assignment]  # else it would be saved as quantised
+    # else it would be saved as quantised
+    model._weight_conversions = None  # type: ignore[assignment]
     chosen = model.config.dtype if isinstance(dtype, str) else dtype
     made: PreTrainedModel = model.to(chosen)  # type: ignore[arg-type]  # transformers narrows `to`
     return made
 
 
 def quantization_name(config: PreTrainedConfig) -> str | None:
-    """What a configuration's weights are quantised by; None: they are plain."""
+    """The name of a configuration's quantisation; None if the weights are plain."""
     values = _values(config)
     if values is None:
         return None

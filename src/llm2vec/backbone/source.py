@@ -1,7 +1,7 @@
 """Where a model is and how it is fetched: a folder, a GGUF file, the hub, or this package.
 
-One `Source` goes from the caller to whatever reads files, so that a revision or a token is named once. This module
-imports nothing heavy, so that a wrong path is reported at once.
+One `Source` goes from the caller to whatever reads files, so that a revision or a token is named
+once. This module imports nothing heavy, so that a wrong path is reported at once.
 """
 
 import os
@@ -11,25 +11,27 @@ from typing import Any, Self
 
 from llm2vec.errors import ModelError, first_line
 
-_GGUF = ".gguf"
 BUNDLED = "bundled"
 BUNDLED_FOLDER = Path(__file__).parents[1] / "assets" / "decoder"
 
-_MAIN_FILES = ("config.json", "adapter_config.json")
-"""Every model has one of these."""
+_GGUF = ".gguf"
+_CONFIG = "config.json"
+
+_MAIN_FILES = (_CONFIG, "adapter_config.json")
+"""Files one of which every model has."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model's place, and what is needed to read from there.
+    """A model by its name, and what is needed to fetch it.
 
     Attributes:
-        name: A folder, a GGUF file, a hub id, `NAME:file.gguf` for a file of the hub, or `bundled`: the project's own
-            small decoder.
+        name: A folder, a GGUF file, a hub id, `NAME:file.gguf` for a file of the hub, or `bundled`:
+            the project's own small decoder.
         revision: Branch, tag or commit on the hub; None is the main branch.
-        token: Access token of the hub, for gated models; None is the one that was logged in with.
+        token: Access token of the hub, for gated models; None is the token of the last login.
         cache_dir: Folder that downloads are kept in; None is the hub's own.
-        trust_remote_code: Run code that comes with the model.
+        trust_remote_code: Whether code that comes with the model may run.
 
     Example:
         >>> Source.of("bundled").folder.name
@@ -44,27 +46,29 @@ class Source:
 
     @classmethod
     def of(cls, model: "str | Path | Source", *, trust_remote_code: bool = False) -> Self:
-        """A source whose name is looked up: `bundled`, folders and files become paths.
+        """Make a source whose name is looked up: `bundled`, folders and files become paths.
 
-        A folder without a `config.json` is the one GGUF file in it.
+        A folder without a `config.json` becomes the one GGUF file in it.
 
         Args:
             model: A name, or a source, whose other attributes stay.
-            trust_remote_code: Run code that comes with the model; a source that says so is trusted anyway.
+            trust_remote_code: Whether code that comes with the model may run; a source that allows
+                it keeps its permission.
 
         Raises:
-            ModelError: The name looks like a path and nothing is there, or there are several GGUF files to choose from.
+            ModelError: The name looks like a path that does not exist, or there are several GGUF
+                files to choose from.
         """
         source = model if isinstance(model, cls) else cls(model)  # type: ignore[arg-type]
         trusted = source.trust_remote_code or trust_remote_code
-        return replace(source, name=_located(source.name), trust_remote_code=trusted)
+        return replace(source, name=_looked_up(source.name), trust_remote_code=trusted)
 
     def __str__(self) -> str:
         return str(self.name)
 
     @property
     def is_gguf(self) -> bool:
-        """Whether a GGUF file is named, by its path or on the hub."""
+        """Whether the source is a GGUF file, on this machine or on the hub."""
         return _is_gguf(self.name)
 
     @property
@@ -75,12 +79,12 @@ class Source:
 
     @property
     def folder(self) -> Path | None:
-        """The model's folder; None for a GGUF file, or a model on the hub."""
+        """The model's folder; None for a GGUF file and for a model on the hub."""
         path = Path(self.name)
         return path if path.is_dir() else None
 
     def beside(self, name: str | Path) -> "Source":
-        """Another model that is fetched in the same way; a revision belongs to one model alone."""
+        """Another model that is fetched in the same way, but from its own main branch."""
         return replace(self, name=name, revision=None)
 
     def options(self) -> dict[str, Any]:
@@ -90,23 +94,27 @@ class Source:
         return {**given, "trust_remote_code": self.trust_remote_code}
 
     def check(self) -> None:
-        """Look whether a path holds a model at all; a hub id is not looked up.
+        """Check that a path holds a model; a hub id is not looked up.
 
         Raises:
-            ModelError: There is no such folder or GGUF file, or no `config.json` in the folder.
+            ModelError: The folder or GGUF file does not exist, or the folder has no `config.json`.
         """
         if self.folder is None:
-            _located(self.name)
-        elif not (self.folder / "config.json").is_file():
-            raise ModelError(f"{self} is no model: there is no config.json in it")
+            _looked_up(self.name)
+        elif not (self.folder / _CONFIG).is_file():
+            raise ModelError(f"{self} is no model: there is no {_CONFIG} in it")
 
     def find(self, file: str) -> Path | None:
-        """The path of one of the model's files, fetched if need be; None if the model has no such file.
+        """Find one of the model's files, and fetch it if need be.
 
-        A GGUF file is one file and has no others.
+        Args:
+            file: Name of the file.
+
+        Returns:
+            The file's path; None if the model has no such file. A GGUF file has no other files.
 
         Raises:
-            ModelError: There is no such folder and no such model, or the hub cannot be asked.
+            ModelError: The model does not exist, or the hub cannot be reached.
         """
         if self.folder is not None:
             path = self.folder / file
@@ -115,7 +123,7 @@ class Source:
 
 
 def _fetched(source: Source, file: str) -> Path | None:
-    """A file of a model on the hub."""
+    """Fetch a file of a model on the hub; None if the model has no such file."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -132,7 +140,7 @@ def _fetched(source: Source, file: str) -> Path | None:
         if _is_cached(source):
             return None  # there is no network, but the model was fetched before, without this file
         raise ModelError(
-            f"there is no folder {source}, and the hub cannot be asked: {first_line(error)}"
+            f"there is no folder {source}, and the hub cannot be reached: {first_line(error)}"
         ) from error
     except EntryNotFoundError:
         return None
@@ -152,7 +160,8 @@ def _is_cached(source: Source) -> bool:
     return any(isinstance(path, str) for path in found)
 
 
-def _located(name: str | Path) -> str | Path:
+def _looked_up(name: str | Path) -> str | Path:
+    """The path that a name means; a hub id stays as it is."""
     if name == BUNDLED:
         return BUNDLED_FOLDER
     path = Path(name).expanduser()
@@ -170,35 +179,38 @@ def _is_gguf(name: str | Path) -> bool:
 
 
 def relative_name(folder: Path, name: str | Path) -> str:
-    """How a file in a folder names a model, so that both can be moved together.
+    """The name of a model in a file of a folder, such that both can be moved together.
 
     Args:
-        folder: Where the file will be.
+        folder: The folder with the file that names the model.
         name: A folder, a GGUF file, a hub id or `bundled`.
 
     Returns:
-        The path to the model from `folder`, which begins with a dot; a hub id and `bundled` as they are.
+        The path to the model from `folder`, which begins with a dot; a hub id and `bundled` as they
+        are.
 
     Raises:
-        ModelError: As `Source.of` says.
+        ModelError: As for `Source.of`.
     """
     path = Source.of(name).path
     if name == BUNDLED or path is None:
         return str(name)
-    here, there = folder.resolve(), path.resolve()
-    if here.drive != there.drive:
-        return str(there)
-    return "/".join((".", *Path(os.path.relpath(there, here)).parts))
+    start, target = folder.resolve(), path.resolve()
+    if start.drive != target.drive:
+        return str(target)
+    return "/".join((".", *Path(os.path.relpath(target, start)).parts))
 
 
 def resolved_name(folder: Path, name: str) -> str:
-    """The model that a file in a folder names, the inverse of `relative_name`."""
+    """The model that a file of a folder names, the inverse of `relative_name`."""
     return str((folder / name).resolve()) if name.startswith(".") else name
 
 
 def _only_gguf(folder: Path) -> Path | None:
-    """The GGUF file of a folder that holds nothing else to load."""
-    found = [] if (folder / "config.json").is_file() else sorted(folder.glob(f"*{_GGUF}"))
+    """The GGUF file of a folder that holds no other model."""
+    if (folder / _CONFIG).is_file():
+        return None
+    found = sorted(folder.glob(f"*{_GGUF}"))
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
         raise ModelError(f"{folder} holds several GGUF files; name one of them: {names}")
@@ -206,7 +218,7 @@ def _only_gguf(folder: Path) -> Path | None:
 
 
 def _gguf_file(name: str) -> str | Path:
-    """A file by its path, or in a folder or on the hub by `NAME:file.gguf`."""
+    """A GGUF file by its path, or in a folder or on the hub by `NAME:file.gguf`."""
     holder, colon, file = name.rpartition(":")
     path = Path(name).expanduser()
     if colon and not path.is_file():
@@ -219,4 +231,6 @@ def _gguf_file(name: str) -> str | Path:
 
 
 def _is_path(name: str | Path) -> bool:
-    return isinstance(name, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1
+    if isinstance(name, Path):
+        return True
+    return name.startswith((".", "/", "~")) or name.count("/") > 1

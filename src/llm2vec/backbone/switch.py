@@ -1,8 +1,9 @@
 """Any decoder's body, made bidirectional and proven: load, switch, save.
 
-The switch is the official one, `config.is_causal = False` (transformers 5.2 and newer). Some families ignore it, some
-honour half of it, so it counts only where it is proven by behaviour, without any code of ours in the model: what a
-folder says must hold when plain transformers opens it. This module knows no family by name.
+The switch is that of transformers, `config.is_causal = False` (5.2 and newer). Some families ignore
+it, and some honour half of it, so it counts only where behaviour proves it, without any code of
+ours in the model: what a folder says must hold when plain transformers opens it. This module knows
+no family by name.
 """
 
 from contextlib import suppress
@@ -38,7 +39,7 @@ _ONE_WAY = (
     "kda",
     "gdn",
 )
-"""Parts of the names that transformers' `layer_types` give to layers that read from left to right by construction."""
+"""Parts of the names of layer types that read from left to right by construction."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,13 @@ class Switch:
     """How a model was made bidirectional, and what proves it.
 
     Attributes:
-        model_type: Of the text decoder.
-        attention: The implementation plain transformers uses when it opens the saved folder.
+        model_type: Type of the text decoder.
+        attention: Attention implementation of plain transformers when it opens the saved folder.
         layer_types: Kind of attention of each layer.
-        windows: Farthest distance each layer attends, to either side, in tokens; None: no limit.
+        windows: Largest distance, to either side, that each layer attends to, in tokens; None: no
+            limit.
         packs: Whether texts may share a row; the live model then uses the packed implementation.
-        proofs: With measured margins.
+        proofs: The proofs with their measured margins.
         notes: What a person should know.
     """
 
@@ -64,17 +66,19 @@ class Switch:
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The switch as plain data for JSON."""
         values = asdict(self)
-        return {
-            key: list(value) if isinstance(value, tuple) else value for key, value in values.items()
-        }
+        for name, value in values.items():
+            if isinstance(value, tuple):
+                values[name] = list(value)
+        return values
 
 
 def make_bidirectional(model: PreTrainedModel) -> Switch:
     """Let every token attend to every other, prove it, and use packed rows if they are proven too.
 
-    A model that is bidirectional already is proven again. Where SDPA ignores the switch, eager attention is tried.
+    A model that is bidirectional already is proven again. If SDPA ignores the switch, eager
+    attention is tried.
 
     Args:
         model: A body or a language model, on its device; its mode (training or not) stays.
@@ -96,13 +100,12 @@ def make_bidirectional(model: PreTrainedModel) -> Switch:
     proofs, notes = _prove_or_fall_back(model, base)
     plain = live_attention(model)
     if plain == "eager":
-        for config in _configs(model):
-            config.attn_implementation = (
-                plain  # is written to config.json, and read there by plain transformers
-            )
+        _write_to_config(model, attention=plain)
     windows = attention_windows(base)
     packing = _try_packing(model, base, plain=plain, windows=windows)
-    if not packing.passed:
+    if packing.passed:
+        proofs = (*proofs, packing)
+    else:
         notes = (*notes, f"texts are padded, not packed: {packing.detail}")
     return Switch(
         model_type=base.config.get_text_config(decoder=True).model_type,
@@ -110,15 +113,25 @@ def make_bidirectional(model: PreTrainedModel) -> Switch:
         layer_types=layer_types(base.config),
         windows=windows,
         packs=packing.passed,
-        proofs=(*proofs, packing) if packing.passed else proofs,
+        proofs=proofs,
         notes=notes,
     )
+
+
+def _write_to_config(model: PreTrainedModel, *, attention: str) -> None:
+    """Name an attention implementation in `config.json`, where plain transformers reads it."""
+    for config in _configs(model):
+        config.attn_implementation = attention
 
 
 def _prove_or_fall_back(
     model: PreTrainedModel, base: PreTrainedModel
 ) -> tuple[tuple[Proof, ...], tuple[str, ...]]:
-    """The proofs under the live implementation, else under eager."""
+    """Prove a model under the live attention implementation, else under eager attention.
+
+    Returns:
+        The proofs, and a note if eager attention is used.
+    """
     first = live_attention(model)
     proofs, why = _proofs_or_reason(base)
     if proofs is not None:
@@ -129,16 +142,23 @@ def _prove_or_fall_back(
             proofs, eager_why = _proofs_or_reason(base)
             if proofs is not None:
                 return proofs, (f"uses eager attention, since {first} failed its proofs: {why}",)
-            why = f"{first}: {why}; eager: {eager_why}" if eager_why != why else why
-    check_weights(base, base.name_or_path or base.config.model_type)
-    with suppress(ForwardFailed):
-        check_states_are_numbers(base)
+            if eager_why != why:
+                why = f"{first}: {why}; eager: {eager_why}"
+    _check_numbers(base)
     raise NotConvertible(
         f"{base.config.model_type} cannot be made bidirectional with stock transformers: {why}"
     )
 
 
+def _check_numbers(base: PreTrainedModel) -> None:
+    """Check that weights and states are numbers, before failed proofs are blamed on the family."""
+    check_weights(base, base.name_or_path or base.config.model_type)
+    with suppress(ForwardFailed):
+        check_states_are_numbers(base)
+
+
 def _proofs_or_reason(base: PreTrainedModel) -> tuple[tuple[Proof, ...] | None, str]:
+    """The proofs if all passed; else None and the reason."""
     try:
         proofs = prove_bidirectional(base)
     except ForwardFailed as error:
@@ -149,12 +169,12 @@ def _proofs_or_reason(base: PreTrainedModel) -> tuple[tuple[Proof, ...] | None, 
 def _try_packing(
     model: PreTrainedModel, base: PreTrainedModel, *, plain: str, windows: tuple[int | None, ...]
 ) -> Proof:
-    """Prove packed rows; the live implementation stays packed if they hold, and is `plain` otherwise."""
-    packing = Proof(
-        "texts in one packed row do not see each other", False, float("inf"), f"not with {plain}"
-    )
+    """Prove packed rows, and use them if they are proven; else use the plain implementation."""
     if plain in ("sdpa", "eager"):
         packing = prove_packing(base, plain=plain, windows=windows)
+    else:
+        name = "texts in one packed row do not see each other"
+        packing = Proof(name, False, float("inf"), f"not with {plain}")
     model.set_attn_implementation(PACKED if packing.passed else plain)
     return packing
 
@@ -163,71 +183,84 @@ def refuse(base: PreTrainedModel) -> None:
     """Refuse what no switch of masks can make bidirectional.
 
     Raises:
-        NotConvertible: State-space, recurrent or convolution layers, ALiBi, an encoder-decoder, several modalities.
+        NotConvertible: The model is an encoder-decoder, uses ALiBi, or has state-space, recurrent
+            or convolution layers.
     """
-    config = base.config.get_text_config(decoder=True)
     kind = base.config.model_type
     if getattr(base.config, "is_encoder_decoder", False):
         raise NotConvertible(f"{kind} is an encoder-decoder; its encoder is bidirectional already")
-    layers = decoder_layers(base)
-    if layers is not None and (one_way := _one_way_layers(layers, layer_types(config))):
-        share = len(layers) - len(one_way)
-        raise NotConvertible(
-            f"{kind} is a hybrid or state-space model: {share} of its {len(layers)} layers would switch, the others "
-            f"read left to right by construction (layer {one_way[0]}: {_kind_of(layers, config, one_way[0])})"
-        )
+    _refuse_one_way_layers(base)
     if any(isinstance(module, nn.Conv1d) for module in base.modules()):
         raise NotConvertible(
             f"{kind} has causal convolutions, which read left to right by construction"
         )
-    if getattr(config, "alibi", False) or any(
-        name.startswith("build_") and "alibi" in name for name in dir(base)
-    ):
+    if _uses_alibi(base):
         raise NotConvertible(
             f"{kind} has ALiBi positions, whose bias would reward distance into the future"
         )
 
 
-def _one_way_layers(layers: nn.ModuleList, kinds: tuple[str, ...]) -> list[int]:
-    def one_way(index: int) -> bool:
-        named = index < len(kinds) and any(part in kinds[index] for part in _ONE_WAY)
-        return named or any(isinstance(module, nn.Conv1d) for module in layers[index].modules())
+def _refuse_one_way_layers(base: PreTrainedModel) -> None:
+    layers = decoder_layers(base)
+    if layers is None:
+        return
+    kinds = layer_types(base.config)
+    one_way = [
+        index
+        for index, layer in enumerate(layers)
+        if _is_one_way(layer, kinds[index] if index < len(kinds) else "")
+    ]
+    if not one_way:
+        return
+    first = one_way[0]
+    shown = kinds[first] if first < len(kinds) else type(layers[first]).__name__
+    raise NotConvertible(
+        f"{base.config.model_type} is a hybrid or state-space model: {len(layers) - len(one_way)} "
+        f"of its {len(layers)} layers would switch, the others read left to right by construction "
+        f"(layer {first}: {shown})"
+    )
 
-    return [index for index in range(len(layers)) if one_way(index)]
+
+def _is_one_way(layer: nn.Module, kind: str) -> bool:
+    """Whether a layer reads from left to right, by the name of its kind or by a convolution."""
+    if any(part in kind for part in _ONE_WAY):
+        return True
+    return any(isinstance(module, nn.Conv1d) for module in layer.modules())
 
 
-def _kind_of(layers: nn.ModuleList, config: PreTrainedConfig, index: int) -> str:
-    kinds = layer_types(config)
-    return kinds[index] if index < len(kinds) else type(layers[index]).__name__
+def _uses_alibi(base: PreTrainedModel) -> bool:
+    """Whether a model has ALiBi positions, by its configuration or by a method that builds them."""
+    if getattr(base.config.get_text_config(decoder=True), "alibi", False):
+        return True
+    return any(name.startswith("build_") and "alibi" in name for name in dir(base))
 
 
 def body(model: PreTrainedModel) -> PreTrainedModel:
     """The transformer without its LM head; the model itself if it has none."""
     base: PreTrainedModel = model.base_model  # type: ignore[assignment]
-    if base is model and model.get_output_embeddings() is not None:
-        return next(
-            (child for child in model.children() if isinstance(child, PreTrainedModel)), model
-        )
-    return base
+    if base is not model or model.get_output_embeddings() is None:
+        return base
+    children = (child for child in model.children() if isinstance(child, PreTrainedModel))
+    return next(children, model)
 
 
 def is_bidirectional(config: PreTrainedConfig) -> bool:
-    """Whether the configuration says so; only `make_bidirectional` proves it."""
+    """Whether a configuration says that attention is bidirectional; it proves nothing."""
     return getattr(config.get_text_config(decoder=True), "is_causal", True) is False
 
 
 def live_attention(model: PreTrainedModel) -> str:
-    """Name of the attention implementation in use."""
+    """The name of the attention implementation in use."""
     return str(body(model).config.get_text_config(decoder=True)._attn_implementation)
 
 
 def plain_attention(model: PreTrainedModel) -> str:
-    """The implementation plain transformers uses when it opens what is saved of a live packed model."""
+    """The attention implementation of plain transformers when it opens the saved model."""
     return str(getattr(model.config, "attn_implementation", "sdpa"))
 
 
 def layer_types(config: PreTrainedConfig) -> tuple[str, ...]:
-    """Kind of each layer as the configuration names it, else by whether it has a window."""
+    """The kind of each layer, as the configuration names it, else by whether it has a window."""
     text = config.get_text_config(decoder=True)
     named = getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None)
     if named:
@@ -237,19 +270,20 @@ def layer_types(config: PreTrainedConfig) -> tuple[str, ...]:
 
 
 def attention_windows(base: PreTrainedModel) -> tuple[int | None, ...]:
-    """Each layer's window, in tokens to either side; None: no limit."""
+    """The window of each layer, in tokens to either side; None: no limit."""
     text = base.config.get_text_config(decoder=True)
     window = getattr(text, "sliding_window", None)
     return tuple(window if "sliding" in kind else None for kind in layer_types(text))
 
 
 def save_model(model: PreTrainedModel, folder: str | Path) -> None:
-    """Write weights and configuration so that plain transformers opens them with the implementation that was proven."""
+    """Write a model such that plain transformers opens it with the attention that was proven."""
     with quiet():
         model.save_pretrained(str(folder))
 
 
 def _configs(model: PreTrainedModel) -> list[PreTrainedConfig]:
+    """All configurations in a model, each once."""
     found = [module.config for module in model.modules() if isinstance(module, PreTrainedModel)]
     found += [config.get_text_config(decoder=True) for config in found]
     return list({id(config): config for config in found}.values())

@@ -1,9 +1,9 @@
-"""The text decoder inside a multimodal model, taken out and proven to be the same.
+"""The text decoder inside a multimodal model, copied out of it and proven to be the same.
 
-A wrapper such as Gemma 3 or Mistral 3 holds an ordinary text decoder beside its vision tower. Loading
-the text class from the wrapper's folder would leave most weights random, so the whole wrapper is
-loaded, its decoder's weights are copied into a model of the decoder's own type, and both must give
-the same logits for a text.
+A wrapper such as Gemma 3 or Mistral 3 holds an ordinary text decoder beside its vision tower.
+Loading the text class from the wrapper's folder would leave most weights random, so the whole
+wrapper is loaded, its decoder's weights are copied into a model of the decoder's own type, and both
+must give the same logits for a text.
 """
 
 import copy
@@ -25,7 +25,7 @@ from llm2vec.errors import ModelError
 
 _TOKENS = 12
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""How far logits may be apart, relative to their largest, when the same weights compute them twice."""
+"""How much logits of the same weights may differ, relative to the largest logit."""
 
 
 def is_wrapper(config: PreTrainedConfig) -> bool:
@@ -35,7 +35,7 @@ def is_wrapper(config: PreTrainedConfig) -> bool:
 
 
 def text_config(config: PreTrainedConfig, source: Source) -> PreTrainedConfig:
-    """The configuration of the text decoder inside a wrapper, as one that stands by itself.
+    """The configuration of the text decoder inside a wrapper, for a model of its own.
 
     Raises:
         ModelError: The decoder's type has no causal language model of its own in transformers.
@@ -44,27 +44,31 @@ def text_config(config: PreTrainedConfig, source: Source) -> PreTrainedConfig:
     if type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(
             f"{source} is a multimodal model ({config.model_type}) whose text decoder "
-            f"({text.model_type}) is no model by itself in transformers; give its text-only release"
+            f"({text.model_type}) is not a model of its own in transformers; give its text-only "
+            "release"
         )
     if text.dtype is None:
         text.dtype = config.dtype
     return text
 
 
-def left_out(config: PreTrainedConfig) -> tuple[str, ...]:
-    """The parts of a wrapper that are no part of its text decoder, by their names in the configuration."""
+def other_parts(config: PreTrainedConfig) -> tuple[str, ...]:
+    """Names of a wrapper's parts, in its configuration, that are not its text decoder."""
     text = config.get_text_config(decoder=True)
-    return tuple(
-        name for name in config.sub_configs if getattr(config, name, None) not in (None, text)
-    )
+    found = []
+    for name in config.sub_configs:
+        part = getattr(config, name, None)
+        if part is not None and part != text:
+            found.append(name)
+    return tuple(found)
 
 
 def load(source: Source, config: PreTrainedConfig, *, dtype: torch.dtype | str) -> Any:
-    """The whole wrapper.
+    """Load the whole wrapper.
 
     Args:
-        source: Where the wrapper is.
-        config: The wrapper's configuration.
+        source: The wrapper.
+        config: Configuration of the wrapper.
         dtype: Data type of the weights.
 
     Raises:
@@ -79,13 +83,13 @@ def load(source: Source, config: PreTrainedConfig, *, dtype: torch.dtype | str) 
     return wrapper
 
 
-def take_out(wrapper: Any, *, text: PreTrainedConfig, source: Source) -> PreTrainedModel:
-    """The text decoder of a wrapper with its LM head, as a model of its own type.
+def extract_decoder(wrapper: Any, *, text: PreTrainedConfig, source: Source) -> PreTrainedModel:
+    """Copy the text decoder of a wrapper, with its LM head, into a model of its own.
 
     Args:
-        wrapper: The wrapper, as from `load`.
-        text: The decoder's configuration, as from `text_config`, perhaps changed.
-        source: Where the wrapper is, for messages.
+        wrapper: The wrapper, from `load`.
+        text: Configuration of the decoder, as from `text_config`; it may be changed.
+        source: The wrapper, for messages.
 
     Raises:
         ModelError: The decoder gives other logits than the wrapper.
@@ -117,21 +121,26 @@ def _copy_weights(inner: Any, wrapper: Any, decoder: Any) -> None:
 
 
 def _check_same_logits(wrapper: Any, decoder: Any, source: Source) -> None:
-    rows = decoder.get_input_embeddings().weight.shape[0]
+    """Check that wrapper and decoder give the same logits for a random text."""
+    vocabulary = decoder.get_input_embeddings().weight.shape[0]
+    lowest = vocabulary // 4
+    highest = max(vocabulary // 2, lowest + 1)
     random = torch.Generator().manual_seed(0)
-    ids_BT = torch.randint(rows // 4, max(rows // 2, rows // 4 + 1), (1, _TOKENS), generator=random)
+    ids_BT = torch.randint(lowest, highest, (1, _TOKENS), generator=random)
     with torch.no_grad():
         try:
             with model_code():
                 theirs_BTV = wrapper(input_ids=ids_BT, use_cache=False).logits.float()
         except ForwardFailed as error:
             raise ModelError(
-                f"{source} cannot be asked for its logits of a text alone: {error}"
+                f"{source} does not compute logits of a text without an image: {error}"
             ) from error
         ours_BTV = decoder(input_ids=ids_BT, use_cache=False).logits.float()
-    apart = float((ours_BTV - theirs_BTV).abs().max() / theirs_BTV.abs().max().clamp_min(1e-30))
-    if not apart <= _TOLERANCE[decoder.dtype]:
+    largest = theirs_BTV.abs().max().clamp_min(1e-30)
+    difference = float((ours_BTV - theirs_BTV).abs().max() / largest)
+    if not difference <= _TOLERANCE[decoder.dtype]:
         raise ModelError(
             f"{source}: the text decoder by itself gives other logits than inside its wrapper "
-            f"({wrapper.config.model_type}; off by {apart:.1e} of the largest), so it is not taken out"
+            f"({wrapper.config.model_type}; they differ by {difference:.1e} of the largest logit), "
+            "so it is not used; give its text-only release"
         )
