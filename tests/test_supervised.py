@@ -285,13 +285,13 @@ GOOD = {"query": "a", "positive": "b", "negative": "c"}
             [GOOD, {"query": "a", "positive": "b"}],
             {},
             CorpusError,
-            r"line 2: 0 negatives, where the rows .* have 1",
+            r"line 2: 0 negatives, but the rows .* have 1",
         ),
         (
             [GOOD],
             {"negatives": 2},
             CorpusError,
-            r"line 1: 1 negatives, fewer than supervised.corpus.negatives, 2",
+            r"line 1: 1 negatives, fewer than the 2 of supervised.corpus.negatives",
         ),
         ([], {}, CorpusError, r"a.jsonl holds no rows"),
         (

@@ -1,4 +1,4 @@
-"""The token ids of a whole corpus on disk, memory-mapped, so that no corpus has to fit into memory."""
+"""The token ids of a corpus on disk, memory-mapped, so that no corpus has to fit into memory."""
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,21 +18,24 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _CHUNK = 1000
+_IDS = "ids.bin"
+_ENDS = "ends.bin"
+_FACTS = "facts.json"
 
 
 class TokenStore:
-    """The token ids of a corpus on disk: text `i` is `store[i]`, a read-only uint32 array."""
+    """The token ids of a corpus on disk: `store[i]` is text i, a read-only uint32 array."""
 
     def __init__(self, folder: Path) -> None:
-        facts = read_json(folder / "facts.json")
+        facts = read_json(folder / _FACTS)
         self.texts: int = facts["texts"]
         self.tokens: int = facts["tokens"]
         self.fingerprint: str = facts["fingerprint"]
-        self._ids = np.memmap(folder / "ids.bin", dtype=np.uint32, mode="r")
-        self._ends = np.fromfile(folder / "ends.bin", dtype=np.int64)
+        self._ids = np.memmap(folder / _IDS, dtype=np.uint32, mode="r")
+        self._ends = np.fromfile(folder / _ENDS, dtype=np.int64)
 
     def facts(self) -> dict[str, Any]:
-        """For the provenance."""
+        """Numbers of texts and tokens, and the fingerprint, for the provenance."""
         return {"texts": self.texts, "tokens": self.tokens, "fingerprint": self.fingerprint}
 
     def __len__(self) -> int:
@@ -55,25 +58,23 @@ def store_tokens(
     """Tokenise a corpus into a folder, special tokens included, and open it.
 
     Args:
-        tokenizer: Of the decoder.
-        texts: The corpus; read once.
-        folder: Where to; written whole or not at all.
-        max_length: Cut texts to so many tokens; None keeps them whole.
-        min_tokens: Texts with fewer tokens of their own are left out.
+        tokenizer: Tokenizer of the decoder.
+        texts: The texts, which are read once.
+        folder: The folder to write, whole or not at all.
+        max_length: Largest number of tokens of a text, the rest is cut; None keeps texts whole.
+        min_tokens: Least number of tokens, without special ones; shorter texts are left out.
         on_progress: Called after each batch with the number of texts in it.
 
     Raises:
-        CorpusError: No text is left.
+        CorpusError: No text has enough tokens.
     """
-    return write_tokens(
-        _own_rows(
-            tokenizer, texts, max_length=max_length, min_tokens=min_tokens, on_progress=on_progress
-        ),
-        folder,
+    rows = _token_rows(
+        tokenizer, texts, max_length=max_length, min_tokens=min_tokens, on_progress=on_progress
     )
+    return write_tokens(rows, folder)
 
 
-def _own_rows(
+def _token_rows(
     tokenizer: "PreTrainedTokenizerBase",
     texts: Iterable[str],
     *,
@@ -81,6 +82,7 @@ def _own_rows(
     min_tokens: int,
     on_progress: OnProgress,
 ) -> Iterator[list[int]]:
+    """The token ids of each text that is long enough."""
     edges = borders(tokenizer)
     least = min_tokens + edges.before + edges.after
     count = kept = 0
@@ -101,15 +103,13 @@ def write_tokens(rows: Iterable[Sequence[int]], folder: Path) -> TokenStore:
     ends = array("q")
     total = 0
     with atomic_folder(folder) as partial:
-        with (partial / "ids.bin").open("wb") as file:
+        with (partial / _IDS).open("wb") as file:
             for row in rows:
                 total += len(row)
                 ends.append(total)
                 file.write(np.asarray(row, dtype=np.uint32).tobytes())
-        np.asarray(ends, dtype=np.int64).tofile(partial / "ends.bin")
-        told = fingerprint.of_files((name, partial / name) for name in ("ids.bin", "ends.bin"))
-        write_json(
-            partial / "facts.json",
-            {"texts": len(ends), "tokens": total, "fingerprint": told},
-        )
+        np.asarray(ends, dtype=np.int64).tofile(partial / _ENDS)
+        contents = fingerprint.of_files((name, partial / name) for name in (_IDS, _ENDS))
+        facts = {"texts": len(ends), "tokens": total, "fingerprint": contents}
+        write_json(partial / _FACTS, facts)
     return TokenStore(folder)

@@ -1,16 +1,16 @@
-"""Triples: what belongs together and what does not, read from files of rows into tokens on disk.
+"""Triples to train on: files of rows, tokenised onto disk.
 
-A row is an anchor, its positive and as many negatives as its file's rows have; a file is a data
-set. A prompt is joined to its text, and left out of pooling, just as `Encoder.encode(prompt=...)`
-does it. Knows nothing about training.
+A row is an anchor, its positive, and as many negatives as all rows of its file have; a file is a
+data set. A prompt is joined to its text, and left out of pooling, just as
+`Encoder.encode(prompt=...)` does it. This module knows nothing about training.
 """
 
 import difflib
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -32,20 +32,28 @@ if TYPE_CHECKING:
 _ANCHORS = ("anchor", "query")
 _CHUNK = 500
 
-Triple = list[tuple[str, str]]
-"""Anchor, positive, negatives: each a prompt (or nothing) and a text."""
+
+class PromptedText(NamedTuple):
+    """A text, and the prompt before it; an empty prompt is none."""
+
+    prompt: str
+    text: str
+
+
+Triple = list[PromptedText]
+"""The anchor, the positive and the negatives of a row."""
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """One file's share of the stored texts.
+    """The part of the stored texts that comes from one file.
 
     Attributes:
-        name: The file's name without ending.
-        rows: Triples.
-        negatives: Of each.
-        skipped: Rows left out for a text without tokens.
-        start: Number of its first text in the store.
+        name: Name of the file, without its ending.
+        rows: Number of stored rows.
+        negatives: Number of negatives of each row.
+        skipped: Number of rows that were left out because a text has no token.
+        start: Index of the file's first text in the store.
     """
 
     name: str
@@ -56,7 +64,7 @@ class DataSet:
 
 
 class Triples:
-    """Triples on disk: `triples(data_set, row)` is the anchor, the positive and the negatives of one."""
+    """Triples on disk: `triples(data_set, row)` is the anchor, the positive and the negatives."""
 
     def __init__(self, folder: Path) -> None:
         facts = read_json(folder / "triples.json")
@@ -66,33 +74,35 @@ class Triples:
         self._firsts = np.fromfile(folder / "firsts.bin", dtype=np.int32)
 
     def __call__(self, data_set: int, row: int) -> list[Tokens]:
-        each = self.data_sets[data_set]
-        width = 2 + each.negatives
-        start = each.start + row * width
-        return [self._text(number) for number in range(start, start + width)]
+        found = self.data_sets[data_set]
+        width = 2 + found.negatives
+        start = found.start + row * width
+        return [self._text(index) for index in range(start, start + width)]
 
-    def _text(self, number: int) -> Tokens:
-        ids = self.store[number].tolist()
-        return Tokens(ids, int(self._firsts[number]), len(ids) - self._after)
+    def _text(self, index: int) -> Tokens:
+        ids = self.store[index].tolist()
+        return Tokens(ids, int(self._firsts[index]), len(ids) - self._after)
 
 
 def check_triples(
     pairs: PairsRecipe, *, step_rows: int, on_note: Callable[[str], object] = lambda _: None
 ) -> None:
-    """Read a corpus of triples to its end, to say what is wrong before anything is trained.
+    """Read a corpus of triples to its end and check it, before anything is trained.
 
     Args:
-        pairs: The corpus.
-        step_rows: Rows of a training step, of all processes.
-        on_note: Hears of characters that were not Unicode, file by file.
+        pairs: Recipe of the corpus.
+        step_rows: Number of rows in a training step, over all processes.
+        on_note: Called with a line about characters that were not Unicode, for each file with such.
 
     Raises:
         CorpusError: A row lacks a text, a file has too few rows, or is not in UTF-8.
-        UsageError: A prompt is given for a file that is not there.
+        UsageError: A prompt is given for a file that does not exist.
     """
     for file in _files(pairs):
         tally = Tally()
-        rows = sum(all(text for _, text in row) for row in _triples(file, pairs, tally))
+        rows = 0
+        for row in _triples(file, pairs, tally):
+            rows += all(each.text for each in row)
         check_size(file.stem, rows, step_rows=step_rows)
         check_encoding(tally)
         if note := tally.note():
@@ -100,15 +110,20 @@ def check_triples(
 
 
 def check_size(name: str, rows: int, *, step_rows: int) -> None:
-    """Refuse a data set that fills no training step.
+    """Refuse a data set that does not fill a training step.
+
+    Args:
+        name: Name of the data set.
+        rows: Number of its rows without empty texts.
+        step_rows: Number of rows in a training step, over all processes.
 
     Raises:
-        CorpusError: It does not.
+        CorpusError: The data set has fewer rows than a step.
     """
     if rows < step_rows:
         raise CorpusError(
-            f"{name} has {rows} rows without empty texts, fewer than the {step_rows} of a step, which are all of one "
-            "file: lower supervised.batch_size, or leave the file out"
+            f"{name} has {rows} rows without empty texts, fewer than the {step_rows} of a step, "
+            "which are all of one file: lower supervised.batch_size, or leave the file out"
         )
 
 
@@ -125,12 +140,13 @@ def store_triples(
     """Tokenise a corpus of triples into a folder, special tokens and prompts included, and open it.
 
     Args:
-        tokenizer: Of the decoder.
-        pairs: The corpus, read as a stream.
-        folder: Where to; written whole or not at all.
-        max_length: Cut texts to so many tokens, prompt included.
-        separator: Between a prompt and its text, as in the encoder's settings.
-        template: Around both, as in the encoder's settings; what closes it counts as the text's.
+        tokenizer: Tokenizer of the decoder.
+        pairs: Recipe of the corpus, which is read as a stream.
+        folder: The folder to write, whole or not at all.
+        max_length: Largest number of tokens of a text, prompt included; the rest is cut.
+        separator: Text between a prompt and its text, as in the encoder's settings.
+        template: Template around prompt and text, as in the encoder's settings; its end counts as
+            part of the text.
         on_progress: Called after each batch with the number of rows in it.
 
     Raises:
@@ -138,42 +154,116 @@ def store_triples(
         UsageError: A prompt leaves no room for its text.
     """
     before, _, after = (template or "{text}").partition("{text}")
-    data_sets: list[DataSet] = []
-    firsts = array("i")
-
-    def ids_of_all() -> Iterator[list[int]]:
-        for file in _files(pairs):
-            start, width = len(firsts), len(next(_triples(file, pairs, Tally())))
-            kept = skipped = 0
-            for chunk in chunks(_triples(file, pairs, Tally()), _CHUNK):
-                chunk = [_joined(row, separator, before) for row in chunk]
-                found = _tokens(tokenizer, chunk, max_length=max_length, suffix=after)
-                for row, tokens in zip(chunk, found, strict=True):
-                    if all(text for _, text in row) and all(
-                        each.first < each.end for each in tokens
-                    ):
-                        kept += 1
-                        firsts.extend(each.first for each in tokens)
-                        yield from (each.ids for each in tokens)
-                    else:
-                        skipped += 1
-                on_progress(len(chunk))
-            if not kept:
-                raise CorpusError(f"{file.name}: every row has an empty text")
-            data_sets.append(DataSet(file.stem, kept, width - 2, skipped, start))
-
+    joining = _Joining(tokenizer, max_length, separator, before, after)
+    rows = _TokenRows(pairs, joining, on_progress)
     with atomic_folder(folder) as partial:
-        write_tokens(ids_of_all(), partial / "tokens")
-        np.asarray(firsts, dtype=np.int32).tofile(partial / "firsts.bin")
+        write_tokens(rows.ids(), partial / "tokens")
+        np.asarray(rows.firsts, dtype=np.int32).tofile(partial / "firsts.bin")
         facts = {
             "after": borders(tokenizer).after,
-            "data_sets": [asdict(each) for each in data_sets],
+            "data_sets": [asdict(each) for each in rows.data_sets],
         }
         write_json(partial / "triples.json", facts)
     return Triples(folder)
 
 
+@dataclass(frozen=True)
+class _Joining:
+    """How prompts, texts and a template become tokens.
+
+    Attributes:
+        tokenizer: Tokenizer of the decoder.
+        max_length: Largest number of tokens of a text, prompt included.
+        separator: Text between a prompt and its text.
+        before: Beginning of the template.
+        after: End of the template.
+    """
+
+    tokenizer: "PreTrainedTokenizerBase"
+    max_length: int
+    separator: str
+    before: str
+    after: str
+
+    def tokens(self, rows: Sequence[Triple]) -> Iterator[list[Tokens]]:
+        """The tokens of each text of each row.
+
+        Texts with and without a prompt are tokenised apart, since only the border after a prompt
+        has to be found by character offsets.
+        """
+        joined = [[self._joined(each) for each in row] for row in rows]
+        prompted: Triple = []
+        bare: Triple = []
+        for row in joined:
+            prompted += [each for each in row if each.prompt]
+            bare += [each for each in row if not each.prompt]
+        with_prompt = iter(self._tokenized(prompted, prompts=[each.prompt for each in prompted]))
+        without = iter(self._tokenized(bare))
+        for row in joined:
+            yield [next(with_prompt if each.prompt else without) for each in row]
+
+    def _joined(self, given: PromptedText) -> PromptedText:
+        """A text with all that comes before it in place of its prompt."""
+        prompt = before_text(given.prompt, separator=self.separator)
+        return PromptedText(self.before + prompt, given.text)
+
+    def _tokenized(
+        self, texts: Sequence[PromptedText], *, prompts: Sequence[str] | None = None
+    ) -> Sequence[Tokens]:
+        return tokenize(
+            self.tokenizer,
+            [each.text for each in texts],
+            max_length=self.max_length,
+            prompts=prompts,
+            suffix=self.after,
+        )
+
+
+class _TokenRows:
+    """The token ids of all texts of a corpus, file after file.
+
+    Attributes:
+        data_sets: The files that were read to their end.
+        firsts: Index of the first token that is pooled, for each text so far.
+    """
+
+    def __init__(self, pairs: PairsRecipe, joining: _Joining, on_progress: OnProgress) -> None:
+        self.data_sets: list[DataSet] = []
+        self.firsts = array("i")
+        self._pairs = pairs
+        self._joining = joining
+        self._on_progress = on_progress
+
+    def ids(self) -> Iterator[list[int]]:
+        """The ids of each text, read once."""
+        for file in _files(self._pairs):
+            yield from self._ids_of(file)
+
+    def _ids_of(self, file: DataFile) -> Iterator[list[int]]:
+        start = len(self.firsts)
+        kept = skipped = width = 0
+        for rows in chunks(_triples(file, self._pairs, Tally()), _CHUNK):
+            width = len(rows[0])
+            for row, tokens in zip(rows, self._joining.tokens(rows), strict=True):
+                if not _is_complete(row, tokens):
+                    skipped += 1
+                    continue
+                kept += 1
+                self.firsts.extend(each.first for each in tokens)
+                yield from (each.ids for each in tokens)
+            self._on_progress(len(rows))
+        if not kept:
+            raise CorpusError(f"{file.name}: every row has an empty text")
+        self.data_sets.append(DataSet(file.stem, kept, width - 2, skipped, start))
+
+
+def _is_complete(row: Triple, tokens: Sequence[Tokens]) -> bool:
+    """Whether each text of a row has characters, and tokens to pool."""
+    return all(each.text for each in row) and all(each.first < each.end for each in tokens)
+
+
 def _files(pairs: PairsRecipe) -> list[DataFile]:
+    """The files of a corpus, after a check that all prompts belong to one of them."""
     files = find_files(str(pairs.source), formats=TABLES)
     names = [file.stem for file in files]
     for name in (*pairs.prompts, *pairs.both_sides):
@@ -181,89 +271,76 @@ def _files(pairs: PairsRecipe) -> list[DataFile]:
             near = difflib.get_close_matches(name, names, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names)}"
             raise UsageError(
-                f"supervised.corpus: a prompt is given for {name!r}, but there is no such file; {hint}"
+                f"supervised.corpus: a prompt is given for {name!r}, but there is no such file; "
+                f"{hint}"
             )
-    if silent := [name for name in pairs.both_sides if not pairs.prompts.get(name)]:
-        raise UsageError(
-            f"supervised.corpus.both_sides: {silent[0]!r} has no prompt among `supervised.corpus.prompts`"
-        )
+    for name in pairs.both_sides:
+        if not pairs.prompts.get(name):
+            raise UsageError(
+                f"supervised.corpus.both_sides: {name!r} has no prompt in supervised.corpus.prompts"
+            )
     return files
 
 
 def _triples(file: DataFile, pairs: PairsRecipe, tally: Tally) -> Iterator[Triple]:
-    """The rows of a file; they all have negatives, or none has, as the first one says."""
+    """The rows of a file; all of them have as many negatives as the first one."""
     prompts = pairs.prompts.get(file.stem) or ("",)
-    symmetric = file.stem in pairs.both_sides
+    is_symmetric = file.stem in pairs.both_sides
     width = 0
     for index, row in enumerate(read_rows(file)):
         texts = _row_texts(row, pairs.negatives)
         if width not in (0, len(texts)):
             raise CorpusError(
-                f"{row.location}: {len(texts) - 2} negatives, where the rows before it have {width - 2}"
+                f"{row.location}: {len(texts) - 2} negatives, but the rows before it have "
+                f"{width - 2}"
             )
         width = len(texts)
         tally.count(row.location, empty=not all(texts), replaced=row.replaced)
         prompt = prompts[index % len(prompts)]
-        others = prompt if symmetric else ""
-        yield [(prompt, texts[0]), *((others, text) for text in texts[1:])]
+        others = prompt if is_symmetric else ""
+        anchor = PromptedText(prompt, texts[0])
+        yield [anchor, *(PromptedText(others, text) for text in texts[1:])]
     if not width:
         raise CorpusError(f"{file.name} holds no rows")
 
 
 def _row_texts(row: Row, negatives: int) -> list[str]:
-    """Anchor, positive and negatives of a row."""
+    """The anchor, the positive and the negatives of a row."""
     if row.problem is not None:
         raise CorpusError(f"{row.location}: {row.problem}")
     return [
-        _text(row.values, _ANCHORS, row.location),
-        _text(row.values, ("positive",), row.location),
-        *_negatives(row.values, negatives, row.location),
+        _field(row, _ANCHORS),
+        _field(row, ("positive",)),
+        *_negatives(row, negatives),
     ]
 
 
-def _text(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
-    name = next((name for name in names if name in row), None)
-    if name is None:
-        there = ", ".join(map(str, row)) or "no fields"
-        raise CorpusError(
-            f"{where}: there is no field {' or '.join(map(repr, names))}; there are: {there}"
-        )
-    return _stripped(row[name], name, where)
+def _field(row: Row, names: Sequence[str]) -> str:
+    """The first of these fields that a row has."""
+    for name in names:
+        if name in row.values:
+            return _stripped(row.values[name], name, row.location)
+    known = ", ".join(map(str, row.values)) or "no fields"
+    raise CorpusError(
+        f"{row.location}: there is no field {' or '.join(map(repr, names))}; there are: {known}"
+    )
 
 
-def _negatives(row: Mapping[str, Any], count: int, where: str) -> list[str]:
-    value = row.get("negative")
+def _negatives(row: Row, count: int) -> list[str]:
+    """The first `count` negatives of a row; none if the row has no such field."""
+    value = row.values.get("negative")
     if value is None or not count:
         return []
     texts = value if isinstance(value, list) else [value]
     if len(texts) < count:
         raise CorpusError(
-            f"{where}: {len(texts)} negatives, fewer than supervised.corpus.negatives, {count}"
+            f"{row.location}: {len(texts)} negatives, fewer than the {count} of "
+            "supervised.corpus.negatives"
         )
-    return [_stripped(text, "negative", where) for text in texts[:count]]
+    return [_stripped(text, "negative", row.location) for text in texts[:count]]
 
 
-def _stripped(value: Any, name: str, where: str) -> str:
+def _stripped(value: Any, name: str, location: str) -> str:
     if not isinstance(value, str):
-        raise CorpusError(f"{where}: field {name!r} holds {type(value).__name__}, not text")
+        raise CorpusError(f"{location}: field {name!r} holds {type(value).__name__}, not text")
     return value.strip()
-
-
-def _joined(row: Triple, separator: str, before: str) -> Triple:
-    """Prompts as they stand before their texts, in the template."""
-    return [(before + before_text(prompt, separator=separator), text) for prompt, text in row]
-
-
-def _tokens(
-    tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Triple], *, max_length: int, suffix: str
-) -> Iterator[list[Tokens]]:
-    """Rows tokenised, texts with and without a prompt apart: only the former's borders are looked for by offsets."""
-    prompted = [pair for row in rows for pair in row if pair[0]]
-    bare = [text for row in rows for prompt, text in row if not prompt]
-    texts, prompts = [text for _, text in prompted], [prompt for prompt, _ in prompted]
-    with_prompt = iter(
-        tokenize(tokenizer, texts, max_length=max_length, prompts=prompts, suffix=suffix)
-    )
-    without = iter(tokenize(tokenizer, bare, max_length=max_length, suffix=suffix))
-    for row in rows:
-        yield [next(with_prompt if prompt else without) for prompt, _ in row]
