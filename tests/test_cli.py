@@ -36,20 +36,16 @@ def run(*arguments, stdin=None):
     "command",
     [
         [],
-        *(
-            [each]
-            for each in (
-                "convert",
-                "train",
-                "recipe",
-                "encode",
-                "info",
-                "probe",
-                "tag",
-                "evaluate",
-                "report",
-            )
-        ),
+        ["convert"],
+        ["legacy"],
+        ["legacy", "train"],
+        ["recipe"],
+        ["encode"],
+        ["info"],
+        ["probe"],
+        ["tag"],
+        ["evaluate"],
+        ["report"],
     ],
 )
 def test_help_imports_nothing_heavy_and_has_examples(command):
@@ -57,7 +53,7 @@ def test_help_imports_nothing_heavy_and_has_examples(command):
     assert "imported" not in done.stdout
     assert done.returncode == 0
     assert "Usage" in done.stdout
-    assert not command or "llm2vec " + command[0] in done.stdout
+    assert not command or f"llm2vec {command[0]} " in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -71,8 +67,16 @@ def test_help_imports_nothing_heavy_and_has_examples(command):
         (["recipe", "--set", "seeds=3"], "did you mean 'seed'"),
         (["recipe", "--from", "nowhere.json"], "nowhere.json cannot be read"),
         (["recipe", "--from", "a.json", "--preset", "paper"], "leave out --preset"),
-        (["train", "mlm", "a.json"], "there is no 'mlm' to train: mntp, simcse, supervised"),
-        (["train", "mntp", "nowhere.json"], "nowhere.json cannot be read"),
+        (
+            ["legacy", "train", "mlm", "a.json"],
+            "there is no 'mlm' to train: mntp, simcse, supervised",
+        ),
+        (["legacy", "train", "mntp", "nowhere.json"], "nowhere.json cannot be read"),
+        (["train", "mntp", "a b.json"], "`llm2vec legacy train mntp 'a b.json'`"),
+        (["train", "mntp", "a.json", "--set", "x=1"], "`llm2vec convert --from a.json`"),
+        (["train", "a.json"], "`llm2vec convert --from a.json`"),
+        (["convert", "--from", "nowhere.json"], "nowhere.json cannot be read"),
+        (["convert", "bundled", "--from", "a.json", "--corpus", "self"], "leave out --corpus"),
         (["probe", "encoder"], "--train and --test"),
         (["probe", "encoder", "--layer", "top"], "--layer top: there is last, all, or a number"),
         (["probe", "nowhere.json"], "nowhere.json cannot be read"),

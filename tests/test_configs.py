@@ -5,8 +5,9 @@ import json
 
 import pytest
 
+from llm2vec.cli.words import ProbeOptions, options_over
 from llm2vec.errors import UsageError
-from llm2vec.legacy.configs import probe_arguments, read_config
+from llm2vec.legacy.configs import read_config
 from llm2vec.recipe.knobs import Recipe, differences, merged
 from llm2vec.recipe.presets import preset
 
@@ -281,22 +282,19 @@ def test_a_test_of_a_word_task_is_a_probe_too(translate):
     assert any(note.startswith("cls_addr: pickled") for note in translated.notes)
 
 
-def test_the_command_line_stands_above_a_word_tasks_file_and_that_above_our_defaults(translate):
+def test_the_command_line_replaces_a_word_tasks_file_and_that_our_defaults(translate):
     nothing = dict.fromkeys(("train", "test", "dev", "column", "reading", "merge"))
-    ours = probe_arguments(nothing)
-    assert ours == {**nothing, "adapters": [], "reading": "auto", "merge": "mean"}
-    file = translate(WORD_TASK)
-    assert probe_arguments(nothing, file) == file.probe
+    assert options_over({}, nothing) == ProbeOptions(reading="auto", merge="mean")
+    file = translate(WORD_TASK).probe
+    assert options_over(file, nothing) == ProbeOptions(**file)
     own = {"train": "a.jsonl", "test": "b.jsonl", "merge": "last"}
-    found = probe_arguments({**nothing, **own}, file)
-    assert found == {
-        **file.probe,
-        **own,
-        "dev": None,
-    }  # no development set of another data set than the others
-    files = LEAST["word-task"] | {"validation_file": "v.txt"}
-    found = probe_arguments(nothing, translate(files, among=("word-task", "test-word-task")))
-    assert (found["train"], found["test"], found["dev"]) == ("t.txt", "v.txt", None)
+    found = options_over(file, {**nothing, **own})
+    without_development_set_of_other_data = {**file, **own, "dev": None}
+    assert found == ProbeOptions(**without_development_set_of_other_data)
+    values = LEAST["word-task"] | {"validation_file": "v.txt"}
+    file = translate(values, among=("word-task", "test-word-task")).probe
+    found = options_over(file, nothing)
+    assert (found.train, found.test, found.dev) == ("t.txt", "v.txt", None)
 
 
 @pytest.mark.parametrize("kind", FILES)

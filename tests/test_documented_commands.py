@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import typer
 from conftest import DECODERS, ROOT
+from typer.core import TyperGroup
 
 from llm2vec.cli.main import app
 from llm2vec.report import measure
@@ -47,10 +48,18 @@ def blocks(page):
     return [line for line in lines if re.match(r"(cat \S+ \| )?llm2vec ", line)]
 
 
+def commands_in(group):
+    """The commands of a group that `--help` shows, and those of the groups within it."""
+    for command in group.commands.values():
+        if not command.hidden:
+            yield command
+            yield from commands_in(command) if isinstance(command, TyperGroup) else ()
+
+
 def in_help():
     """The examples of each command's help, before a terminal wraps them."""
     found = []
-    for command in PROGRAM.commands.values():
+    for command in commands_in(PROGRAM):
         found += re.findall(r"`((?:cat \S+ \| )?llm2vec [^`]*)`", command.epilog or "")
     return found
 
@@ -185,18 +194,18 @@ def project(bare, tmp_path_factory):
 def test_lines_are_found_in_the_readme_in_docs_and_in_the_help_of_each_command():
     assert len(RUN) > 15
     shown = {line.partition("llm2vec ")[2].split()[0] for line in SHOWN}
-    assert shown >= set(PROGRAM.commands)
+    assert shown >= {name for name, each in PROGRAM.commands.items() if not each.hidden}
     assert len(PARSED) > 10
 
 
 @pytest.mark.parametrize("line", RUN)
 def test_a_line_works_as_it_is_shown(line, request, tmp_path, monkeypatch, capsys):
-    makes_an_encoder = re.search(r"llm2vec (convert|train) ", line)
+    makes_an_encoder = re.search(r"llm2vec (convert|legacy train) ", line)
     folder = request.getfixturevalue("project")
     if makes_an_encoder:
         folder = tmp_path / "here"
         shutil.copytree(request.getfixturevalue("bare"), folder)
-    argv, stdin = read_by_a_shell(line.partition(" the bundled decoder")[0], folder)
+    argv, stdin = read_by_a_shell(line, folder)
     few = [replace(task, train=task.train[:40], test=task.test[:20]) for task in bundled_words()]
     monkeypatch.setattr(measure, "bundled_words", lambda: few[:1])
     monkeypatch.chdir(folder)
@@ -211,9 +220,12 @@ def test_a_line_works_as_it_is_shown(line, request, tmp_path, monkeypatch, capsy
 def test_a_line_that_needs_the_hub_or_stands_for_others_is_understood(line, tmp_path):
     words = PLACEHOLDER.sub("x", line.partition("llm2vec ")[2])
     argv, _ = read_by_a_shell(f"llm2vec {words}", tmp_path)
-    command = PROGRAM.commands[argv[0]]
-    if len(argv) > 1:
-        command.make_context(argv[0], argv[1:])
+    command, depth = PROGRAM, 0
+    while isinstance(command, TyperGroup):
+        command = command.commands[argv[depth]]
+        depth += 1
+    if argv[depth:]:
+        command.make_context(argv[depth - 1], argv[depth:])
 
 
 def test_the_scripts_that_docs_name_are_there():

@@ -13,11 +13,6 @@ MOST_IN_ROOT = 4
 
 
 STILL_DENSE = {
-    ("cli/evaluate.py", "_mteb"): 268,
-    ("cli/main.py", "_show"): 372,
-    ("cli/train.py", "_summary"): 291,
-    ("cli/words.py", "_show_probes"): 292,
-    ("cli/words.py", "probe"): 428,
     ("conversion/info.py", "_estimate"): 342,
     ("conversion/info.py", "describe"): 301,
     ("evaluation/probe.py", "_fit"): 462,

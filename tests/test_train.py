@@ -69,17 +69,25 @@ def wiki(corpus, **values):
 
 def test_an_mntp_file_trains_and_a_simcse_file_goes_on_from_where_it_ended(write, corpus, tmp_path):
     file = write(train_file=str(corpus), evaluation_strategy="steps", overwrite_output_dir=True)
-    done = run("train", "mntp", file, *SHORT)
+    done = run("legacy", "train", "mntp", file, *SHORT)
     assert done.returncode == 0, done.stderr
     assert "note: overwrite_output_dir: --start-over\n" in done.stderr
     assert "MNTP held-out loss" in done.stdout
     assert LLM2Vec.from_pretrained(tmp_path / "out").encode("A text.").isfinite().all()
-    again = run("train", "mntp", file, *SHORT, "--json")
+    again = run("convert", "--from", file, *SHORT, "--json")
     assert "is finished already" in again.stderr
     assert [stage["stage"] for stage in json.loads(again.stdout)["stages"]] == ["bi", "mntp"]
     file = write(**wiki(corpus, peft_model_name_or_path=str(tmp_path / "out")))
     done = run(
-        "train", "simcse", file, *SHORT, "--out", tmp_path / "next", "--keep-stages", "--json"
+        "legacy",
+        "train",
+        "simcse",
+        file,
+        *SHORT,
+        "--out",
+        tmp_path / "next",
+        "--keep-stages",
+        "--json",
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["recipe"]["decoder"] == str(tmp_path / "out")
@@ -94,7 +102,7 @@ def test_a_simcse_file_starts_from_the_decoder_with_its_adapter_merged(
     write, corpus, adapter, tmp_path
 ):
     file = write(**wiki(corpus, peft_model_name_or_path=str(adapter), torch_dtype="float32"))
-    done = run("train", "simcse", file, *SHORT, "--keep-stages", "--json")
+    done = run("legacy", "train", "simcse", file, *SHORT, "--keep-stages", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["recipe"]["adapters"] == [str(adapter)]
@@ -109,10 +117,10 @@ def test_a_simcse_file_starts_from_the_decoder_with_its_adapter_merged(
     )
     assert (start - bare.encode("The miller sold the door.")).abs().max() > 1000 * SAME_VECTOR
     (adapter / "more.txt").touch()
-    done = run("train", "simcse", file, *SHORT)
+    done = run("legacy", "train", "simcse", file, *SHORT)
     assert (done.returncode, "the adapters' files" in done.stderr) == (1, True)
     shutil.rmtree(adapter)
-    done = run("train", "simcse", file, *SHORT, "--out", tmp_path / "other")
+    done = run("legacy", "train", "simcse", file, *SHORT, "--out", tmp_path / "other")
     assert (done.returncode, f"there is no folder {adapter}" in done.stderr) == (1, True)
 
 
@@ -128,7 +136,7 @@ def test_a_supervised_file_trains_on_its_folder_and_the_decoder_writes_no_texts(
         )
     file = write(dataset_name="E5", dataset_file_path=str(tmp_path / "e5"), max_seq_length=64)
     wrapped = ["--set", "encoder.template=<< {text} >>"]
-    done = run("train", "supervised", file, *SHORT, *wrapped, "--keep-stages", "--json")
+    done = run("legacy", "train", "supervised", file, *SHORT, *wrapped, "--keep-stages", "--json")
     assert done.returncode == 0, done.stderr
     assert "sentence-transformers does not wrap texts" in done.stderr
     assert "note: bidirectional: absent or false" in done.stderr
@@ -178,7 +186,7 @@ def test_a_supervised_file_trains_on_its_folder_and_the_decoder_writes_no_texts(
     ],
 )
 def test_what_a_file_lacks_is_one_line_that_names_its_key(write, stage, values, code, said):
-    done = run("train", stage, write(**values))
+    done = run("legacy", "train", stage, write(**values))
     wrong = [line for line in done.stderr.splitlines() if not line.startswith("note: ")]
     assert (done.returncode, done.stdout, len(wrong)) == (code, "", 1)
     assert said in wrong[0]

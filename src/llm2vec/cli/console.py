@@ -1,6 +1,6 @@
-"""How the command line looks: progress with time left, one-line errors, JSON on standard output.
+"""How the command line looks: progress with the time left, notes, tables and JSON.
 
-People read standard error; standard output holds results alone. Only `cli` uses this.
+Notes and progress go to standard error, and only results to standard output.
 """
 
 import io
@@ -25,13 +25,13 @@ from rich.table import Table
 from llm2vec.errors import UsageError
 
 _LINE_EVERY_S = 15.0
-"""Without a terminal, a line of progress at most so often."""
+"""Seconds between two lines of progress where there is no terminal."""
 
-_AS_WIDE_AS_NEEDED = 1000
-"""Columns of a file or pipe, where nothing need be cut."""
+_FILE_WIDTH = 1000
+"""Width of a table in a file or pipe, in characters: nothing needs to be cut."""
 
-_ONE_LINE = 32
-"""Cells up to so many characters stay on one line; names, in the first column, are folded instead."""
+_UNFOLDED = 32
+"""Cells up to so many characters stay on one line; the names in the first column may fold."""
 
 people = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 results = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
@@ -102,17 +102,17 @@ def _shown(numbers: dict[str, float]) -> str:
 
 
 def answer(value: Any) -> None:
-    """One JSON document on standard output."""
+    """Print one JSON document on standard output."""
     sys.stdout.write(_as_json(value, sys.stdout, indent=2) + "\n")
 
 
 def one_line(value: Any, file: IO[str]) -> str:
-    """A value as JSON on one line, for a file to write."""
+    """A value as JSON on one line, in characters that the file can write."""
     return _as_json(value, file, indent=None)
 
 
 def _as_json(value: Any, file: IO[str], *, indent: int | None) -> str:
-    """Characters that a file's encoding does not have are escaped, so that the JSON says the same."""
+    """JSON that escapes the characters which the file's encoding lacks."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
     try:
         text.encode(getattr(file, "encoding", None) or "utf8")
@@ -122,39 +122,52 @@ def _as_json(value: Any, file: IO[str], *, indent: int | None) -> str:
 
 
 def pasted(path: Path) -> str:
-    """A path as a shell reads it, for lines that are meant to be pasted."""
+    """A path as a shell reads it, for lines that people paste."""
     return shlex.quote(str(path))
 
 
 def as_python(path: Path) -> str:
-    """A path as a string in Python, in double quotes."""
+    """A path as a string of Python, in double quotes."""
     return json.dumps(str(path), ensure_ascii=False)
 
 
 def escape_unknown_characters() -> None:
-    """Let standard output escape what the terminal's encoding does not have, as standard error does."""
+    """Let standard output escape characters that the terminal lacks, as standard error does."""
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
+def print_ready(folder: Path, *, console: Console) -> None:
+    """Say that an encoder folder is finished, with lines to paste that use it."""
+    console.print(
+        f"{folder} is ready: SentenceTransformer({as_python(folder)}), or llm2vec encode "
+        f'{pasted(folder)} "some text"'
+    )
+
+
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """A small table on standard output; the first column is names, the others are numbers."""
+    """Print a small table on standard output: names in the first column, numbers in the others."""
     drawn = Table(box=None, pad_edge=False, header_style="bold")
-    for index, column in enumerate(columns):
-        short = index > 0 and all(len(row[index]) <= _ONE_LINE for row in rows if index < len(row))
-        drawn.add_column(
-            column, justify="right" if index else "left", overflow="fold", no_wrap=short
-        )
+    first, *others = columns
+    drawn.add_column(first, justify="left", overflow="fold")
+    for index, column in enumerate(others, start=1):
+        cells = [row[index] for row in rows if index < len(row)]
+        short = all(len(cell) <= _UNFOLDED for cell in cells)
+        drawn.add_column(column, justify="right", overflow="fold", no_wrap=short)
     for row in rows:
         drawn.add_row(*row)
-    wide = Console(highlight=False, width=_AS_WIDE_AS_NEEDED, markup=False, emoji=False)
-    place = results if results.is_terminal else wide
+    wide = Console(highlight=False, width=_FILE_WIDTH, markup=False, emoji=False)
+    console = results if results.is_terminal else wide
     if title:
-        place.print(title)
-    place.print(drawn, no_wrap=False)
+        console.print(title)
+    console.print(drawn, no_wrap=False)
 
 
 def one_of(option: str, value: str, known: tuple[str, ...]) -> None:
-    """Refuse a value of an option that is none of these."""
+    """Refuse a value that an option does not have.
+
+    Raises:
+        UsageError: The value is not among the known ones.
+    """
     if value not in known:
         raise UsageError(f"{option} {value}: there is {', '.join(known)}")

@@ -8,19 +8,15 @@ import typer
 
 from llm2vec.backbone.source import Source
 from llm2vec.cli.console import answer, people
-from llm2vec.cli.inputs import (
-    ColumnOption,
-    DelimiterOption,
-    FileOption,
-    FormatOption,
-    Texts,
-    TextSource,
-    given_texts,
-)
-from llm2vec.cli.train import Json
+from llm2vec.cli.inputs import TextSource, given_texts
+from llm2vec.cli.options import Delimiter, Json, TextColumn, TextFile, TextFormat, Texts
+from llm2vec.cli.vector_files import check_target, write_vectors
 
 if TYPE_CHECKING:
     import numpy as np
+
+_TEXTS_WITHOUT_BAR = 1000
+"""A progress bar is drawn for more texts than this."""
 
 
 def register(app: typer.Typer) -> None:
@@ -34,30 +30,34 @@ def register(app: typer.Typer) -> None:
 
 
 def encode(
-    model: Annotated[str, typer.Argument(help="An encoder folder, hub id, or GGUF file.")],
+    model: Annotated[str, typer.Argument(help="Encoder folder, hub id, or GGUF file.")],
     texts: Texts = None,
-    file: FileOption = None,
-    column: ColumnOption = None,
-    as_format: FormatOption = None,
-    delimiter: DelimiterOption = None,
+    file: TextFile = None,
+    column: TextColumn = None,
+    as_format: TextFormat = None,
+    delimiter: Delimiter = None,
     out: Annotated[
-        Path | None, typer.Option(help=".npy, .jsonl or .parquet; none: JSON lines to stdout.")
+        Path | None,
+        typer.Option(
+            help="File to write: .npy, .jsonl or .parquet. By default JSON lines are printed."
+        ),
     ] = None,
-    prompt: Annotated[str | None, typer.Option(help="Put before every text, not pooled.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Prompt before every text; it is not pooled.")
+    ] = None,
     prompt_name: Annotated[
-        str | None, typer.Option(help="The same, by its name in the encoder's settings.")
+        str | None, typer.Option(help="Name of a prompt in the encoder's settings.")
     ] = None,
     normalize: Annotated[
         bool, typer.Option("--normalize", help="Scale vectors to length 1.")
     ] = False,
     batch_size: Annotated[
-        int | None, typer.Option(help="Texts at a time; none: by token budget.")
+        int | None,
+        typer.Option(help="Most texts in a batch. By default batches are cut by tokens."),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Encode texts to vectors: one for every row, in order; that of an empty text is zero."""
-    from llm2vec.cli.vectors import check_target, write_vectors
-
+    """Encode texts to vectors: one vector a row, in order; an empty text has the zero vector."""
     Source.of(model).check()
     if out is not None:
         check_target(out)
@@ -66,31 +66,31 @@ def encode(
     from llm2vec.encoder.encoder import Encoder
 
     encoder = Encoder.from_pretrained(model)
-    vectors = encoder.encode(
+    vectors_BD = encoder.encode(
         given.texts,
         prompt=prompt,
         prompt_name=prompt_name,
         normalize=normalize or None,
         batch_size=batch_size,
-        show_progress=len(given.rows) > 1000 and people.is_terminal,
+        show_progress=len(given.rows) > _TEXTS_WITHOUT_BAR and people.is_terminal,
         convert_to_numpy=True,
     )
     if out is None and json:
-        pairs = zip(given.texts, vectors, strict=True)
+        pairs = zip(given.texts, vectors_BD, strict=True)
         answer([{"text": text, "vector": vector.tolist()} for text, vector in pairs])
         return
-    write_vectors(out, given.texts, vectors, stdout=sys.stdout)
+    write_vectors(out, given.texts, vectors_BD, stdout=sys.stdout)
     if out is not None:
-        _tell_vectors(out, vectors, replaced=given.tally.replaced, json=json)
+        _print_counts(out, vectors_BD, replaced=given.tally.replaced, json=json)
 
 
-def _tell_vectors(out: Path, vectors: "np.ndarray", *, replaced: int, json: bool) -> None:
-    """What was written: how many vectors, and how many of them are zero, of texts without a token."""
-    count, dimension = vectors.shape
-    empty = int((~vectors.any(axis=1)).sum())
+def _print_counts(out: Path, vectors_BD: "np.ndarray", *, replaced: int, json: bool) -> None:
+    """How many vectors were written, and how many of them are zero, of texts without a token."""
+    count, dimension = vectors_BD.shape
+    empty = int((~vectors_BD.any(axis=1)).sum())
     if json:
         counts = {"texts": count, "empty": empty, "replaced": replaced}
         answer({"out": str(out), "dimension": dimension, **counts})
         return
-    zero = f"; {empty:,} of them zero, of empty texts" if empty else ""
+    zero = f"; {empty:,} of them are zero, of empty texts" if empty else ""
     people.print(f"{count:,} vectors of {dimension} numbers in {out}{zero}")

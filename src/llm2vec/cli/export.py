@@ -1,4 +1,4 @@
-"""The command `export`: an encoder in the form of another runtime, compared with its source."""
+"""The command `export`: an encoder in the form of another runtime, compared with the original."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llm2vec.cli.console import answer, people
+from llm2vec.cli.options import Json
 
 if TYPE_CHECKING:
     from llm2vec.serving.export.export import Exported
@@ -22,23 +23,21 @@ def register(app: typer.Typer) -> None:
 
 
 def export(
-    model: Annotated[str, typer.Argument(help="An encoder folder or hub id.")],
-    to: Annotated[str, typer.Option(help="The form; docs/export.md describes each.")],
-    out: Annotated[Path, typer.Option(help="The folder to make.")],
+    model: Annotated[str, typer.Argument(help="Encoder folder or hub id.")],
+    to: Annotated[str, typer.Option(help="Form to write: onnx or static.")],
+    out: Annotated[Path, typer.Option(help="Folder to make.")],
     precision: Annotated[
-        str | None, typer.Option(help="Of the weights; none: the form's own.")
+        str | None, typer.Option(help="Precision of the weights. By default the form's own.")
     ] = None,
     pairs: Annotated[
         Path | None,
-        typer.Option(help="Graded pairs to measure the loss on; none: the bundled ones."),
+        typer.Option(help="Graded pairs to compare both on. By default the bundled ones."),
     ] = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON document on standard output.")
-    ] = False,
+    json: Json = False,
 ) -> None:
-    """Write an encoder in another form, open it as others would, and compare the vectors.
+    """Write an encoder in another form, open it as its users would, and compare the vectors.
 
-    An export that gives other vectors than its source fails, and nothing is left of it.
+    An export whose vectors differ from the encoder's fails and leaves no folder.
     """
     from llm2vec.serving.export.export import export as export_encoder
 

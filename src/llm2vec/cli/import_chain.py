@@ -1,4 +1,4 @@
-"""The command `import`: one encoder folder of a base and the adapters that the first implementation trained."""
+"""The command `import`: one encoder folder from a base model and adapters of version 0.2.3."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from llm2vec.backbone.source import Source
-from llm2vec.cli.console import answer, as_python, pasted, people
+from llm2vec.cli.console import answer, people, print_ready
+from llm2vec.cli.options import Json
 from llm2vec.errors import ModelError
 from llm2vec.runtime.files import refuse_occupied, resolved_folder
 
@@ -16,29 +17,37 @@ def register(app: typer.Typer) -> None:
     app.command(
         name="import",
         epilog="Examples:\n\n"
-        "`llm2vec import meta-llama/Meta-Llama-3-8B-Instruct ./my-mntp ./my-mntp-unsup-simcse --out encoder`\n\n"
-        "`llm2vec import McGill-NLP/LLM2Vec-Sheared-LLaMA-mntp McGill-NLP/LLM2Vec-Sheared-LLaMA-mntp-supervised "
-        "--out encoder`",
+        "`llm2vec import meta-llama/Meta-Llama-3-8B-Instruct ./my-mntp ./my-mntp-unsup-simcse "
+        "--out encoder`\n\n"
+        "`llm2vec import McGill-NLP/LLM2Vec-Sheared-LLaMA-mntp "
+        "McGill-NLP/LLM2Vec-Sheared-LLaMA-mntp-supervised --out encoder`",
     )(import_chain)
 
 
 def import_chain(
     base: Annotated[
-        str, typer.Argument(help="Base model, or a folder or hub id with its first adapter.")
+        str, typer.Argument(help="Base model, or a folder or hub id that holds its first adapter.")
     ],
     adapters: Annotated[
-        list[str] | None, typer.Argument(help="Adapters: MNTP, then SimCSE or supervised.")
+        list[str] | None,
+        typer.Argument(
+            help="Adapters in the order they were trained: MNTP, then SimCSE or supervised."
+        ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="The encoder folder to make.")] = Path("encoder"),
-    pooling: Annotated[str | None, typer.Option(help="Instead of what the adapters say.")] = None,
+    out: Annotated[Path, typer.Option(help="Encoder folder to make.")] = Path("encoder"),
+    pooling: Annotated[
+        str | None, typer.Option(help="Pooling to use instead of what the adapters say.")
+    ] = None,
     as_given: Annotated[
-        bool, typer.Option("--as-given", help="Merge also what looks wrongly stacked.")
+        bool,
+        typer.Option(
+            "--as-given",
+            help="Merge the adapters even if they seem to be of another base or in another order.",
+        ),
     ] = False,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON document on standard output.")
-    ] = False,
+    json: Json = False,
 ) -> None:
-    """Turn a base and adapters of the first implementation into one folder that opens everywhere."""
+    """Merge a base model and adapters of version 0.2.3 into one encoder folder."""
     refuse_occupied(resolved_folder(out, option="--out"))
     if not (Path(base) / "adapter_config.json").is_file():
         Source.of(base).check()
@@ -54,7 +63,4 @@ def import_chain(
         people.print(note)
     if json:
         answer({"folder": str(out), **facts})
-    people.print(
-        f"{out} is ready: SentenceTransformer({as_python(out)}), or llm2vec encode {pasted(out)} "
-        '"some text"',
-    )
+    print_ready(out, console=people)

@@ -1,10 +1,8 @@
-"""What a command reads: texts, from arguments, files or standard input, and labelled sentences."""
+"""What commands read: texts from arguments, files or standard input, and labelled sentences."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, TextIO, get_args
-
-import typer
+from typing import TextIO, get_args
 
 from llm2vec.cli.console import one_of, people
 from llm2vec.corpus.data_files import DataFile, Format, data_file
@@ -13,52 +11,21 @@ from llm2vec.corpus.texts import Tally, TextRow, text_rows
 from llm2vec.errors import CorpusError, UsageError
 from llm2vec.runtime.unicode import repaired
 
-Texts = Annotated[
-    list[str] | None, typer.Argument(help="Texts; none: standard input, a text a line.")
-]
-FileOption = Annotated[
-    str | None,
-    typer.Option(
-        "--file",
-        help="Texts from a file, folder, glob, address (`s3://` ...) or `hub:NAME`: .txt, .jsonl, "
-        ".csv, .tsv, .parquet, plain or compressed.",
-    ),
-]
-ColumnOption = Annotated[str | None, typer.Option("--column", help="Column of that file.")]
-FormatOption = Annotated[
-    str | None,
-    typer.Option(
-        "--format",
-        help="What the file or standard input holds, where no name says it: txt, jsonl, csv ...",
-    ),
-]
-DelimiterOption = Annotated[
-    str | None, typer.Option("--delimiter", help="Between the cells of a .csv file.")
-]
-
-WordColumnOption = Annotated[
-    str | None,
-    typer.Option(
-        "--word-column",
-        help="Word column, by number or name; none: the first, `form` (CoNLL-U) or `tokens`.",
-    ),
-]
-
-_SENTENCES = ("conllu", "columns")
+_WORD_A_LINE = ("conllu", "columns")
 """Formats with a word a line."""
 
 
 @dataclass(frozen=True)
 class TextSource:
-    """Where a command's texts are, as its options say.
+    """Where the texts of a command are, as its options say.
 
     Attributes:
-        file: The path, folder, glob, address or `hub:NAME`.
-        column: The column of texts.
-        as_format: What the files or standard input hold.
-        delimiter: The character between the cells of a CSV file.
+        file: Path, folder, glob, address or `hub:NAME`; None for standard input.
+        column: Column that holds the texts.
+        as_format: Format of the files or of standard input; None where file names say it.
+        delimiter: Character between the cells of a CSV file.
         words: Whether texts may be tokenised already.
-        word_column: The words' column in files with a word a line.
+        word_column: Column of the words in files with a word a line.
         tokenized: Whether texts are words with spaces between.
     """
 
@@ -76,8 +43,8 @@ class Given:
     """The texts that a command was given.
 
     Attributes:
-        rows: Every row, in order.
-        tally: What was found in them.
+        rows: All rows, in order.
+        tally: Numbers of empty and of repaired texts among them.
     """
 
     rows: list[TextRow]
@@ -85,16 +52,21 @@ class Given:
 
     @property
     def texts(self) -> list[str]:
-        """The texts alone."""
+        """The texts without their places."""
         return [row.text for row in self.rows]
 
 
 def given_texts(arguments: Sequence[str] | None, source: TextSource, *, stdin: TextIO) -> Given:
-    """Read a command's texts; what was not Unicode in them is a note for people.
+    """Read the texts of a command; text that was not Unicode is a note for people.
+
+    Args:
+        arguments: Texts among the arguments.
+        source: Where the texts are, if they are not among the arguments.
+        stdin: Standard input.
 
     Raises:
         CorpusError: There is no text, or a row cannot be read.
-        UsageError: Texts come from two places at once, or an option has no such value.
+        UsageError: Texts come from two places at once, or an option does not have that value.
     """
     if arguments and source.file is not None:
         raise UsageError("texts come from arguments or from --file, not from both")
@@ -117,16 +89,16 @@ def given_texts(arguments: Sequence[str] | None, source: TextSource, *, stdin: T
 def labelled_sentences(
     source: str, column: str | None, word_column: str | None, *, split: str
 ) -> list[TaggedSentence]:
-    """Read labelled sentences; what is odd about their columns is a note for people.
+    """Read labelled sentences; doubts about their columns are notes for people.
 
     Args:
-        source: A file or data set, as of `read_tagged`.
-        column: The labels' column.
-        word_column: The words' column.
-        split: The split of a data set of the hub.
+        source: File, or data set of the hub, as `read_tagged` takes it.
+        column: Column of the labels.
+        word_column: Column of the words.
+        split: Split of a data set of the hub.
 
     Raises:
-        CorpusError: As `read_tagged` says.
+        CorpusError: The file cannot be read, or a row of it is wrong.
     """
     return read_tagged(source, column=column, word_column=word_column, split=split, on_note=_note)
 
@@ -145,7 +117,7 @@ def _rows(arguments: Sequence[str] | None, source: TextSource, stdin: TextIO) ->
             raise UsageError("no texts: give them as arguments, with --file, or on standard input")
         file = DataFile("standard input", as_format or "txt", stdin.buffer)
         yield from _file_rows(file, source)
-    elif source.words and data_file(source.file, as_format=as_format).format in _SENTENCES:
+    elif source.words and data_file(source.file, as_format=as_format).format in _WORD_A_LINE:
         yield from _file_rows(data_file(source.file, as_format=as_format), source)
     else:
         yield from text_rows(
@@ -158,7 +130,7 @@ def _rows(arguments: Sequence[str] | None, source: TextSource, stdin: TextIO) ->
 
 
 def _file_rows(file: DataFile, source: TextSource) -> Iterator[TextRow]:
-    if source.words and file.format in _SENTENCES:
+    if source.words and file.format in _WORD_A_LINE:
         return read_words(file, word_column=source.word_column, on_note=_note)
     return text_rows(file, column=source.column, words=source.words, delimiter=source.delimiter)
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from llm2vec.cli.options import TrustRemoteCode
 from llm2vec.errors import UsageError, first_line
 
 _MIB = 2**20
@@ -24,32 +25,44 @@ def serve(
         list[str], typer.Argument(help="Encoder folders, each as FOLDER or NAME=FOLDER.")
     ],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0: any that is free.", min=0, max=65535)] = 8080,
+    port: Annotated[
+        int, typer.Option(help="Port to listen on; 0 takes any that is free.", min=0, max=65535)
+    ] = 8080,
     api_key: Annotated[
         Path | None,
-        typer.Option(help="File of keys, one a line; or the variable LLM2VEC_API_KEY."),
+        typer.Option(
+            help="File of keys, one a line. The variable LLM2VEC_API_KEY may hold one instead."
+        ),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; none: a GPU if any.")] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Device, such as cpu or cuda. By default a GPU if there is one."),
+    ] = None,
     batch_tokens: Annotated[
-        int | None, typer.Option(help="Tokens read at once; none: as the device takes.", min=1)
+        int | None,
+        typer.Option(help="Most tokens in a batch. By default as many as suit the device.", min=1),
     ] = None,
     queue_tokens: Annotated[
-        int, typer.Option(help="Tokens that may wait; then 429.", min=1)
+        int,
+        typer.Option(
+            help="Most tokens that may wait; further requests are answered with 429.", min=1
+        ),
     ] = 600_000,
-    max_tokens: Annotated[int, typer.Option(help="Tokens in one request.", min=1)] = 300_000,
-    max_texts: Annotated[int, typer.Option(help="Texts in one request.", min=1)] = 2048,
-    max_body: Annotated[int, typer.Option(help="Largest body, in MiB.", min=1)] = 8,
+    max_tokens: Annotated[int, typer.Option(help="Most tokens in one request.", min=1)] = 300_000,
+    max_texts: Annotated[int, typer.Option(help="Most texts in one request.", min=1)] = 2048,
+    max_body: Annotated[int, typer.Option(help="Largest body of a request, in MiB.", min=1)] = 8,
     max_memory: Annotated[
-        int, typer.Option(help="Bodies and vectors of all requests, in MiB.", min=1)
+        int,
+        typer.Option(help="Most memory for the bodies and vectors of all requests, in MiB.", min=1),
     ] = 512,
-    timeout: Annotated[float, typer.Option(help="Longest time for a request, in s.", min=0.1)] = 60,
-    trust_remote_code: Annotated[
-        bool, typer.Option(help="Run model code that comes with a folder.")
-    ] = False,
+    timeout: Annotated[
+        float, typer.Option(help="Longest time for one request, in seconds.", min=0.1)
+    ] = 60,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Serve encoders over HTTP: OpenAI's /v1/embeddings, TEI's /embed, and a page to try them.
 
-    Only folders with safetensors are served. The first one answers requests that name none.
+    Only folders with safetensors are served. The first one answers requests that name no model.
     """
     try:
         import fastapi_offline  # noqa: F401

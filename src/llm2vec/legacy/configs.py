@@ -31,11 +31,6 @@ from llm2vec.legacy.config_keys import (
 from llm2vec.recipe.knobs import POOLING_ALIASES
 
 _DATA_SETS = ("train", "test", "dev")
-_PROBE_DEFAULTS = dict.fromkeys((*_DATA_SETS, "column")) | {
-    "adapters": [],
-    "reading": "auto",
-    "merge": "mean",
-}
 
 
 @dataclass(frozen=True)
@@ -96,21 +91,6 @@ def read_config(
             "model_name_or_path: pairs and encoded texts are wrapped as they were for it (encoder.template)"
         )
     return Translated(file.kind, recipe, file.take("output_dir"), {}, file.finish())
-
-
-def probe_arguments(
-    given: Mapping[str, str | None], file: Translated | None = None
-) -> dict[str, Any]:
-    """What `llm2vec probe` is told: what was given, behind it a word task's file, behind that our defaults.
-
-    Args:
-        given: Arguments of the command line by name; None: not given. Its data sets replace all of the file's.
-        file: Of a word task.
-    """
-    said = {name: value for name, value in given.items() if value is not None}
-    replaced = _DATA_SETS if said.keys() & set(_DATA_SETS) else ()
-    behind = {**_PROBE_DEFAULTS, **(file.probe if file else {})}
-    return {**behind, **dict.fromkeys(replaced), **said}
 
 
 def _read(path: Path) -> dict[str, Any]:

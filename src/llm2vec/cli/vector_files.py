@@ -1,4 +1,4 @@
-"""Vectors out, for the command line: the files that they are written to."""
+"""Files of vectors that commands write: `.npy`, `.jsonl` and `.parquet`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,11 @@ _FORMATS = (".npy", ".jsonl", ".parquet")
 
 
 def check_target(out: Path) -> None:
-    """Refuse a file ending that cannot be written, before any work is done."""
+    """Refuse a file that cannot be written, before any work is done.
+
+    Raises:
+        UsageError: The file's ending is not a known format, or its path is a folder.
+    """
     if out.suffix not in _FORMATS:
         raise UsageError(
             f"--out {out}: the ending says the format; there are {', '.join(_FORMATS)}"
@@ -28,7 +32,15 @@ def check_target(out: Path) -> None:
 def write_vectors(
     out: Path | None, texts: Sequence[str], vectors_BD: "np.ndarray", *, stdout: IO[str]
 ) -> None:
-    """Write vectors as `.npy` (vectors alone), `.jsonl` or `.parquet` (`text`, `vector`); None: JSON lines."""
+    """Write vectors in the format that the file's ending says.
+
+    Args:
+        out: File to write: `.npy` holds the vectors, `.jsonl` and `.parquet` also the texts, as
+            `text` and `vector`. None writes JSON lines to standard output.
+        texts: Texts in order.
+        vectors_BD: Vectors of the texts.
+        stdout: Standard output.
+    """
     if out is None:
         _write_lines(stdout, texts, vectors_BD)
         return

@@ -1,0 +1,116 @@
+"""The command `info`: what a conversion would do to a model, before anything is trained."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llm2vec.backbone.source import Source
+from llm2vec.cli.console import answer, results, table
+from llm2vec.cli.options import Decoder, Json, PresetName, RecipeFile, Sets, TrustRemoteCode
+from llm2vec.cli.recipe import chosen_recipe
+
+if TYPE_CHECKING:
+    from llm2vec.conversion.info import Estimate, Info
+    from llm2vec.evaluation.analysis import Similarity
+
+_VERDICTS = {True: "can be converted", False: "cannot be converted", None: "cannot be tried"}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(
+        epilog="Examples:\n\n"
+        "`llm2vec info Qwen/Qwen3-0.6B --analyse`\n\n"
+        "`llm2vec info ./decoder --preset small --set mntp.steps=200 --json`"
+    )(info)
+
+
+def info(
+    model: Decoder = "bundled",
+    preset_name: PresetName = None,
+    recipe_file: RecipeFile = None,
+    sets: Sets = None,
+    analyse: Annotated[
+        bool,
+        typer.Option(
+            "--analyse",
+            help="Load the weights too, and compare bidirectional states with causal ones.",
+        ),
+    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
+    json: Json = False,
+) -> None:
+    """Say what a conversion would do to a model, before anything is trained.
+
+    Only the configuration is read, unless --analyse is given.
+    """
+    named: dict[str, Any] = {"decoder": model}
+    if trust_remote_code:
+        named["trust_remote_code"] = True
+    recipe = chosen_recipe(model, preset_name, recipe_file, named=named, sets=sets)
+    Source.of(model).check()
+    from llm2vec.conversion.info import describe
+
+    found = describe(recipe)
+    similarity = None
+    if analyse and found.convertible:
+        from llm2vec.evaluation.analysis import layer_similarity
+
+        similarity = layer_similarity(Source(model, trust_remote_code=trust_remote_code))
+    if json:
+        analysed = {"similarity": similarity.cosine_LT} if similarity else {}
+        answer({**found.to_dict(), **analysed})
+        return
+    _print_info(found)
+    if similarity is not None:
+        _print_similarity(similarity)
+
+
+def _print_info(found: "Info") -> None:
+    results.print(f"{found.source}: {found.model_type}, {_VERDICTS[found.convertible]}")
+    if not found.convertible:
+        results.print(f"  {found.reason}")
+    table("", ["", ""], [*_model_rows(found), *map(_estimate_row, found.estimates)])
+    for proof in found.proofs:
+        results.print(f"a small copy: {proof.name} (margin {proof.margin:.1e})")
+    for note in found.notes:
+        results.print(f"note: {note}")
+
+
+def _model_rows(found: "Info") -> list[list[str]]:
+    layers = ", ".join(f"{count} {kind}" for kind, count in found.layer_types.items())
+    if found.bidirectional:
+        layers += " (bidirectional already)"
+    windows = ", ".join(f"{count} x {window}" for window, count in found.windows.items())
+    longest = f"{found.positions:,} tokens" if found.positions else "no limit known"
+    rows = [
+        ["parameters", f"{found.parameters:,}, {found.head_parameters:,} of them the head's"],
+        ["layers", layers],
+        ["windows, tokens to either side", windows],
+        ["vector", f"{found.hidden} numbers, pooling {found.pooling}"],
+        ["longest text", longest],
+        ["weights", f"{found.weights_bytes / 1e6:,.1f} MB"],
+    ]
+    if found.attention:
+        layout = "texts packed without padding" if found.packs else "padded"
+        rows.append(["attention", f"{found.attention}, {layout}"])
+    return rows
+
+
+def _estimate_row(estimate: "Estimate") -> list[str]:
+    minutes = max(estimate.seconds / 60, 0.1)
+    gigabytes = estimate.memory_bytes / 1e9
+    cost = f"about {minutes:,.1f} minutes and {gigabytes:,.2f} GB here"
+    return [f"{estimate.stage}, estimated", f"{estimate.steps:,} steps, {cost}"]
+
+
+def _print_similarity(similarity: "Similarity") -> None:
+    embedding, *layers = similarity.by_layer
+    rows = [["embedding", f"{embedding:.3f}"]]
+    rows += [[str(number), f"{value:.3f}"] for number, value in enumerate(layers, start=1)]
+    title = "Causal against bidirectional states, nothing trained"
+    table(title, ["layer", "mean cosine"], rows)
+    results.print(
+        "Near 1 in every layer: the model works with both, and needs little MNTP. "
+        "Far below 1: it needs MNTP."
+    )

@@ -1,0 +1,102 @@
+"""What every training command does with a recipe: follow it, draw the progress, print the outcome.
+
+Messages for people go to standard error, the result to standard output. Of several processes
+only the first one prints.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llm2vec.cli.console import Drawn, answer, print_ready, results, table
+from llm2vec.recipe.knobs import Recipe
+
+if TYPE_CHECKING:
+    from llm2vec.conversion.convert import Conversion
+
+_HELD_OUT_METRICS = (
+    ("eval_loss", "MNTP held-out loss", ".3f"),
+    ("eval_perplexity", "MNTP perplexity", ".1f"),
+    ("eval_accuracy", "MNTP masked accuracy", ".1%"),
+)
+"""Metrics of MNTP's held-out texts: their keys, their names in the summary, their formats."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a recipe is followed, as the options of a command say.
+
+    Attributes:
+        keep_stages: Whether each stage's folder is kept beside the encoder.
+        start_over: Whether an earlier run in the same place is deleted first.
+        json: Whether the outcome is printed as JSON.
+    """
+
+    keep_stages: bool = False
+    start_over: bool = False
+    json: bool = False
+
+
+def run_recipe(recipe: Recipe, out: Path, options: RunOptions) -> None:
+    """Follow a recipe to an encoder folder, draw the progress and print the outcome."""
+    from llm2vec.conversion.convert import convert
+
+    display = Drawn()
+    try:
+        conversion = convert(
+            recipe,
+            out,
+            keep_stages=options.keep_stages,
+            start_over=options.start_over,
+            progress=display if is_first_process() else None,
+        )
+    finally:
+        display.close()
+    if is_first_process():
+        _print_outcome(conversion, out, json=options.json)
+
+
+def is_first_process() -> bool:
+    """Whether this is the one of several training processes that prints."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _print_outcome(conversion: "Conversion", out: Path, *, json: bool) -> None:
+    if json:
+        stages = {name: str(folder) for name, folder in conversion.stages.items()}
+        answer({"folder": str(conversion.folder), "stages": stages, **conversion.provenance})
+        return
+    _print_summary(conversion.provenance)
+    results.print()
+    print_ready(out, console=results)
+
+
+def _print_summary(provenance: Mapping[str, Any]) -> None:
+    """Each stage's metrics before and after it, and the proofs of the last one."""
+    rows = []
+    for stage in provenance["stages"]:
+        rows += _before_and_after(stage["stage"], stage["metrics"])
+    table("", ["", "before", "after"], rows)
+    for proof in [*provenance["stages"][-1]["switch"]["proofs"], provenance["read_back"]]:
+        results.print(f"proved: {proof['name']} (margin {proof['margin']:.1e})")
+
+
+def _before_and_after(stage: str, metrics: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Rows of a stage: its held-out metrics, or else its training loss."""
+    evaluations = [line for line in metrics if "eval_loss" in line]
+    if evaluations:
+        return [
+            _first_and_last(name, evaluations, key, form) for key, name, form in _HELD_OUT_METRICS
+        ]
+    losses = [line for line in metrics if "loss" in line]
+    if losses:
+        return [_first_and_last(f"{stage} loss", losses, "loss", ".3f")]
+    return []
+
+
+def _first_and_last(
+    name: str, lines: Sequence[Mapping[str, Any]], key: str, form: str
+) -> list[str]:
+    return [name, format(lines[0][key], form), format(lines[-1][key], form)]
