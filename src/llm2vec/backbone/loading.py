@@ -21,7 +21,6 @@ from transformers import (
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 from transformers.utils import logging
@@ -30,6 +29,7 @@ from llm2vec.backbone import gguf, wrapper
 from llm2vec.backbone.forward import model_code
 from llm2vec.backbone.quantization import ask_for_plain_weights, plain, quantization_name
 from llm2vec.backbone.source import Source
+from llm2vec.backbone.vocabulary import choose_padding, forget_padding_beyond
 from llm2vec.errors import LLM2VecError, ModelError, UsageError, first_line
 from llm2vec.runtime.hardware import default_device, memory_checked
 
@@ -76,18 +76,8 @@ def read_tokenizer(source: Source) -> PreTrainedTokenizerFast:
         )
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = _token_to_pad_with(tokenizer)
-    if tokenizer.pad_token is None:
-        raise ModelError(
-            f"the tokenizer of {source} has no special token to pad with; give it a pad_token"
-        )
+        choose_padding(tokenizer, source)
     return tokenizer
-
-
-def _token_to_pad_with(tokenizer: PreTrainedTokenizerFast) -> str | None:
-    """The end token, else the unknown token, else any special token."""
-    candidates = (tokenizer.eos_token, tokenizer.unk_token, *tokenizer.all_special_tokens)
-    return next((token for token in candidates if token is not None), None)
 
 
 def load_decoder(
@@ -238,6 +228,7 @@ def _read_config(source: Source) -> PreTrainedConfig:
     with _errors_of(source, "a model"), quiet():
         config: PreTrainedConfig = AutoConfig.from_pretrained(name, **file, **source.options())
     ask_for_plain_weights(config, source)
+    forget_padding_beyond(config)
     return config
 
 
@@ -283,21 +274,6 @@ def _inner_models(config: PreTrainedConfig) -> list[str]:
     return [
         name for name in config.sub_configs if hasattr(getattr(config, name, None), "hidden_size")
     ]
-
-
-def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Check that a tokenizer belongs to a model.
-
-    Raises:
-        ModelError: The tokenizer has ids that the model has no embedding for.
-    """
-    rows = embedding_rows(model)
-    largest = max(tokenizer.get_vocab().values(), default=-1)
-    if largest >= rows:
-        raise ModelError(
-            f"the tokenizer does not belong to the model: it has ids up to {largest}, the model "
-            f"has {rows} embeddings"
-        )
 
 
 def embedding_rows(model: PreTrainedModel) -> int:

@@ -10,7 +10,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from llm2vec.backbone.adapter_chain import adapter_folder
 from llm2vec.backbone.adapters import merge_chain, tokenizer_with, trained_with_head
 from llm2vec.backbone.loading import (
-    check_vocabulary,
     embedding_rows,
     load_config,
     load_decoder,
@@ -19,6 +18,7 @@ from llm2vec.backbone.loading import (
 from llm2vec.backbone.lora import check_trainable, weights_dtype
 from llm2vec.backbone.source import Source
 from llm2vec.backbone.switch import Switch, body, make_bidirectional
+from llm2vec.backbone.vocabulary import fit_tokenizer
 from llm2vec.conversion.run_folder import write_stage_facts
 from llm2vec.corpus.self_written import self_texts
 from llm2vec.encoder.encoder import Encoder
@@ -48,8 +48,9 @@ def make_bidirectional_folder(recipe: Recipe, folder: Path, *, progress: Progres
     tokenizer = load_tokenizer(source)
     adapters = [adapter_folder(Source.of(each)) for each in recipe.adapters]
     model = _load(recipe, source, adapters)
-    tokenizer = tokenizer_with(tokenizer, adapters, rows=embedding_rows(model))
-    check_vocabulary(model, tokenizer)
+    rows = embedding_rows(model)
+    tokenizer = tokenizer_with(tokenizer, adapters, rows=rows)
+    fit_tokenizer(tokenizer, rows=rows)
     for stage in STAGES:
         if stage.knobs(recipe).steps:
             check_trainable(model if stage.has_head else body(model), stage.knobs(recipe))
@@ -117,6 +118,7 @@ def write_own_texts(recipe: Recipe, own_texts: Path, *, progress: Progress) -> N
     source = Source.of(recipe.decoder, trust_remote_code=recipe.trust_remote_code)
     tokenizer = load_tokenizer(source)
     writer = load_decoder(source, head=True, dtype=torch.float32)
+    fit_tokenizer(tokenizer, rows=embedding_rows(writer))
     texts = self_texts(writer.eval(), tokenizer, recipe.corpus, seed=recipe.seed, progress=progress)
     with atomic_file(own_texts) as partial:
         partial.write_text("".join(text + "\n" for text in texts), encoding="utf8")

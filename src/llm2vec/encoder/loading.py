@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from llm2vec.backbone.adapter_chain import Chain, find_chain
 from llm2vec.backbone.adapters import merge_chain, tokenizer_with, trained_with_head
 from llm2vec.backbone.loading import (
-    check_vocabulary,
     embedding_rows,
     load_config,
     load_decoder,
@@ -17,6 +16,7 @@ from llm2vec.backbone.loading import (
 )
 from llm2vec.backbone.source import Source
 from llm2vec.backbone.switch import Switch, body, is_bidirectional, make_bidirectional
+from llm2vec.backbone.vocabulary import fit_tokenizer
 from llm2vec.encoder.folder import SETTINGS_FILE, read_settings
 from llm2vec.encoder.settings import Settings, pooling_named
 from llm2vec.encoder.templates import published_template, read_template
@@ -67,8 +67,9 @@ def open_parts(
         warnings.warn(doubt, stacklevel=3)
     tokenizer = load_tokenizer(chain.base)
     model = _load_chain(chain, loading).eval()
-    tokenizer = tokenizer_with(tokenizer, chain.folders, rows=embedding_rows(model))
-    check_vocabulary(model, tokenizer)
+    rows = embedding_rows(model)
+    tokenizer = tokenizer_with(tokenizer, chain.folders, rows=rows)
+    fit_tokenizer(tokenizer, rows=rows)
     settings = _settings(chain, tokenizer, model.config.model_type, changes, otherwise)
     if not settings.bidirectional and is_bidirectional(model.config):
         raise ModelError(

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from llm2vec.backbone.loading import load_decoder, load_tokenizer
+from llm2vec.backbone.loading import embedding_rows, load_decoder, load_tokenizer
 from llm2vec.backbone.positions import position_limit
 from llm2vec.backbone.source import Source
 from llm2vec.backbone.switch import is_bidirectional, make_bidirectional
+from llm2vec.backbone.vocabulary import fit_tokenizer
 from llm2vec.encoder.batching import layer_states
 from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.tokenization import Tokens, borders, tokenize
@@ -130,6 +131,7 @@ def layer_similarity(source: str | Path | Source, text: str | None = None) -> Si
     """
     tokenizer = load_tokenizer(source)
     model = load_decoder(source, head=False, dtype=torch.float32).eval()
+    fit_tokenizer(tokenizer, rows=embedding_rows(model))
     ids = tokenizer(text or bundled_paragraph())["input_ids"][: position_limit(model.config)]
     if is_bidirectional(model.config):
         raise ModelError(f"{source} is bidirectional already; this compares a decoder with itself")

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from transformers import AutoModel, PreTrainedModel
 
-from llm2vec.backbone.loading import load_tokenizer
+from llm2vec.backbone.loading import embedding_rows, load_tokenizer
 from llm2vec.backbone.source import Source, relative_name, resolved_name
+from llm2vec.backbone.vocabulary import fit_tokenizer
 from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.settings import Settings, pooling_named
 from llm2vec.errors import ModelError, first_line
@@ -94,6 +95,7 @@ def _open_any(name: str, *, pooling: str | None) -> Encoder:
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot load {name} as an encoder: {first_line(error)}") from error
+    fit_tokenizer(tokenizer, rows=embedding_rows(model))
     positions = int(getattr(model.config, "max_position_embeddings", None) or _LONGEST)
     longest = min(
         _LONGEST, positions, int(tokenizer.model_max_length)
