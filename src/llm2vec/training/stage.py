@@ -24,7 +24,6 @@ from llm2vec.backbone.lora import add_adapters, merge, weights_dtype
 from llm2vec.backbone.proofs import Proof
 from llm2vec.backbone.source import Source
 from llm2vec.backbone.switch import make_bidirectional
-from llm2vec.backbone.vocabulary import fit_tokenizer
 from llm2vec.encoder.settings import Settings
 from llm2vec.recipe.knobs import Recipe, StageRecipe
 from llm2vec.runtime.hardware import default_device
@@ -124,7 +123,6 @@ def run_stage(stage: Stage[Any], run: StageRun) -> Trained:
         dtype=weights_dtype(knobs, default_device()),
         config_overrides=overrides,
     )
-    fit_tokenizer(tokenizer, rows=embedding_rows(model))
     switch = _switch_facts(stage, model)
     task = stage.task(run, model, tokenizer, rows)
     model, log = train_and_merge(
