@@ -46,7 +46,7 @@ def write_report(report: Facts, folder: Path) -> Path:
     write_json(folder / REPORT_FACTS, report)
     parts = sections(report)
     markdown = f"# {_title(report)}\n\n{to_markdown(parts)}"
-    for name, text in (("report.md", markdown), ("report.html", _page(report, parts))):
+    for name, text in (("report.md", markdown), ("report.html", page(_title(report), parts))):
         with atomic_file(folder / name) as partial:
             partial.write_text(text, encoding="utf8")
     return folder / "report.html"
@@ -54,21 +54,22 @@ def write_report(report: Facts, folder: Path) -> Path:
 
 def to_html(report: Facts) -> str:
     """One page with everything in it."""
-    return _page(report, sections(report))
+    return page(_title(report), sections(report))
 
 
-def _page(report: Facts, parts: Sequence[Section]) -> str:
+def page(title: str, parts: Sequence[Section]) -> str:
+    """Sections as one page."""
     jinja2: Any = optional("jinja2", extra="report")
     assets = files("llm2vec") / "assets"
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((assets / "report.html.j2").read_text(encoding="utf8"))
-    page: str = template.render(
-        title=_title(report),
+    rendered: str = template.render(
+        title=title,
         style=(assets / "report.css").read_text(encoding="utf8"),
         sections=parts,
         numeric_columns=_numeric_columns,
     )
-    return page
+    return rendered
 
 
 def _title(report: Facts) -> str:

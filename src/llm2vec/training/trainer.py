@@ -348,6 +348,7 @@ def train(
     folder: Path,
     seed: int,
     progress: Progress,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> list[dict[str, Any]]:
     """Train in place, resuming from the newest whole checkpoint in `folder`.
 
@@ -358,6 +359,7 @@ def train(
         folder: For checkpoints and `metrics.json`; reused when the same stage is started again.
         seed: Of everything random.
         progress: Told of every step.
+        callbacks: Callbacks of the library's trainer, beside those of every stage.
 
     Returns:
         The log: one mapping for each log line and evaluation, with its step.
@@ -367,6 +369,8 @@ def train(
         UsageError: As `open_trainer` says.
     """
     trainer = open_trainer(model, task, recipe, folder=folder, seed=seed, progress=progress)
+    for callback in callbacks:
+        trainer.add_callback(callback)
     checkpoint = _to_resume_from(trainer, folder)
     advice = "raise accumulation, lower batch_size or max_length, or set gradient_checkpointing"
     with disk_space_checked(folder), memory_checked(f"in {task.name}", advice=advice):

@@ -1,0 +1,26 @@
+"""What a fine-tuning does: the settings of a training stage, and those that only labels need."""
+
+from typing import Literal
+
+from llm2vec.recipe.knobs import StageRecipe, knob
+
+LEARNING_RATES = {"lora": 5e-4, "full": 5e-5}
+"""Peak learning rate for adapters and for all weights, where the user names none."""
+
+
+class FinetuneRecipe(StageRecipe):
+    """How a tagger or a classifier is trained. `steps` follows from `epochs` and the data."""
+
+    epochs: float = knob(10, "longest training, in passes over the data", unit="epochs", gt=0)
+    patience: int = knob(
+        5, "evaluations without a better score after which training stops", unit="evaluations", ge=1
+    )
+    evaluations: float = knob(1, "evaluations in each pass over the data", gt=0)
+    batch_size: int = knob(16, "texts in a step, per process", unit="texts", ge=1)
+    max_length: int = knob(256, "longest text", unit="tokens", ge=4)
+    learning_rate: float = knob(LEARNING_RATES["lora"], "peak learning rate (AdamW)", gt=0)
+    head_dropout: float = knob(0.1, "dropout before the linear layer", ge=0, lt=1)
+    class_weights: Literal["none", "balanced"] = knob(
+        "none", "balanced: the loss of a label counts by the inverse of its frequency"
+    )
+    log_every: int = knob(10, "steps between log lines", unit="steps", ge=1)
