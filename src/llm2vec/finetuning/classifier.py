@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -61,10 +62,8 @@ def classifier_data(
     Raises:
         CorpusError: The training texts have one label, or share none with the development texts.
     """
-    names = (name for given in train.labels for name in given)
-    labels = Labels.of(names, "the training file")
-    others = [name for given in development.labels for name in given]
-    unseen(labels, others, "the development file")
+    labels = Labels.of(chain.from_iterable(train.labels), "the training file")
+    unseen(labels, list(chain.from_iterable(development.labels)), "the development file")
 
     def read(data: LabelledTexts) -> list[Example]:
         targets = targets_of(data.labels, labels, several=train.several)
