@@ -7,11 +7,12 @@ A decoder or an encoder folder is made bidirectional and proven; `uni:` keeps a 
 from dataclasses import dataclass
 
 import torch
-from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerFast
 
-from llm2vec.backbone.loading import check_vocabulary, load_decoder, load_tokenizer, quiet
+from llm2vec.backbone.loading import embedding_rows, load_decoder, load_tokenizer, quiet
 from llm2vec.backbone.source import Source
 from llm2vec.backbone.switch import make_bidirectional
+from llm2vec.backbone.vocabulary import fit_tokenizer
 from llm2vec.errors import ModelError, first_line
 from llm2vec.evaluation.subjects import AUTO, RANDOM, TFIDF, UNI
 from llm2vec.runtime.hardware import default_device
@@ -30,7 +31,7 @@ class Start:
 
     prefix: str
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerFast
     facts: dict[str, object]
 
     @property
@@ -56,10 +57,11 @@ def open_start(name: str, *, trust_remote_code: bool = False) -> Start:
     source = Source.of(name.removeprefix(prefix), trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(source)
     if prefix == AUTO:
-        return Start(prefix, _any_encoder(source), tokenizer, {})
-    model = load_decoder(source, head=False, dtype=torch.float32)
-    check_vocabulary(model, tokenizer)
-    facts = {} if prefix == UNI else make_bidirectional(model).to_dict()
+        model = _any_encoder(source)
+    else:
+        model = load_decoder(source, head=False, dtype=torch.float32)
+    fit_tokenizer(tokenizer, rows=embedding_rows(model))
+    facts = make_bidirectional(model).to_dict() if prefix == "" else {}
     return Start(prefix, model, tokenizer, facts)
 
 
