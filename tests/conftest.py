@@ -8,7 +8,8 @@ from llm2vec import LLM2Vec
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
-DECODERS = Path(__file__).parent / "assets" / "decoders"
+ASSETS = Path(__file__).parent / "assets"
+DECODERS = ASSETS / "decoders"
 
 
 @pytest.fixture(scope="session")
