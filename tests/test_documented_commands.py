@@ -15,9 +15,11 @@ from dataclasses import replace
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
+import pyarrow
 import pytest
 import typer
 from conftest import DECODERS, ROOT
+from pyarrow import parquet
 from typer.core import TyperGroup
 
 from llm2vec.cli.main import app
@@ -115,6 +117,9 @@ def write_data(folder):
     texts = [f"The {animal} sleeps near the old bridge." for animal in animals]
     for name in ("texts.txt", "openstax.txt"):
         (folder / name).write_text("".join(text + "\n" for text in texts))
+    (folder / "queries.txt").write_text("".join(text + "\n" for text in texts[:2]))
+    columns = {"id": list(range(len(texts))), "body": texts}
+    parquet.write_table(pyarrow.table(columns), folder / "big.parquet")
     (folder / "data").mkdir()
     rows = "".join(json.dumps({"body": text}) + "\n" for text in texts)
     (folder / "data" / "rows.jsonl").write_text(rows)
@@ -176,6 +181,8 @@ def project(bare, tmp_path_factory):
         patched.chdir(folder)
         convert = ["convert", "decoder", "--corpus", "texts.txt", "--keep-stages"]
         run(with_sets(convert, (*SMALL, "simcse.steps=0")))
+        bulk = ["encode", "encoder", "--file", "big.parquet", "--text-column", "body"]
+        run([*bulk, "--id-column", "id", "--out", "vectors"])
         run(
             [
                 "probe",

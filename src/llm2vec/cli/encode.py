@@ -1,16 +1,19 @@
 """The command `encode`: texts to vectors."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llm2vec.backbone.source import Source
+from llm2vec.cli import bulk
 from llm2vec.cli.console import answer, people
 from llm2vec.cli.inputs import TextSource, given_texts
 from llm2vec.cli.options import Delimiter, Json, TextColumn, TextFile, TextFormat, Texts
 from llm2vec.cli.vector_files import check_target, write_vectors
+from llm2vec.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +28,8 @@ def register(app: typer.Typer) -> None:
         epilog="Examples:\n\n"
         "`llm2vec encode encoder 'a text' 'another'`\n\n"
         "`llm2vec encode encoder --file texts.txt --out vectors.npy`\n\n"
-        "`cat texts.txt | llm2vec encode encoder --out vectors.parquet --normalize`"
+        "`cat texts.txt | llm2vec encode encoder --out vectors.parquet --normalize`\n\n"
+        "`llm2vec encode encoder --file big.parquet --text-column body --id-column id --out vectors`"
     )(encode)
 
 
@@ -39,7 +43,8 @@ def encode(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="File to write: .npy, .jsonl or .parquet. By default JSON lines are printed."
+            help="File to write: .npy, .jsonl or .parquet; or a folder of shards, for files of any "
+            "size. By default JSON lines are printed."
         ),
     ] = None,
     prompt: Annotated[
@@ -55,25 +60,72 @@ def encode(
         int | None,
         typer.Option(help="Most texts in a batch. By default batches are cut by tokens."),
     ] = None,
+    id_column: bulk.IdColumn = None,
+    prompt_column: bulk.PromptColumn = None,
+    store: bulk.Store = None,
+    to: bulk.To = None,
+    dimensions: bulk.Dimensions = None,
+    long: bulk.Long = None,
+    deterministic: bulk.Deterministic = False,
+    no_text: bulk.NoText = False,
+    shard_rows: bulk.ShardRows = None,
+    shard: bulk.Shard = None,
     json: Json = False,
 ) -> None:
-    """Encode texts to vectors: one vector a row, in order; an empty text has the zero vector."""
+    """Encode texts to vectors: one vector a row, in order; an empty text has the zero vector.
+
+    Into a folder, rows are streamed: the file may be larger than memory. The same command goes on
+    where it was stopped. Rows that cannot be read are listed in rejected.jsonl.
+    """
     Source.of(model).check()
+    source = TextSource(file, column, as_format, delimiter)
+    asked: dict[str, Any] = {
+        "prompt": prompt,
+        "prompt_name": prompt_name,
+        "normalize": normalize or None,
+    }
+    for_folder = {
+        "id_column": id_column,
+        "prompt_column": prompt_column,
+        "store": store,
+        "to": to,
+        "dimensions": dimensions,
+        "long": long,
+        "deterministic": deterministic,
+        "no_text": no_text,
+        "shard_rows": shard_rows,
+        "shard": shard,
+    }
+    if out is not None and bulk.is_folder(out):
+        _refuse_for_folder(texts, batch_size)
+        bulk.encode_folder(model, source, out, asked=asked, given=for_folder, json=json)
+    else:
+        bulk.refuse_without_folder(for_folder)
+        asked["batch_size"] = batch_size
+        _encode_file(model, texts, source, out, asked=asked, json=json)
+
+
+def _encode_file(
+    model: str,
+    texts: list[str] | None,
+    source: TextSource,
+    out: Path | None,
+    *,
+    asked: Mapping[str, Any],
+    json: bool,
+) -> None:
+    """Encode texts that fit into memory, to one file or to standard output."""
     if out is not None:
         check_target(out)
-    source = TextSource(file, column, as_format, delimiter)
     given = given_texts(texts, source, stdin=sys.stdin)
     from llm2vec.encoder.encoder import Encoder
 
     encoder = Encoder.from_pretrained(model)
     vectors_BD = encoder.encode(
         given.texts,
-        prompt=prompt,
-        prompt_name=prompt_name,
-        normalize=normalize or None,
-        batch_size=batch_size,
         show_progress=len(given.rows) > _TEXTS_WITHOUT_BAR and people.is_terminal,
         convert_to_numpy=True,
+        **asked,
     )
     if out is None and json:
         pairs = zip(given.texts, vectors_BD, strict=True)
@@ -82,6 +134,14 @@ def encode(
     write_vectors(out, given.texts, vectors_BD, stdout=sys.stdout)
     if out is not None:
         _print_counts(out, vectors_BD, replaced=given.tally.replaced, json=json)
+
+
+def _refuse_for_folder(texts: list[str] | None, batch_size: int | None) -> None:
+    """Refuse what means nothing for a folder of shards."""
+    if texts:
+        raise UsageError("texts that go to a folder come from --file or standard input")
+    if batch_size is not None:
+        raise UsageError("--batch-size: a folder's texts are batched by token budget")
 
 
 def _print_counts(out: Path, vectors_BD: "np.ndarray", *, replaced: int, json: bool) -> None:

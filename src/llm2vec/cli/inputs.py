@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TextIO, get_args
+from io import UnsupportedOperation
+from typing import IO, TextIO, get_args
 
 from llm2vec.cli.console import one_of, people
 from llm2vec.corpus.data_files import DataFile, Format, data_file
@@ -84,6 +85,31 @@ def given_texts(arguments: Sequence[str] | None, source: TextSource, *, stdin: T
     if note := tally.note():
         _note(note)
     return Given(rows, tally)
+
+
+def unread_source(source: TextSource, *, stdin: TextIO) -> str | DataFile:
+    """Where texts are that are read row by row: a file as it was named, or standard input.
+
+    Raises:
+        UsageError: There is no file and nothing on standard input, or no such format.
+    """
+    if source.as_format is not None:
+        one_of("--format", source.as_format, get_args(Format))
+    if source.file is not None:
+        return source.file
+    as_format: Format | None = source.as_format  # type: ignore[assignment]  # checked above
+    if stdin.isatty():
+        raise UsageError("no texts: give a file with --file, or rows on standard input")
+    return DataFile("standard input", as_format or "txt", _unbuffered(stdin))
+
+
+def _unbuffered(stdin: TextIO) -> IO[bytes]:
+    """Standard input without its buffer, whose lock a thread that waits for input never gives back."""
+    try:
+        descriptor = stdin.fileno()
+    except UnsupportedOperation:
+        return stdin.buffer
+    return open(descriptor, "rb", buffering=0, closefd=False)
 
 
 def labelled_sentences(

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from llm2vec.cli import (
+    bulk,
     convert,
     encode,
     evaluate,
@@ -44,6 +45,7 @@ _COMMANDS = (
     info,
     recipe,
     encode,
+    bulk,
     train,
     words,
     evaluate,

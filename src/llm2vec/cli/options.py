@@ -53,7 +53,8 @@ TextFile = Annotated[
     ),
 ]
 TextColumn = Annotated[
-    str | None, typer.Option("--column", help="Column of the file that holds the texts.")
+    str | None,
+    typer.Option("--column", "--text-column", help="Column of the file that holds the texts."),
 ]
 TextFormat = Annotated[
     str | None,

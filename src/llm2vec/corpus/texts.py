@@ -5,11 +5,11 @@ decided once for a file. This module knows nothing about training.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path, PurePath
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from llm2vec.corpus.data_files import HUB, TEXTS, DataFile, Format, find_files, is_address
 from llm2vec.corpus.lines import NOT_UNICODE, read_lines
@@ -40,6 +40,7 @@ class TextRow:
             None.
         problem: What is wrong with the row; None where it could be read.
         replaced: Number of characters that were not Unicode, and are U+FFFD now.
+        beside: The values of other columns that were asked for, in that order.
     """
 
     index: int
@@ -48,6 +49,7 @@ class TextRow:
     words: tuple[str, ...] | None = None
     problem: str | None = None
     replaced: int = 0
+    beside: tuple[Any, ...] = ()
 
 
 @dataclass
@@ -97,6 +99,7 @@ def text_rows(
     words: bool = False,
     as_format: Format | None = None,
     delimiter: str | None = None,
+    beside: Sequence[str] = (),
 ) -> Iterator[TextRow]:
     """Every row of a source as a text, in order; rows without text are empty texts.
 
@@ -106,15 +109,17 @@ def text_rows(
         words: Whether a column of lists of words will do too: texts that are tokenised already.
         as_format: The format of all files, whatever their names end in; None: as their names say.
         delimiter: The character between the cells of CSV files; None: as their first lines show.
+        beside: Columns whose values are wanted with each text, whatever they hold; a row without
+            one of them has a problem.
 
     Raises:
-        CorpusError: The source cannot be read, or its column must be named. What is wrong with one
+        CorpusError: The source cannot be read, has no such column, or its column must be named. What is wrong with one
             row is said by the row.
     """
     index = 0
     for each in _sources(source, as_format):
         table = open_table(each, delimiter=delimiter)
-        for text in _table_texts(table, column, words=words):
+        for text in _table_texts(table, column, words=words, beside=beside):
             yield replace(text, index=index)
             index += 1
 
@@ -210,10 +215,30 @@ def _document(file: DataFile) -> TextRow:
     return TextRow(0, file.name, text, replaced=sum(line.replaced for line in lines))
 
 
-def _table_texts(table: Table, column: str | None, *, words: bool = False) -> Iterator[TextRow]:
+def _table_texts(
+    table: Table, column: str | None, *, words: bool = False, beside: Sequence[str] = ()
+) -> Iterator[TextRow]:
     name = _column(table, column, words=words)
-    for row in table.rows([name]):
-        yield _text_row(row, name, words=words)
+    for each in beside:
+        _check_column(table, each)
+    for row in table.rows(list(dict.fromkeys([name, *beside]))):
+        text = _text_row(row, name, words=words)
+        yield _with_values(text, row, beside) if beside else text
+
+
+def _with_values(text: TextRow, row: Row, names: Sequence[str]) -> TextRow:
+    """A text with the values of other columns of its row."""
+    missing = [name for name in names if name not in row.values]
+    if text.problem is None and missing:
+        return replace(text, problem=f"there is no column {missing[0]!r}")
+    return replace(text, beside=tuple(row.values.get(name) for name in names))
+
+
+def _check_column(table: Table, name: str) -> None:
+    if table.columns and name not in table.columns:
+        raise CorpusError(
+            f"{table.name}: there is no column {name!r}; there are: {', '.join(table.columns)}"
+        )
 
 
 def _column(table: Table, wanted: str | None, *, words: bool) -> str:
@@ -225,10 +250,7 @@ def _column(table: Table, wanted: str | None, *, words: bool) -> str:
         return wanted or "text"
     named = wanted or ("text" if "text" in kinds else None)
     if named is not None:
-        if named not in kinds:
-            raise CorpusError(
-                f"{table.name}: there is no column {named!r}; there are: {', '.join(kinds)}"
-            )
+        _check_column(table, named)
         return named
     fitting = [name for name in kinds if kinds[name] == "text"]
     if not fitting and words:

@@ -256,7 +256,7 @@ class Encoder(nn.Module):
                 f"{prompt_name!r}); give one of them"
             )
         if prompt is None:
-            prompt = self._prompt_named(prompt_name)
+            prompt = self.prompt_named(prompt_name)
         embedding_BD = self._vectors(
             rows,
             prompts=[prompt] * len(rows),
@@ -293,12 +293,19 @@ class Encoder(nn.Module):
             embedding_BD = nn.functional.normalize(embedding_BD, dim=-1)
         return embedding_BD
 
-    def tokens(self, texts: Sequence[str], *, prompts: Sequence[str] | None = None) -> list[Tokens]:
+    def tokens(
+        self,
+        texts: Sequence[str],
+        *,
+        prompts: Sequence[str] | None = None,
+        max_length: int | None = None,
+    ) -> list[Tokens]:
         """Token ids as the backbone reads them, and each text's own range.
 
         Args:
             texts: Texts; cut to `doc_max_length` tokens and wrapped in the template.
             prompts: What comes before each text, separator included; None is nothing.
+            max_length: Longest sequence, in tokens; None is what the settings say.
         """
         settings = self.settings
         before, after = split_template(settings.template)
@@ -308,15 +315,20 @@ class Encoder(nn.Module):
             texts = [text.rstrip() for text in texts]  # as chat templates do
         if before:
             prompts = [before + each for each in prompts or [""] * len(texts)]
-        return self._tokens(texts, prompts, suffix=after)
+        return self._tokens(texts, prompts, suffix=after, max_length=max_length)
 
     def _tokens(
-        self, texts: Sequence[str], prompts: Sequence[str] | None, *, suffix: str = ""
+        self,
+        texts: Sequence[str],
+        prompts: Sequence[str] | None,
+        *,
+        suffix: str = "",
+        max_length: int | None = None,
     ) -> list[Tokens]:
         return tokenize(
             self.tokenizer,
             texts,
-            max_length=self.settings.max_length,
+            max_length=max_length or self.settings.max_length,
             prompts=prompts,
             suffix=suffix,
             boundary=self.settings.boundary,
@@ -329,6 +341,7 @@ class Encoder(nn.Module):
         tokens: Sequence[Tokens],
         *,
         batch_size: int | None = None,
+        max_tokens: int | None = None,
         on_progress: OnProgress = silent,
     ) -> Tensor:
         """Vectors of tokenised texts, in their order: embedding_BD, float32, on the CPU.
@@ -336,13 +349,14 @@ class Encoder(nn.Module):
         Args:
             tokens: Token ids as from `tokens`; their ranges say what is pooled.
             batch_size: The most texts in a batch; None is as many as a token budget allows.
+            max_tokens: The most tokens in a batch; None is as many as suit the device.
             on_progress: Called after each batch with the number of texts in it.
         """
         embedding_BD = torch.zeros(len(tokens), self.dimension, device="cpu")
         lengths = [len(each.ids) for each in tokens]
         batches = plan_batches(
             lengths,
-            max_tokens=self.max_tokens,
+            max_tokens=max_tokens or self.max_tokens,
             max_texts=batch_size,
             padded=not is_packed(self.model),
             border=longrope_limit(self.model.config),
@@ -439,8 +453,12 @@ class Encoder(nn.Module):
         self.tokenizer.save_pretrained(folder)
         write_settings(self.settings, folder, tokenizer=self.tokenizer, dimension=self.dimension)
 
-    def _prompt_named(self, name: str | None) -> str:
-        """A prompt by its name; None names the default prompt, if there is one."""
+    def prompt_named(self, name: str | None) -> str:
+        """A prompt by its name; None names the default prompt, if there is one.
+
+        Raises:
+            UsageError: There is no prompt of that name.
+        """
         name = self.settings.default_prompt_name if name is None else name
         if name is None:
             return ""

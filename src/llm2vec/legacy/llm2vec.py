@@ -246,7 +246,7 @@ class LLM2Vec(Encoder):
                 f"{prompt_name!r}); give one of them"
             )
         if prompt is None and (instructions is None or prompt_name is not None):
-            prompt = self._prompt_named(prompt_name)
+            prompt = self.prompt_named(prompt_name)
         if device is not None:
             self.to(device)
         embedding_BD = self._vectors(

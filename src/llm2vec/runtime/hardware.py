@@ -35,12 +35,13 @@ def memory_checked(
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not _says_no_memory(error):
+        if not says_no_memory(error):
             raise
         raise RunError(f"out of memory {when} ({first_line(error)}): {advice}") from error
 
 
-def _says_no_memory(error: BaseException) -> bool:
+def says_no_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of a GPU or of the machine ran out."""
     typed = isinstance(error, MemoryError | torch.OutOfMemoryError)
     return typed or any(part in str(error) for part in _NO_MEMORY)
 

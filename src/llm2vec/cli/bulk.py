@@ -1,0 +1,238 @@
+"""Encoding to a folder of shards, and the command `search`, which answers from one."""
+
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llm2vec.backbone.source import Source
+from llm2vec.cli.console import Drawn, answer, one_of, people, results
+from llm2vec.cli.inputs import TextSource, given_texts, unread_source
+from llm2vec.cli.options import Json, TextColumn, Texts
+from llm2vec.errors import UsageError
+
+if TYPE_CHECKING:
+    from llm2vec.bulk.run import Part, Summary
+    from llm2vec.bulk.search import Hit
+    from llm2vec.bulk.vectors import VectorOptions
+
+IdColumn = Annotated[str | None, typer.Option(help="Folder out: column of ids, kept beside.")]
+PromptColumn = Annotated[
+    str | None, typer.Option(help="Folder out: column of each text's own prompt.")
+]
+Store = Annotated[
+    str | None, typer.Option(help="Folder out: float32 (default), float16, int8 or binary.")
+]
+To = Annotated[
+    str | None, typer.Option("--to", help="Folder out: parquet (default), or npy beside it.")
+]
+Dimensions = Annotated[
+    int | None, typer.Option(help="Folder out: keep a vector's first numbers (Matryoshka).")
+]
+Long = Annotated[
+    str | None,
+    typer.Option(help="Folder out: texts too long are cut (truncate, default) or read in windows."),
+]
+Deterministic = Annotated[
+    bool,
+    typer.Option("--deterministic", help="Folder out: equal texts, equal bits; a text at a time."),
+]
+NoText = Annotated[bool, typer.Option("--no-text", help="Folder out: keep no texts.")]
+ShardRows = Annotated[int | None, typer.Option(help="Folder out: rows in a shard (16384).")]
+Shard = Annotated[
+    str | None,
+    typer.Option(help="Folder out: one part of several, such as 3/16 of an array job."),
+]
+
+_KNOWN = {
+    "store": ("float32", "float16", "int8", "binary"),
+    "to": ("parquet", "npy"),
+    "long": ("truncate", "window"),
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(
+        epilog="Examples:\n\n"
+        "`llm2vec search vectors 'how do I reset my card?'`\n\n"
+        "`llm2vec search vectors --file queries.txt --top 3 --json`"
+    )(search)
+
+
+def is_folder(out: Path | None) -> bool:
+    """Whether vectors go to a folder: one that is there, or a name without ending."""
+    return out is not None and (out.is_dir() or not out.suffix)
+
+
+def refuse_without_folder(given: Mapping[str, Any]) -> None:
+    """Refuse options that mean something for a folder alone.
+
+    Raises:
+        UsageError: One of them was given.
+    """
+    for name, value in given.items():
+        if value not in (None, False):
+            option = name.replace("_", "-")
+            raise UsageError(f"--{option} needs a folder: --out DIR, a name without ending")
+
+
+def encode_folder(
+    model: str,
+    source: TextSource,
+    out: Path,
+    *,
+    asked: Mapping[str, Any],
+    given: Mapping[str, Any],
+    json: bool,
+) -> None:
+    """Encode rows of any number to a folder; the same command goes on where it was.
+
+    Args:
+        model: The encoder.
+        source: Where the rows are.
+        out: The folder.
+        asked: `prompt`, `prompt_name` and `normalize`, as of `Encoder.encode`.
+        given: The options of this module, by their names; None and False where they were not given.
+        json: Whether the summary is a JSON document.
+
+    Raises:
+        UsageError: An option has no such value.
+    """
+    for name, known in _KNOWN.items():
+        if given[name] is not None:
+            one_of(f"--{name}", given[name], known)
+    part = _part(given["shard"])
+    read = unread_source(source, stdin=sys.stdin)
+    from llm2vec.bulk.rows import Input, check_source
+    from llm2vec.bulk.run import SHARD_ROWS, run
+    from llm2vec.bulk.vectors import VectorTask
+
+    rows = Input(
+        read,
+        source.column,
+        given["id_column"],
+        given["prompt_column"],
+        source.as_format,  # type: ignore[arg-type]  # checked by unread_source
+        source.delimiter,
+    )
+    check_source(rows)
+    from llm2vec.encoder.encoder import Encoder
+
+    encoder = Encoder.from_pretrained(model)
+    prompt = asked["prompt"]
+    options = _options(
+        given,
+        prompt=encoder.prompt_named(asked["prompt_name"]) if prompt is None else prompt,
+        normalize=asked["normalize"] or encoder.settings.normalize,
+    )
+    drawn = Drawn()
+    try:
+        summary = run(
+            VectorTask(encoder, options, on_note=drawn.note),
+            encoder,
+            rows,
+            out,
+            name=model,
+            shard_rows=given["shard_rows"] or SHARD_ROWS,
+            part=part,
+            progress=drawn,
+        )
+    finally:
+        drawn.close()
+    _tell(summary, json=json)
+
+
+def _options(given: Mapping[str, Any], *, prompt: str, normalize: bool) -> "VectorOptions":
+    from llm2vec.bulk.vectors import VectorOptions
+
+    return VectorOptions(
+        prompt=prompt,
+        normalize=normalize,
+        dimensions=given["dimensions"],
+        store=given["store"] or "float32",
+        long=given["long"] or "truncate",
+        deterministic=given["deterministic"],
+        keep_text=not given["no_text"],
+        vectors_in=given["to"] or "parquet",
+    )
+
+
+def _part(shard: str | None) -> "Part":
+    from llm2vec.bulk.run import WHOLE, Part
+
+    if shard is None:
+        return WHOLE
+    found = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if found is None:
+        raise UsageError(f"--shard {shard}: write 1/4 to 4/4 for four parts")
+    return Part(int(found[1]), int(found[2]))
+
+
+def _tell(summary: "Summary", *, json: bool) -> None:
+    if json:
+        answer(asdict(summary))
+        return
+    lines = [f"{summary.vectors:,} rows in {summary.shards:,} shards in {summary.out}"]
+    if summary.resumed:
+        lines.append(f"{summary.resumed:,} shards were finished before")
+    if summary.empty:
+        lines.append(f"{summary.empty:,} rows are empty, and their vectors zero")
+    if summary.rejected:
+        lines.append(f"{summary.rejected:,} rows could not be encoded: see rejected.jsonl there")
+    if not summary.finished:
+        lines.append("other parts are not finished yet")
+    people.print("; ".join(lines))
+
+
+def search(
+    folder: Annotated[Path, typer.Argument(help="A folder that `llm2vec encode --out DIR` made.")],
+    queries: Texts = None,
+    file: Annotated[
+        str | None, typer.Option("--file", help="Queries from a file, a row each.")
+    ] = None,
+    column: TextColumn = None,
+    top: Annotated[int, typer.Option(help="Rows for each query.")] = 10,
+    encoder: Annotated[
+        str | None, typer.Option(help="The encoder; none: where the folder says it is.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="Put before every query, not pooled.")] = None,
+    prompt_name: Annotated[
+        str | None, typer.Option(help="The same, by its name in the encoder's settings.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Find the nearest rows of a folder of vectors: exact, by cosine, block by block."""
+    from llm2vec.bulk.search import Shards
+
+    shards = Shards(folder)
+    given = given_texts(queries, TextSource(file, column), stdin=sys.stdin)
+    name = encoder or shards.manifest.model["name"]
+    Source.of(name).check()
+    from llm2vec.encoder.encoder import Encoder
+
+    opened = Encoder.from_pretrained(name)
+    shards.check(opened)
+    found = shards.search(opened, given.texts, top=top, prompt=prompt, prompt_name=prompt_name)
+    if json:
+        pairs = zip(given.texts, found, strict=True)
+        answer([{"query": query, "hits": [_as_dict(hit) for hit in hits]} for query, hits in pairs])
+        return
+    for query, hits in zip(given.texts, found, strict=True):
+        results.print(query)
+        for hit in hits:
+            results.print(f"  {hit.score:.4f}  {_shown(hit)}")
+
+
+def _as_dict(hit: "Hit") -> dict[str, Any]:
+    return {name: value for name, value in asdict(hit).items() if value is not None}
+
+
+def _shown(hit: "Hit") -> str:
+    """A hit's id or row, and the beginning of its text."""
+    place = f"row {hit.row}" if hit.id is None else str(hit.id)
+    return place if hit.text is None else f"{place}  {' '.join(hit.text.split())[:160]}"
