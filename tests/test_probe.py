@@ -64,7 +64,7 @@ def test_the_three_kinds_of_files_say_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "column", "said"),
     [
-        ("a.txt", "a b\nc\n", None, "has not 2 columns"),
+        ("a.txt", "a b\nc\n", None, "1 columns, but the lines around it have 2"),
         ("a.txt", "a b\n", "5", "no column 5"),
         ("a.txt", "a b\n", "pos", "have numbers, not names"),
         ("a.txt", "\n\n", None, "holds no sentence"),
@@ -72,7 +72,7 @@ def test_the_three_kinds_of_files_say_the_same(tmp_path):
         ("a.conllu", "1\ta\n", None, "10 columns"),
         ("a.conllu", "", "tense", "no column 'tense'"),
         ("a.jsonl", '{"tokens": ["a"], "tags": []}', None, "1 tokens but 0 labels"),
-        ("a.jsonl", '{"words": ["a"]}', None, "has no field 'tags'; it has words"),
+        ("a.jsonl", '{"words": ["a"]}', None, "there is no field 'tags'; the row has words"),
         ("a.jsonl", "{", None, "not JSON"),
         ("a.jsonl", "[1]", None, "line 1: not a JSON object"),
         ("a.jsonl", '{"tokens": ["a"], "tags": null}', None, "line 1: 'tags' must be a list"),
@@ -82,7 +82,12 @@ def test_the_three_kinds_of_files_say_the_same(tmp_path):
             None,
             "line 1: 'tokens' must be a list",
         ),
-        ("a.txt", "a b\n\na b\na b\nc\n", None, "line 5: has not 2 columns"),
+        (
+            "a.txt",
+            "a b\n\na b\na b\nc\n",
+            None,
+            "line 5: 1 columns, but the lines around it have 2",
+        ),
     ],
 )
 def test_a_wrong_file_is_one_clear_line(name, text, column, said, tmp_path):

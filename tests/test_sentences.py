@@ -107,7 +107,10 @@ def test_an_id_that_occurs_twice_is_said_with_its_line(tmp_path):
         (["a"], "line 1: not a JSON object"),
         ([{"text": "a", "label": "x"}, {"text": "b", "label": "x"}], "two labels or more"),
         ([{"text": "a", "label": "x"}, {"text": None, "label": "y"}], "line 2: 'text' is null"),
-        ([{"text": "a", "label": "x"}, {"text": "b"}], "line 2: needs 'label'; it has text"),
+        (
+            [{"text": "a", "label": "x"}, {"text": "b"}],
+            "line 2: there is no field 'label'; the row has text",
+        ),
     ],
 )
 def test_a_wrong_file_of_labelled_texts_is_one_clear_line(rows, said, tmp_path):
@@ -172,8 +175,8 @@ def test_texts_may_be_long_and_hold_quotes_and_any_separator_but_tab(tmp_path):
     ("task", "text", "said"),
     [
         (sts, "1\ta\n", "line 1: needs 3 columns"),
-        (sts, "1\ta\tb\nhigh\ta\tb\n", "line 2: 'high' is no number"),
-        (sts, "1\ta\tb\nnan\ta\tb\n", "line 2: 'nan' is no number that can be ranked"),
+        (sts, "1\ta\tb\nhigh\ta\tb\n", "line 2: 'high' is not a number"),
+        (sts, "1\ta\tb\nnan\ta\tb\n", "line 2: 'nan' is not a number that can be ranked"),
         (sts, "1\ta\tb\n1\ta\tc\n", "all scores are the same"),
         (sts, "", "holds no row"),
         (pairs, "1\ta\tb\n3\ta\tc\n", "labels must be 0 and 1"),

@@ -1,1 +1,1 @@
-"""Texts, rows and labelled sentences, read from files."""
+"""Texts, rows and tagged sentences, read from files."""

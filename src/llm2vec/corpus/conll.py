@@ -1,8 +1,8 @@
-"""Sentences of column files: a word a line with its labels, an empty line between sentences.
+"""Sentences of column files: one word a line with its labels, an empty line between sentences.
 
-Comments are known by their place and their form, for `#` is a word too: they stand before a
-sentence's first word, and are cut into another number of cells or look like `# key = value`. Lines
-between documents (`#begin document`, `-DOCSTART-`) may stand anywhere.
+`#` is a word too, so comments are recognised by their position and their form: they come before
+the first word of a sentence, and have another number of cells or look like `# key = value`. Lines
+between documents (`#begin document`, `-DOCSTART-`) may be anywhere.
 """
 
 import re
@@ -28,9 +28,9 @@ class Sentence:
     """The cells of a sentence.
 
     Attributes:
-        location: The file and the line of its first word, for errors.
-        cells: The cells of each word.
-        replaced: Number of characters that were not Unicode, and are U+FFFD now.
+        location: File and line of the first word, for errors.
+        cells: Cells of each word.
+        replaced: Number of characters that were not Unicode and became U+FFFD.
     """
 
     location: str
@@ -38,7 +38,10 @@ class Sentence:
     replaced: int = 0
 
     def column(self, number: int) -> tuple[str, ...]:
-        """A column, from 0; -1 is the last.
+        """The cells of one column.
+
+        Args:
+            number: Number of the column, from 0; -1 is the last.
 
         Raises:
             CorpusError: The sentence has no such column.
@@ -46,17 +49,18 @@ class Sentence:
         width = len(self.cells[0])
         if not -width <= number < width:
             raise CorpusError(
-                f"{self.location}: there is no column {number}, only {width} (from 0; -1 is the last)"
+                f"{self.location}: there is no column {number}, only {width} (from 0; -1 is the "
+                "last)"
             )
         return tuple(cells[number] for cells in self.cells)
 
 
 def read_columns(lines: Iterable[Line], name: str) -> list[Sentence]:
-    """The sentences of a column file, with tabs or spaces between its columns.
+    """Read the sentences of a column file, whose columns are separated by tabs or spaces.
 
     Args:
-        lines: The file's lines.
-        name: The file's name.
+        lines: Lines of the file.
+        name: Name of the file, for errors.
 
     Raises:
         CorpusError: The lines of a sentence have different numbers of columns.
@@ -69,22 +73,22 @@ def read_columns(lines: Iterable[Line], name: str) -> list[Sentence]:
 
 
 def read_conllu(lines: Iterable[Line], name: str) -> Iterator[Sentence]:
-    """The sentences of a CoNLL-U file, without contractions (1-2) and empty nodes (1.1).
+    """Read the sentences of a CoNLL-U file, without contractions (1-2) and empty nodes (1.1).
 
     Args:
-        lines: The file's lines.
-        name: The file's name.
+        lines: Lines of the file.
+        name: Name of the file, for errors.
 
     Raises:
-        CorpusError: A line has not the ten columns.
+        CorpusError: A line does not have ten columns.
     """
     for block in _blocks(lines, left_out=re.compile("#")):
         rows = [line.text.split("\t") for line in block]
         for line, cells in zip(block, rows, strict=True):
             if len(cells) != len(CONLLU):
                 raise CorpusError(
-                    f"{name}, line {line.number}: has not the 10 columns of CoNLL-U, "
-                    "with tabs between"
+                    f"{name}, line {line.number}: CoNLL-U has 10 columns with tabs between them, "
+                    f"but this line has {len(cells)}"
                 )
         words = [cells for cells in rows if cells[0].isdigit()]
         if words:
@@ -94,26 +98,40 @@ def read_conllu(lines: Iterable[Line], name: str) -> Iterator[Sentence]:
 def note_word_column(
     sentences: Sequence[Sentence], name: str, on_note: Callable[[str], object]
 ) -> None:
-    """Say so where the first column cannot be the words: it counts, or never changes in a sentence."""
+    """Note if the first column cannot be the words: it counts, or never changes in a sentence.
+
+    Args:
+        sentences: Sentences of a column file.
+        name: Name of the file.
+        on_note: Called with the note.
+    """
     firsts = [sentence.column(0) for sentence in sentences]
     longer = [first for first in firsts if len(first) > 1]
     if not longer:
         return
-    what = None
     if all(len(set(first)) == 1 for first in longer):
-        what = f"is the same in each line of a sentence ({longer[0][0]!r})"
+        found = f"is the same in each line of a sentence ({longer[0][0]!r})"
     elif all(_counts(first) for first in firsts):
-        what = "counts 1, 2, 3"
-    if what is not None:
-        on_note(f"{name}: the first column {what}; where words are in another, say --word-column 1")
+        found = "counts 1, 2, 3"
+    else:
+        return
+    on_note(f"{name}: the first column {found}; if words are in another, say --word-column 1")
 
 
 def _counts(column: Sequence[str]) -> bool:
-    numbers = range(len(column))
-    return list(column) in ([str(n) for n in numbers], [str(n + 1) for n in numbers])
+    """Whether a column holds 0, 1, 2 ... or 1, 2, 3 ..."""
+    numbers = [str(number) for number in range(len(column) + 1)]
+    return list(column) in (numbers[:-1], numbers[1:])
 
 
 def _sentence(name: str, block: Sequence[Line], usual: int) -> Sentence:
+    """The sentence of a block of lines, without the comments before it.
+
+    Args:
+        name: Name of the file.
+        block: The lines.
+        usual: Usual number of cells in the file, for a block of comments alone.
+    """
     rows = [_cells(line) for line in block]
     widths = [len(cells) for cells in rows if not cells[0].startswith("#")]
     width = _most_common(widths) or usual
@@ -123,7 +141,8 @@ def _sentence(name: str, block: Sequence[Line], usual: int) -> Sentence:
     for line, cells in zip(block[start:], rows[start:], strict=True):
         if len(cells) != width:
             raise CorpusError(
-                f"{name}, line {line.number}: has not {width} columns, as the lines around it have"
+                f"{name}, line {line.number}: {len(cells)} columns, but the lines around it have "
+                f"{width}"
             )
     return Sentence(f"{name}, line {block[0].number + start}", rows[start:], _replaced(block))
 
@@ -139,7 +158,7 @@ def _is_comment(line: Line, width: int) -> bool:
 
 
 def _cells(line: Line) -> list[str]:
-    """A line's cells; a no-break space is part of a word."""
+    """The cells of a line; a no-break space is part of a word."""
     if "\t" in line.text:
         return line.text.split("\t")
     return [cell for cell in line.text.split(" ") if cell]
@@ -150,7 +169,7 @@ def _most_common(numbers: Sequence[int]) -> int:
 
 
 def _blocks(lines: Iterable[Line], *, left_out: re.Pattern[str]) -> Iterator[list[Line]]:
-    """Lines between empty lines, without those that are left out wherever they stand."""
+    """The lines between empty lines, without those that match `left_out`."""
     block: list[Line] = []
     for line in lines:
         if not line.text.strip():

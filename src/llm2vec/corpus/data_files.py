@@ -1,7 +1,7 @@
-"""Files of rows: which files a path, folder, glob or address means, and the bytes they hold.
+"""Files of rows: which files a path, folder, glob or address means, and their bytes.
 
-Compression is told by a file's first bytes, and an address is opened by fsspec, so that rows are
-the same whatever way they arrive. Knows nothing of what a row is.
+Compression is recognised by a file's first bytes, and an address is opened by fsspec, so that rows
+are the same whatever way they arrive. This module does not know what a row is.
 """
 
 import bz2
@@ -23,7 +23,7 @@ from llm2vec.errors import CorpusError, UsageError, first_line
 from llm2vec.runtime.optional import optional
 
 Format = Literal["txt", "jsonl", "csv", "tsv", "parquet", "conllu", "columns"]
-"""How rows are written down."""
+"""The formats in which rows are written."""
 
 TABLES: tuple[Format, ...] = ("jsonl", "csv", "tsv", "parquet")
 """Formats whose rows have named columns."""
@@ -32,7 +32,7 @@ TEXTS: tuple[Format, ...] = ("txt", *TABLES)
 """Formats that texts are read from."""
 
 HUB = "hub:"
-"""What the name of a data set of the hub begins with."""
+"""The beginning of the name of a data set of the hub."""
 
 _FORMATS: dict[str, Format] = {
     ".txt": "txt",
@@ -54,7 +54,7 @@ _FIRST_BYTES = {
     "zstd": b"\x28\xb5\x2f\xfd",
 }
 _AFTER_BZ2 = (b"1AY&SY", b"\x17rE8P\x90")
-"""What follows a bzip2 header: a block, or the end. A text that begins with BZh stays a text."""
+"""What follows a bzip2 header: a block, or the end; so a text that begins with BZh stays a text."""
 
 _DAMAGE: tuple[type[Exception], ...] = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
 
@@ -63,7 +63,7 @@ _ZSTD_ERRORS = {"backports.zstd": "ZstdError", "compression.zstd": "ZstdError"}
 _UNREADABLE: tuple[type[Exception], ...] = (OSError,)
 
 _REMOTE_ERRORS = {"botocore.exceptions": "BotoCoreError", "aiohttp": "ClientError"}
-"""What remote file systems raise beside OSError."""
+"""Errors of remote file systems that are not OSError."""
 
 _HEAD_BYTES = 10
 
@@ -75,9 +75,9 @@ class DataFile:
     """A file of rows.
 
     Attributes:
-        name: Its path or address, as errors give it.
-        format: How its rows are written; None where the name does not say.
-        stream: What is read instead of the file by that name: standard input, for instance.
+        name: Path or address of the file, as errors name it.
+        format: Format of the rows; None if the name does not tell it.
+        stream: Stream that is read instead of the file of that name: standard input, for instance.
     """
 
     name: str
@@ -86,7 +86,7 @@ class DataFile:
 
     @property
     def stem(self) -> str:
-        """The file's name without folder and endings."""
+        """The file's name without its folder and endings."""
         path = PurePosixPath(Path(self.name).name)
         if path.suffix.lower() in _COMPRESSED:
             path = path.with_suffix("")
@@ -94,7 +94,7 @@ class DataFile:
 
     @contextmanager
     def open(self) -> Iterator[IO[bytes]]:
-        """The file's bytes, uncompressed.
+        """Open the file for its bytes, uncompressed.
 
         Raises:
             CorpusError: The file cannot be opened or read, or is not compressed as its name says.
@@ -103,19 +103,25 @@ class DataFile:
             yield _uncompressed(file, self.name)
 
     def open_seekable(self) -> IO[bytes]:
-        """The same, readable in any order: a temporary copy of what is compressed or a stream."""
+        """Open the file for its bytes in any order, uncompressed.
+
+        A compressed file and a stream are copied to a temporary file.
+
+        Raises:
+            CorpusError: The file cannot be opened or read, or is not compressed as its name says.
+        """
         with reading(self.name):
             file = self._open()
             if file.seekable() and not _is_compressed(file):
                 return file
-            copy = tempfile.TemporaryFile()  # noqa: SIM115  # whoever reads it closes it
+            copy = tempfile.TemporaryFile()  # noqa: SIM115  # the caller closes it
             with file:
                 shutil.copyfileobj(_uncompressed(file, self.name), copy)
             copy.seek(0)
             return copy
 
     def state(self) -> str:
-        """What a remote place says of the file, which changes when the file does."""
+        """The size, date or hash of a remote file, to notice when it changes."""
         with reading(self.name):
             system, path = _remote(self.name)
             return str(system.ukey(path))
@@ -131,7 +137,7 @@ class DataFile:
 
 
 def data_file(source: str | Path, *, as_format: Format | None = None) -> DataFile:
-    """The file at a path or address; its format is told by its name where none is given."""
+    """The file at a path or address; its name tells the format if none is given."""
     name = str(source) if is_address(str(source)) else str(Path(source).expanduser())
     return DataFile(name, as_format or _format(name))
 
@@ -142,35 +148,33 @@ def find_files(
     formats: Collection[Format] = TEXTS,
     as_format: Format | None = None,
 ) -> list[DataFile]:
-    """The files a path, folder, glob or address means, sorted by name.
+    """Find the files that a path, folder, glob or address means, sorted by name.
 
     Args:
-        source: The path, folder, glob or address (`s3://`, `https://` ...).
-        formats: Formats that will do; a folder's other files are left out.
-        as_format: The format of all files, whatever their names end in; None: as the names say.
+        source: A path, folder, glob or address (`s3://`, `https://` ...).
+        formats: Formats that the caller reads; a folder's other files are left out.
+        as_format: Format of all files, whatever their names end in; None is what the names tell.
 
     Raises:
-        CorpusError: There is no file, or one of a format that will not do.
+        CorpusError: There is no file, or only one in a format that the caller does not read.
     """
     listed = _listed_remote(source) if is_address(source) else _listed(source)
+    found = [data_file(name, as_format=as_format) for name in sorted(listed.names)]
+    readable = [file for file in found if file.format in formats]
+    if readable:
+        return readable
     if listed.several:
-        found = [data_file(name, as_format=as_format) for name in sorted(listed.names)]
-        fitting = [file for file in found if file.format in formats]
-        if not fitting:
-            raise CorpusError(f"{source} holds no {_endings(formats)} file")
-        return fitting
-    if not listed.names:
-        is_hub_id = "/" in source and not Path(source).suffix
-        hint = f"; for a data set of the hub write {HUB}{source}" if is_hub_id else ""
-        raise CorpusError(f"{source} does not exist{hint}")
-    file = data_file(listed.names[0], as_format=as_format)
-    if file.format not in formats:
-        ending = PurePosixPath(_plain_name(file.name)).suffix or "a file without ending"
+        raise CorpusError(f"{source} holds no {_endings(formats)} file")
+    if found:
+        ending = PurePosixPath(_plain_name(found[0].name)).suffix or "a file without ending"
         raise CorpusError(
             f"{source}: cannot read {ending}; can: {_endings(formats)} (plain or "
-            f"{', '.join(_COMPRESSED)}); for a file of another name say its --format (corpus.format)"
+            f"{', '.join(_COMPRESSED)}); for a file of another name say its --format "
+            "(corpus.format)"
         )
-    return [file]
+    is_hub_id = "/" in source and not Path(source).suffix
+    hint = f"; for a data set of the hub write {HUB}{source}" if is_hub_id else ""
+    raise CorpusError(f"{source} does not exist{hint}")
 
 
 def is_address(source: str) -> bool:
@@ -180,7 +184,7 @@ def is_address(source: str) -> bool:
 
 @contextmanager
 def reading(name: str) -> Iterator[None]:
-    """Turn what goes wrong while a file's bytes are read into an error that names the file."""
+    """Turn what a library raises while a file is read into an error that names the file."""
     try:
         yield
     except _DAMAGE + _loaded(_ZSTD_ERRORS) as error:
@@ -190,7 +194,7 @@ def reading(name: str) -> Iterator[None]:
 
 
 def _loaded(names: Mapping[str, str]) -> tuple[type[Exception], ...]:
-    """The errors of libraries, of those that are loaded."""
+    """The error classes of those libraries that are loaded."""
     found: list[type[Exception]] = []
     for module, name in names.items():
         if module in sys.modules:
@@ -200,7 +204,7 @@ def _loaded(names: Mapping[str, str]) -> tuple[type[Exception], ...]:
 
 @dataclass(frozen=True)
 class _Listed:
-    """The names of files, and whether there may be several, in a folder or by a pattern."""
+    """The names of files, and whether the source may hold several: a folder or a pattern."""
 
     names: list[str]
     several: bool
@@ -220,14 +224,16 @@ def _listed_remote(source: str) -> _Listed:
     with reading(source):
         system, path = _remote(source)
         if glob.has_magic(path):
-            return _Listed([system.unstrip_protocol(name) for name in system.glob(path)], True)
-        if system.isdir(path):
-            return _Listed([system.unstrip_protocol(name) for name in system.find(path)], True)
-        return _Listed([source] if system.exists(path) else [], False)
+            names = system.glob(path)
+        elif system.isdir(path):
+            names = system.find(path)
+        else:
+            return _Listed([source] if system.exists(path) else [], False)
+        return _Listed([system.unstrip_protocol(name) for name in names], True)
 
 
 def _remote(source: str) -> tuple[Any, str]:
-    """The file system that fsspec has for an address, and the path in it."""
+    """The file system of fsspec for an address, and the path in it."""
     from fsspec.core import url_to_fs
 
     if source.startswith("s3://"):
@@ -240,7 +246,7 @@ def _remote(source: str) -> tuple[Any, str]:
 
 
 def _plain_name(name: str) -> str:
-    """A file's name in lower case, without the ending that says how it is compressed."""
+    """A file's name in lower case, without the ending of its compression."""
     lower = name.lower()
     ending = PurePosixPath(lower).suffix
     return lower.removesuffix(ending) if ending in _COMPRESSED else lower
@@ -255,6 +261,7 @@ def _endings(formats: Collection[Format]) -> str:
 
 
 def _uncompressed(file: IO[bytes], name: str) -> IO[bytes]:
+    """The bytes of a file, which is uncompressed by the method that its first bytes show."""
     head, whole = peek(file, _HEAD_BYTES)
     method = _method(head)
     named = _COMPRESSED.get(PurePosixPath(name.lower()).suffix)
@@ -280,11 +287,11 @@ _OPENERS: dict[str, Callable[[IO[bytes]], Any]] = {
     "xz": lzma.LZMAFile,
     "zstd": _zstd_file,
 }
-"""Readers that go on after the end of a first stream or frame, which not all of fsspec's do."""
+"""Readers that go on after the end of a first stream or frame; not all of fsspec's do."""
 
 
 def peek(file: IO[bytes], count: int) -> tuple[bytes, IO[bytes]]:
-    """The first bytes of a file, and the whole of it again, whether or not it can be rewound."""
+    """The first bytes of a file, and a file with all of its bytes, even if it cannot be rewound."""
     head = _first_bytes(file, count)
     return head, io.BufferedReader(_Rejoined(head, file), _BLOCK)
 
@@ -307,6 +314,7 @@ def _is_compressed(file: IO[bytes]) -> bool:
 
 
 def _method(head: bytes) -> str | None:
+    """The compression that the first bytes of a file show; None if it is not compressed."""
     for method, first in _FIRST_BYTES.items():
         if head.startswith(first) and (method != "bz2" or head[4:] in _AFTER_BZ2):
             return method
@@ -314,11 +322,11 @@ def _method(head: bytes) -> str | None:
 
 
 class _Rejoined(io.RawIOBase):
-    """A stream whose first bytes were read already, as if they had not been."""
+    """A stream whose first bytes were read before, and which gives them again."""
 
     def __init__(self, head: bytes, rest: IO[bytes]) -> None:
         self._head, self._rest = head, rest
-        self._read = getattr(rest, "read1", rest.read)  # what is there, without waiting for more
+        self._read = getattr(rest, "read1", rest.read)  # does not wait for more than it has
 
     def readable(self) -> bool:
         return True

@@ -1,7 +1,7 @@
-"""Rows of CSV and TSV files: a heading, then cells with a delimiter between.
+"""Rows of CSV and TSV files: a heading, then lines of cells with a delimiter between them.
 
 In CSV a cell may be quoted, and then hold delimiters, quotes and line ends; in TSV quotes mean
-nothing. The delimiter of a CSV file is told by its first lines, once for the file.
+nothing. The delimiter of a CSV file is found in its first lines, once for the file.
 """
 
 import csv
@@ -17,7 +17,7 @@ from llm2vec.errors import CorpusError, UsageError
 _SAMPLE_LINES = 100
 
 _LONGEST_CELL = 1 << 26
-"""Characters of a cell; in one that is longer, a quote was never closed."""
+"""Largest number of characters in a cell; a longer cell has a quote that was never closed."""
 
 _DELIMITERS = (",", ";", "\t", "|")
 
@@ -27,8 +27,8 @@ class Delimited:
     """A delimited file.
 
     Attributes:
-        columns: The names in its heading.
-        rows: The rows below the heading, read as they are asked for.
+        columns: Names in the heading.
+        rows: Rows below the heading, read one by one.
     """
 
     columns: Sequence[str]
@@ -37,6 +37,8 @@ class Delimited:
 
 @dataclass(frozen=True)
 class _Record:
+    """The cells of one or more lines, or the problem with them."""
+
     location: str
     cells: list[str]
     problem: str | None
@@ -44,43 +46,46 @@ class _Record:
 
 
 def read_delimited(file: DataFile, *, delimiter: str | None) -> Delimited:
-    """Read a delimited file's heading, and give its rows.
+    """Open a delimited file and read its heading.
 
     Args:
         file: A CSV or TSV file.
-        delimiter: The character between cells; None: a tab in TSV, and in CSV as the first lines
-            show.
+        delimiter: Character between cells; None is a tab in TSV, and in CSV the delimiter that is
+            found in the first lines.
 
     Raises:
-        CorpusError: The delimiter cannot be told, or two columns have one name.
+        CorpusError: The delimiter is ambiguous, or two columns have the same name.
         UsageError: The delimiter is not one character.
     """
     if delimiter is not None and len(delimiter) != 1:
         raise UsageError(f"the delimiter is {delimiter!r}; it must be one character")
-    lines = read_lines(file)
-    if file.format == "tsv":
-        records = _unquoted(file.name, lines, delimiter or "\t")
-    else:
-        first = list(islice(lines, _SAMPLE_LINES))
-        chosen = delimiter or _told_delimiter(first, file.name)
-        records = _quoted(file.name, chain(first, lines), chosen)
+    records = _records(file, delimiter)
     heading = next(records, None)
     if heading is None:
         return Delimited((), iter(()))
     if heading.problem is not None:
         raise CorpusError(f"{heading.location}: {heading.problem}")
     names = heading.cells
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise CorpusError(f"{heading.location}: two columns are named {twice[0]!r}")
+    for name in names:
+        if names.count(name) > 1:
+            raise CorpusError(f"{heading.location}: two columns are named {name!r}")
     return Delimited(names, (_row(record, names) for record in records))
+
+
+def _records(file: DataFile, delimiter: str | None) -> Iterator[_Record]:
+    """The cells of a file, line after line, its heading included."""
+    lines = read_lines(file)
+    if file.format == "tsv":
+        return _unquoted(file.name, lines, delimiter or "\t")
+    first = list(islice(lines, _SAMPLE_LINES))
+    found = delimiter or _found_delimiter(first, file.name)
+    return _quoted(file.name, chain(first, lines), found)
 
 
 def _row(record: _Record, names: Sequence[str]) -> Row:
     problem = record.problem
     if problem is None and len(record.cells) != len(names):
-        problem = (
-            f"{len(record.cells)} cells, where the heading has {len(names)}: {', '.join(names)}"
-        )
+        problem = f"{len(record.cells)} cells, but the heading has {len(names)}: {', '.join(names)}"
     if problem is not None:
         return Row(record.location, {}, problem, record.replaced)
     values = dict(zip(names, record.cells, strict=True))
@@ -95,6 +100,7 @@ def _unquoted(name: str, lines: Iterator[Line], delimiter: str) -> Iterator[_Rec
 
 
 def _quoted(name: str, lines: Iterator[Line], delimiter: str) -> Iterator[_Record]:
+    """The records of CSV; one record may take several lines."""
     csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_CELL))
     taken: list[Line] = []
 
@@ -118,11 +124,12 @@ def _quoted(name: str, lines: Iterator[Line], delimiter: str) -> Iterator[_Recor
             yield _Record(location, cells, problem, sum(line.replaced for line in taken))
 
 
-def _told_delimiter(lines: Sequence[Line], name: str) -> str:
-    """The delimiter that cuts the heading, and all first rows into as many cells."""
-    widths = {each: _widths(lines, each) for each in _DELIMITERS}
-    cutting = [each for each, found in widths.items() if found[0] > 1]
-    fitting = [each for each in cutting if len(set(widths[each])) == 1] or cutting
+def _found_delimiter(lines: Sequence[Line], name: str) -> str:
+    """The delimiter that cuts the heading and all first rows into the same number of cells."""
+    widths = {delimiter: _widths(lines, delimiter) for delimiter in _DELIMITERS}
+    cutting = [delimiter for delimiter in _DELIMITERS if widths[delimiter][0] > 1]
+    regular = [delimiter for delimiter in cutting if len(set(widths[delimiter])) == 1]
+    fitting = regular or cutting
     if len(fitting) > 1:
         shown = " or ".join(map(repr, fitting))
         raise CorpusError(f"{name}: the delimiter may be {shown}; say which: --delimiter")

@@ -1,8 +1,8 @@
-"""Lines of a file: the one place where bytes become text.
+"""Lines of a file: the one module where bytes become text.
 
 A line ends at a line feed, with or without a carriage return before it, and nowhere else: a text
-may hold U+2028 or a lone carriage return. Text is UTF-8, or what its byte order mark says. What is
-not Unicode becomes U+FFFD and is counted.
+may hold U+2028 or a lone carriage return. Text is UTF-8, or the encoding of its byte order mark.
+Characters that are not Unicode become U+FFFD and are counted.
 """
 
 import codecs
@@ -29,7 +29,7 @@ NOT_UNICODE = (
     "not UTF-8, or half of a surrogate pair; convert the file first, for instance: "
     "iconv -f LATIN1 -t UTF-8 FILE > FIXED"
 )
-"""What is said of text that is not Unicode, where it is an error."""
+"""The message about text that is not Unicode, where it is an error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +37,9 @@ class Line:
     """A line of a file.
 
     Attributes:
-        number: Its number, from 1.
+        number: Number of the line, from 1.
         text: The line without its end.
-        replaced: Number of characters that were not Unicode, and are U+FFFD now.
+        replaced: Number of characters that were not Unicode and became U+FFFD.
     """
 
     number: int
@@ -48,14 +48,14 @@ class Line:
 
 
 def read_lines(file: DataFile) -> Iterator[Line]:
-    """The lines of a file, one by one.
+    """Read the lines of a file, one by one.
 
     Raises:
         CorpusError: The file cannot be opened, or is damaged.
     """
     with file.open() as opened:
         head, whole = peek(opened, 4)
-        encoding = next((_MARKS[mark] for mark in _MARKS if head.startswith(mark)), _UTF8)
+        encoding = _encoding(head)
         errors = "surrogateescape" if encoding == _UTF8 else "replace"
         lines = io.TextIOWrapper(whole, encoding, errors, newline="\n")  # type: ignore[arg-type]
         for number, line in enumerate(lines, start=1):
@@ -66,8 +66,16 @@ def read_lines(file: DataFile) -> Iterator[Line]:
                 yield Line(number, text, text.count(REPLACEMENT))
 
 
+def _encoding(head: bytes) -> str:
+    """The encoding by the byte order mark at the beginning of a file."""
+    for mark, encoding in _MARKS.items():
+        if head.startswith(mark):
+            return encoding
+    return _UTF8
+
+
 def valid_lines(file: DataFile) -> Iterator[Line]:
-    """Lines of data to measure on, where text that is not Unicode is an error.
+    """Read lines of evaluation data, in which text that is not Unicode is an error.
 
     Raises:
         CorpusError: A line holds characters that are not Unicode.

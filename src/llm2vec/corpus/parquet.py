@@ -1,4 +1,4 @@
-"""Rows of a Parquet file, batch by batch; its columns are those of its schema."""
+"""Rows of a Parquet file, read batch by batch; the columns are those of its schema."""
 
 import weakref
 from collections.abc import Iterator, Sequence
@@ -11,14 +11,14 @@ from llm2vec.errors import CorpusError, first_line
 _BATCH_ROWS = 1000
 
 _BUFFER = 1 << 20
-"""Bytes of a column read at a time; without it, a whole row group is in memory."""
+"""Bytes of a column that are read at a time; without it, a whole row group is in memory."""
 
 
 def open_parquet(file: DataFile) -> Table:
-    """The columns and rows of a Parquet file.
+    """Open a Parquet file as a table.
 
     Raises:
-        CorpusError: The file cannot be opened, or is not Parquet.
+        CorpusError: The file cannot be opened, or is not a Parquet file.
     """
     import pyarrow
     from pyarrow import parquet
@@ -47,6 +47,7 @@ def open_parquet(file: DataFile) -> Table:
 
 
 def _kind(type_: Any) -> str:
+    """The kind of value that a column of this type holds, as in `Table.columns`."""
     from pyarrow import types
 
     if types.is_dictionary(type_):
@@ -71,17 +72,17 @@ def _decoded(batch: Any, name: str) -> list[dict[str, Any]]:
     """A batch's rows, with a surrogate in place of each byte that is not UTF-8."""
     import pyarrow
 
+    names = batch.schema.names
     columns = []
-    for column_name, column in zip(batch.schema.names, batch.columns, strict=True):
+    for column_name, column in zip(names, batch.columns, strict=True):
         if _kind(column.type) != "text":
             columns.append(_values(column, f"{name}: column {column_name!r}"))
             continue
-        texts = column.dictionary_decode() if pyarrow.types.is_dictionary(column.type) else column
-        blobs = texts.cast(pyarrow.large_string()).cast(pyarrow.large_binary()).to_pylist()
-        columns.append([_text(blob) for blob in blobs])
-    return [
-        dict(zip(batch.schema.names, values, strict=True)) for values in zip(*columns, strict=True)
-    ]
+        is_dictionary = pyarrow.types.is_dictionary(column.type)
+        texts = column.dictionary_decode() if is_dictionary else column
+        blobs = texts.cast(pyarrow.large_string()).cast(pyarrow.large_binary())
+        columns.append([_text(blob) for blob in blobs.to_pylist()])
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
 def _text(blob: bytes | None) -> str | None:
@@ -89,6 +90,7 @@ def _text(blob: bytes | None) -> str | None:
 
 
 def _values(column: Any, location: str) -> list[Any]:
+    """The values of a column that does not hold plain text."""
     try:
         values: list[Any] = column.to_pylist()
     except UnicodeDecodeError as error:

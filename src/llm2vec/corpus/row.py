@@ -1,4 +1,4 @@
-"""What every data file is read into: rows, which are values by column, with a place for errors."""
+"""Rows, which every data file is read into: values by column, and a location for errors."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from llm2vec.errors import CorpusError
 from llm2vec.runtime.unicode import repaired
 
 _WHOLE = re.compile(r"(0|-?[1-9][0-9]*)\.0")
-"""A whole number as programs write one that they hold as a fraction."""
+"""A whole number that a program held as a fraction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +20,10 @@ class Row:
     """A row of a file.
 
     Attributes:
-        location: The file and line, or row, for errors.
-        values: The row's values by column; empty where there is a problem.
-        problem: What is wrong with the row; None where it could be read.
-        replaced: Number of characters that were not Unicode, and are U+FFFD now.
+        location: File and line, or file and row, for errors.
+        values: Values by column; empty if there is a problem.
+        problem: What is wrong with the row; None if it could be read.
+        replaced: Number of characters that were not Unicode and became U+FFFD.
     """
 
     location: str
@@ -35,7 +35,7 @@ class Row:
         """A field as text; a number is written out.
 
         Raises:
-            CorpusError: There is no such field, or it holds something else.
+            CorpusError: The field does not exist, or holds another kind of value.
         """
         value = self.value(name)
         if isinstance(value, bool) or not isinstance(value, str | int | float):
@@ -46,7 +46,7 @@ class Row:
         """A field as a label: text, a number, or true and false; equal numbers are one label.
 
         Raises:
-            CorpusError: There is no such field, or it holds something else.
+            CorpusError: The field does not exist, or holds another kind of value.
         """
         value = self.value(name)
         if not isinstance(value, bool):
@@ -54,45 +54,58 @@ class Row:
         return self._label_of(value, name)
 
     def number(self, name: str) -> float:
-        """A field as a number that can be ranked."""
+        """A field as a number that can be ranked.
+
+        Raises:
+            CorpusError: The field does not exist, or holds another kind of value.
+        """
         text = self.text(name)
         try:
             value = float(text)
         except ValueError as error:
-            raise CorpusError(f"{self.location}: {text!r} is no number") from error
+            raise CorpusError(f"{self.location}: {text!r} is not a number") from error
         if not math.isfinite(value):
-            raise CorpusError(f"{self.location}: {text!r} is no number that can be ranked")
+            raise CorpusError(f"{self.location}: {text!r} is not a number that can be ranked")
         return value
 
     def several(self, name: str) -> tuple[str, ...]:
-        """A field as a list of texts or numbers."""
+        """A field as a list of texts or numbers.
+
+        Raises:
+            CorpusError: The field does not exist, or holds another kind of value.
+        """
         value = self.value(name)
-        fits = isinstance(value, list) and all(isinstance(x, str | int | float) for x in value)
-        if not fits:
+        is_list = isinstance(value, list)
+        if not is_list or not all(isinstance(item, str | int | float) for item in value):
             raise CorpusError(f"{self.location}: {name!r} must be a list of texts or numbers")
         return tuple(map(str, value))
 
     def labels(self, name: str) -> tuple[str, ...]:
-        """A field as a list of labels, each read as `label` reads one."""
+        """A field as a list of labels, each read as `label` reads one.
+
+        Raises:
+            CorpusError: The field does not exist, or holds another kind of value.
+        """
         self.several(name)
         return tuple(self._label_of(value, name) for value in self.value(name))
 
     def _label_of(self, value: str | float, name: str) -> str:
-        if value != value:
-            raise CorpusError(f"{self.location}: {name!r} is NaN, which is no label")
+        is_nan = value != value
+        if is_nan:
+            raise CorpusError(f"{self.location}: {name!r} is NaN, which is not a label")
         return label_text(value)
 
     def value(self, name: str) -> Any:
         """A field, whatever it holds.
 
         Raises:
-            CorpusError: The row could not be read, or there is no such field.
+            CorpusError: The row could not be read, or has no such field.
         """
         if self.problem is not None:
             raise CorpusError(f"{self.location}: {self.problem}")
         if name not in self.values:
             known = ", ".join(self.values) or "nothing"
-            raise CorpusError(f"{self.location}: needs {name!r}; it has {known}")
+            raise CorpusError(f"{self.location}: there is no field {name!r}; the row has {known}")
         return self.values[name]
 
 
@@ -101,11 +114,11 @@ class Table:
     """A source of rows with named columns.
 
     Attributes:
-        name: The source's name, for errors.
-        columns: The kind of value that each column holds: `text`, `words` (a list of texts),
-            `number` (a cell of a CSV file), `line` (of a text file) or the name of another type.
-            Decided once, by the file's schema or its first rows.
-        rows: Reads the rows, once; of the named columns alone where the format allows.
+        name: Name of the source, for errors.
+        columns: Kind of value of each column: `text`, `words` (a list of texts), `number` (a cell
+            of a CSV file), `line` (of a text file) or the name of another type. It is decided once,
+            by the file's schema or its first rows.
+        rows: Function that reads the rows, once; of the named columns alone if the format allows.
     """
 
     name: str
@@ -114,7 +127,7 @@ class Table:
 
 
 def label_text(value: str | float) -> str:
-    """A label as text, the same for equal numbers, whether a file has them as `1`, `1.0` or quoted.
+    """A label as text, the same for equal numbers: `1`, `1.0`, quoted or not.
 
     Example:
         >>> label_text(1.0), label_text("1.0"), label_text("1.10"), label_text(0.5)
@@ -127,7 +140,7 @@ def label_text(value: str | float) -> str:
 
 
 def valid_rows(rows: Iterable[Row]) -> Iterator[Row]:
-    """Rows of data to measure on, where a row that is not as it should be is an error.
+    """Pass on rows of evaluation data, in which a row that is wrong is an error.
 
     Raises:
         CorpusError: A row cannot be read, or holds characters that are not Unicode.
@@ -141,11 +154,11 @@ def valid_rows(rows: Iterable[Row]) -> Iterator[Row]:
 
 
 def repaired_row(location: str, values: Mapping[str, Any], *, replaced: int = 0) -> Row:
-    """A row with U+FFFD in place of what is not Unicode, wherever in its values.
+    """Make a row with U+FFFD for each character, anywhere in its values, that is not Unicode.
 
     Args:
-        location: The file and line, or row.
-        values: The row's values.
+        location: File and line, or file and row.
+        values: Values by column.
         replaced: Number of characters that were replaced before.
     """
     found, count = _repaired(dict(values))
@@ -153,6 +166,7 @@ def repaired_row(location: str, values: Mapping[str, Any], *, replaced: int = 0)
 
 
 def _repaired(value: Any) -> tuple[Any, int]:
+    """A value with all its texts repaired, and the number of replaced characters."""
     if isinstance(value, str):
         return repaired(value)
     if isinstance(value, list):
@@ -161,12 +175,13 @@ def _repaired(value: Any) -> tuple[Any, int]:
     if isinstance(value, dict):
         found, total = {}, 0
         for name, inner in value.items():
-            sound_name, of_name = repaired(str(name))
-            found[sound_name], of_value = _repaired(inner)
-            total += of_name + of_value
+            repaired_name, in_name = repaired(str(name))
+            found[repaired_name], in_value = _repaired(inner)
+            total += in_name + in_value
         return found, total
     return value, 0
 
 
 def _shown(value: Any) -> str:
+    """The beginning of a value as JSON."""
     return json.dumps(value, default=repr, ensure_ascii=False)[:200]

@@ -1,9 +1,8 @@
-"""The one reader of rows, whatever a user's data file is and however it arrives.
+"""The one reader of rows, whatever the format of a data file and however it arrives.
 
-Rows come one by one, each with its place, so that a file may be larger than memory and whatever is
-wrong is said with its file and line. What is wrong with one row is said by the row, and does not
-stop the others. The columns are decided once for a file. This module does not know what rows are
-for.
+Rows are read one by one, each with its location, so that a file may be larger than memory and every
+error names a file and a line. A row that is wrong says so itself, and does not stop the others. The
+columns are decided once for a file. This module does not know what rows are for.
 """
 
 import json
@@ -21,7 +20,7 @@ from llm2vec.errors import CorpusError, first_line
 from llm2vec.runtime.optional import optional
 
 _FIRST_ROWS = 100
-"""Rows by which a file's columns are decided, where nothing else says them."""
+"""Number of rows by which a file's columns are decided, if nothing else tells them."""
 
 
 LINES = {"text": "line"}
@@ -29,18 +28,18 @@ LINES = {"text": "line"}
 
 
 def read_rows(source: str | Path | DataFile, *, delimiter: str | None = None) -> Iterator[Row]:
-    """The rows of a file or of a data set of the hub, one by one.
+    """Read the rows of a file or of a data set of the hub, one by one.
 
     A line of a text file is a row with the one column `text`. Empty lines of jsonl and CSV files
-    are no rows.
+    are not rows.
 
     Args:
         source: A path, an address, `hub:NAME`, or a file whose format is known.
-        delimiter: The character between the cells of a CSV file; None: as its first lines show.
+        delimiter: Character between the cells of a CSV file; None is what its first lines show.
 
     Raises:
-        CorpusError: The source cannot be opened, or is damaged. What is wrong with one row is said
-            by the row.
+        CorpusError: The source cannot be opened, or is damaged. A single row that is wrong raises
+            nothing; its `problem` says what is wrong.
     """
     return open_table(source, delimiter=delimiter).rows(None)
 
@@ -52,16 +51,16 @@ def open_table(
     config: str | None = None,
     split: str = "train",
 ) -> Table:
-    """The columns of a file or data set, and its rows.
+    """Open a file or a data set of the hub as a table.
 
     Args:
         source: A path, an address, `hub:NAME`, or a file whose format is known.
-        delimiter: The character between the cells of a CSV file; None: as its first lines show.
-        config: The configuration of a data set of the hub.
-        split: The split of a data set of the hub.
+        delimiter: Character between the cells of a CSV file; None is what its first lines show.
+        config: Configuration of a data set of the hub.
+        split: Split of a data set of the hub.
 
     Raises:
-        CorpusError: The source cannot be opened, or its columns cannot be told.
+        CorpusError: The source cannot be opened, or its columns are ambiguous.
     """
     if isinstance(source, str) and source.startswith(HUB):
         return _hub_table(source.removeprefix(HUB), config, split)
@@ -71,19 +70,18 @@ def open_table(
     if file.format in ("csv", "tsv"):
         found = read_delimited(file, delimiter=delimiter)
         table = _decided_by_first_rows(file.name, found.rows, _kind_of_cell)
-        return Table(
-            file.name, {**dict.fromkeys(found.columns, "text"), **table.columns}, table.rows
-        )
+        columns = {**dict.fromkeys(found.columns, "text"), **table.columns}
+        return Table(file.name, columns, table.rows)
     if file.format == "parquet":
         return open_parquet(file)
     return Table(file.name, LINES, lambda _: _text_rows(file))
 
 
 def read_table(source: str | Path) -> list[Row]:
-    """All rows of a table to measure on; a file whose name says nothing is read as jsonl.
+    """Read all rows of a table of evaluation data; a file of an unknown name is read as jsonl.
 
     Raises:
-        CorpusError: There is no such file, a row is not as it should be, or there is no row at all.
+        CorpusError: The file does not exist, a row is wrong, or there is no row.
     """
     file = existing_file(source)
     known = file if file.format in TABLES else DataFile(file.name, "jsonl")
@@ -91,19 +89,26 @@ def read_table(source: str | Path) -> list[Row]:
 
 
 def read_tab_rows(source: str | Path, *, names: Sequence[str]) -> list[Row]:
-    """Rows of a tab-separated file with these columns and no heading; quotes mean nothing.
+    """Read a tab-separated file without a heading, in which quotes mean nothing.
+
+    Args:
+        source: Path or address of the file.
+        names: Names of the columns.
 
     Raises:
-        CorpusError: There is no such file, a line has not as many columns, or there is no line at
-            all.
+        CorpusError: The file does not exist, a line has another number of columns, or there is no
+            line.
     """
-    file, rows = existing_file(source), []
+    file = existing_file(source)
+    rows = []
     for line in valid_lines(file):
         location = f"{file.name}, line {line.number}"
         cells = line.text.split("\t")
         if len(cells) != len(names):
-            needed = f"{len(names)} columns with tabs between ({', '.join(names)})"
-            raise CorpusError(f"{location}: needs {needed}, and has {len(cells)}")
+            raise CorpusError(
+                f"{location}: needs {len(names)} columns with tabs between them "
+                f"({', '.join(names)}), but has {len(cells)}"
+            )
         rows.append(Row(location, dict(zip(names, cells, strict=True))))
     return _some(rows, file.name)
 
@@ -112,7 +117,8 @@ def existing_file(source: str | Path) -> DataFile:
     """The file at a path or address.
 
     Raises:
-        CorpusError: There is none at the path; of an address, reading tells.
+        CorpusError: There is no file at the path. Whether an address exists is seen when it is
+            read.
     """
     file = data_file(source)
     if not is_address(file.name) and not Path(file.name).is_file():
@@ -143,7 +149,7 @@ def _json_row(location: str, line: Line) -> Row:
         values = json.loads(line.text)
     except json.JSONDecodeError as error:
         return Row(location, {}, f"not JSON ({error.msg})")
-    except (ValueError, RecursionError) as error:  # a number of too many digits, or too deep
+    except (ValueError, RecursionError) as error:  # too many digits in a number, or too many levels
         return Row(location, {}, f"not JSON ({first_line(error)})")
     if not isinstance(values, dict):
         return Row(location, {}, "not a JSON object")
@@ -153,6 +159,13 @@ def _json_row(location: str, line: Line) -> Row:
 
 
 def _decided_by_first_rows(name: str, rows: Iterator[Row], kind_of: Callable[[Any], str]) -> Table:
+    """A table whose columns are those of its first rows.
+
+    Args:
+        name: Name of the source, for errors.
+        rows: Rows of the source.
+        kind_of: Function that gives the kind of a value.
+    """
     first = list(islice(rows, _FIRST_ROWS))
     columns: dict[str, str] = {}
     for row in first:
@@ -162,6 +175,7 @@ def _decided_by_first_rows(name: str, rows: Iterator[Row], kind_of: Callable[[An
 
 
 def _common(known: str, kind: str) -> str:
+    """The kind of a column that holds values of both kinds."""
     if kind in ("nothing", known):
         return known
     if known == "nothing":
@@ -170,6 +184,7 @@ def _common(known: str, kind: str) -> str:
 
 
 def _kind(value: Any) -> str:
+    """The kind of a value of JSON, as in `Table.columns`."""
     if value is None:
         return "nothing"
     if isinstance(value, str):
@@ -180,7 +195,7 @@ def _kind(value: Any) -> str:
 
 
 def _kind_of_cell(cell: str) -> str:
-    """What a cell of a CSV file holds, all of which are written as text."""
+    """The kind of a cell of a CSV file, whose cells are all written as text."""
     if not cell:
         return "nothing"
     try:

@@ -1,4 +1,4 @@
-"""Texts that the decoder itself writes, for a conversion without a corpus."""
+"""Texts that the decoder writes itself, for a conversion without a corpus."""
 
 import hashlib
 from collections.abc import Iterator
@@ -22,9 +22,16 @@ def self_texts(
     seed: int,
     progress: Progress | None = None,
 ) -> Iterator[str]:
-    """Texts that a still-causal decoder writes, sampled in batches from its start token.
+    """Sample texts in batches from a decoder that is still causal, from its start token.
 
-    A decoder without a start or end token begins from tokens drawn at random from its vocabulary.
+    A decoder without a start or end token begins from random tokens of its vocabulary.
+
+    Args:
+        model: The decoder, with its LM head.
+        tokenizer: Tokenizer of the decoder.
+        corpus: Number and length of the texts, and how they are sampled.
+        seed: Seed of the sampling.
+        progress: Listener that hears of each batch.
 
     Raises:
         CorpusError: The decoder writes nothing but empty texts.
@@ -33,32 +40,45 @@ def self_texts(
 
     listener = progress or Silent()
     listener.start("writing texts", total=corpus.self_texts)
-    written = tokens = 0
+    left = corpus.self_texts
+    tokens = 0
     batch = 0
-    while written < corpus.self_texts:
-        generator_seed = int(hashlib.sha256(f"{seed}/{batch}".encode()).hexdigest()[:8], 16)
+    while left:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(generator_seed)
+            torch.manual_seed(_seed_of_batch(seed, batch))
             ids_BT = _sample(model, tokenizer, corpus)
-        texts = [text.strip() for text in tokenizer.batch_decode(ids_BT, skip_special_tokens=True)]
-        kept = [" ".join(text.split()) for text in texts if text][: corpus.self_texts - written]
+        decoded = tokenizer.batch_decode(ids_BT, skip_special_tokens=True)
+        on_one_line = (" ".join(text.split()) for text in decoded)
+        kept = [text for text in on_one_line if text][:left]
         if not kept:
             raise CorpusError("the decoder writes only empty texts; give it a corpus with --corpus")
         yield from kept
-        written, tokens, batch = written + len(kept), tokens + int(ids_BT.numel()), batch + 1
+        left -= len(kept)
+        batch += 1
+        tokens += int(ids_BT.numel())
         listener.advance(len(kept), tokens=tokens)
     listener.finish()
+
+
+def _seed_of_batch(seed: int, batch: int) -> int:
+    return int(hashlib.sha256(f"{seed}/{batch}".encode()).hexdigest()[:8], 16)
 
 
 def _sample(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", corpus: CorpusRecipe
 ) -> Any:
+    """Sample one batch: ids_BT of the texts, with the start token if there is one."""
     import torch
     from transformers import GenerationConfig
 
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    start = tokenizer.bos_token_id
+    if start is None:
+        start = tokenizer.eos_token_id
     shape = (min(_GENERATION_BATCH, corpus.self_texts), 1)
-    start_BT = torch.randint(len(tokenizer), shape) if start is None else torch.full(shape, start)
+    if start is None:
+        start_BT = torch.randint(len(tokenizer), shape)
+    else:
+        start_BT = torch.full(shape, start)
     settings = GenerationConfig(
         do_sample=True,
         temperature=corpus.temperature,
@@ -71,7 +91,7 @@ def _sample(
         use_cache=True,
     )
     start_BT = start_BT.to(model.device)
-    # all ones, or a start token that is also the padding would be masked
+    # all ones, since a start token that is also the padding token would be masked
     written_BT = model.generate(  # type: ignore[operator]
         start_BT, attention_mask=torch.ones_like(start_BT), generation_config=settings
     )

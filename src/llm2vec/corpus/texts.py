@@ -1,7 +1,7 @@
-"""Texts out of rows: to train on, without the empty ones; or to encode, where every row counts.
+"""Texts from rows: to train on, without the empty ones; or to encode, where every row counts.
 
-Texts are streamed; nothing here holds a corpus in memory. The column that texts are read from is
-decided once for a file. This module knows nothing about training.
+Texts are streamed, so that no corpus has to fit into memory. The column of the texts is decided
+once for a file. This module knows nothing about training.
 """
 
 import re
@@ -24,7 +24,7 @@ Item = TypeVar("Item")
 SELF = "self"
 
 _MOST_REPLACED = 0.01
-"""Share of rows that are not Unicode, above which a corpus must be in another encoding."""
+"""Share of rows that are not Unicode, above which a corpus is taken to be in another encoding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +32,14 @@ class TextRow:
     """A row as a text to encode.
 
     Attributes:
-        index: The row's position among all rows, from 0.
-        location: The file and line, or row, for errors.
-        text: The text as the file has it, neither stripped nor left out; empty where there is a
-            problem.
-        words: The words of a text that is tokenised already, which `text` joins by spaces; else
-            None.
-        problem: What is wrong with the row; None where it could be read.
-        replaced: Number of characters that were not Unicode, and are U+FFFD now.
-        beside: The values of other columns that were asked for, in that order.
+        index: Index of the row among all rows, from 0.
+        location: File and line, or file and row, for errors.
+        text: The text as it is in the file, not stripped; empty if there is a problem.
+        words: Words of a text that is tokenised already, which `text` joins by spaces; None for
+            other texts.
+        problem: What is wrong with the row; None if it could be read.
+        replaced: Number of characters that were not Unicode and became U+FFFD.
+        beside: Values of the other columns that were asked for, in that order.
     """
 
     index: int
@@ -54,13 +53,13 @@ class TextRow:
 
 @dataclass
 class Tally:
-    """What was found in the rows that were read.
+    """Counts of the rows that were read.
 
     Attributes:
         rows: Number of rows.
-        empty: Number of those without text.
-        replaced: Number of those with characters that were not Unicode.
-        first_replaced: The place of the first of these.
+        empty: Number of rows without text.
+        replaced: Number of rows with characters that were not Unicode.
+        first_replaced: Location of the first row with such characters.
     """
 
     rows: int = 0
@@ -72,18 +71,18 @@ class Tally:
         """Count a row.
 
         Args:
-            location: Its file and line.
-            empty: Whether it has no text.
+            location: File and line of the row.
+            empty: Whether the row has no text.
             replaced: Number of its characters that were not Unicode.
         """
         self.rows += 1
         self.empty += empty
         if replaced:
-            self.first_replaced = self.first_replaced or location
             self.replaced += 1
+            self.first_replaced = self.first_replaced or location
 
     def note(self) -> str | None:
-        """What a person should know of the characters that were replaced; None: there were none."""
+        """A line for a person about replaced characters; None if there were none."""
         if not self.replaced:
             return None
         return (
@@ -101,20 +100,19 @@ def text_rows(
     delimiter: str | None = None,
     beside: Sequence[str] = (),
 ) -> Iterator[TextRow]:
-    """Every row of a source as a text, in order; rows without text are empty texts.
+    """Read every row of a source as a text, in order; rows without text are empty texts.
 
     Args:
         source: A path, folder, glob, address or `hub:NAME`, or one file.
-        column: The column that texts are read from; None: `text`, or the only one that holds texts.
-        words: Whether a column of lists of words will do too: texts that are tokenised already.
-        as_format: The format of all files, whatever their names end in; None: as their names say.
-        delimiter: The character between the cells of CSV files; None: as their first lines show.
-        beside: Columns whose values are wanted with each text, whatever they hold; a row without
-            one of them has a problem.
+        column: Column of the texts; None is `text`, or the only column that holds texts.
+        words: Whether a column may also hold lists of words: texts that are tokenised already.
+        as_format: Format of all files, whatever their names end in; None is what the names tell.
+        delimiter: Character between the cells of CSV files; None is what their first lines show.
+        beside: Columns whose values are given with each text, whatever they hold.
 
     Raises:
-        CorpusError: The source cannot be read, has no such column, or its column must be named. What is wrong with one
-            row is said by the row.
+        CorpusError: The source cannot be read, has no such column, or its column is ambiguous. A
+            single row that is wrong raises nothing; its `problem` says what is wrong.
     """
     index = 0
     for each in _sources(source, as_format):
@@ -127,15 +125,15 @@ def text_rows(
 def read_texts(
     corpus: CorpusRecipe, *, on_note: Callable[[str], object] = lambda _: None
 ) -> Iterator[str]:
-    """The texts of a corpus to train on, stripped, without the empty ones, in order.
+    """Read the texts of a corpus to train on: stripped, without the empty ones, in order.
 
     Args:
-        corpus: The corpus: files, or a data set of the hub.
-        on_note: Hears, when all is read, of characters that were not Unicode.
+        corpus: Recipe of the corpus: files, or a data set of the hub.
+        on_note: Called at the end with a line about characters that were not Unicode, if any.
 
     Raises:
-        CorpusError: The source cannot be read, a row is wrong, there is no text at all, or more
-            than one row in a hundred holds what is not Unicode.
+        CorpusError: The source cannot be read, a row is wrong, there is no text, or more than one
+            row in a hundred holds characters that are not Unicode.
     """
     found = 0
     tally = Tally()
@@ -159,26 +157,30 @@ def read_texts(
 def check_encoding(tally: Tally) -> None:
     """Refuse rows to train on that are in another encoding than UTF-8.
 
+    Args:
+        tally: Counts of the rows.
+
     Raises:
-        CorpusError: More than one row in a hundred holds what is not Unicode.
+        CorpusError: More than one row in a hundred holds characters that are not Unicode.
     """
     if tally.replaced > _MOST_REPLACED * tally.rows:
         raise CorpusError(
-            f"{tally.first_replaced}: {NOT_UNICODE} ({tally.replaced} of {tally.rows} rows are so)"
+            f"{tally.first_replaced}: {NOT_UNICODE} ({tally.replaced} of {tally.rows} rows are not)"
         )
 
 
 def corpus_fingerprint(
     source: str, *, formats: Collection[Format] = TEXTS, as_format: Format | None = None
 ) -> str:
-    """What tells whether a corpus has changed: its files by name and contents; else its name.
+    """The fingerprint of a corpus: of its files' names and contents.
 
-    Of files in a remote place, what the place says of them (their sizes, dates or hashes) counts.
+    Of remote files, the sizes, dates or hashes that the remote file system gives are counted. Texts
+    of the decoder and data sets of the hub have their name for a fingerprint.
 
     Args:
-        source: The corpus.
-        formats: Formats that will do.
-        as_format: The format of all files, whatever their names end in; None: as their names say.
+        source: The corpus, as the recipe names it.
+        formats: Formats that are read.
+        as_format: Format of all files, whatever their names end in; None is what the names tell.
     """
     if source == SELF or source.startswith(HUB):
         return source
@@ -242,16 +244,21 @@ def _check_column(table: Table, name: str) -> None:
 
 
 def _column(table: Table, wanted: str | None, *, words: bool) -> str:
-    """The column that texts are read from."""
+    """The column of a table's texts: the wanted one, or `text`, or the only one with texts."""
     kinds = table.columns
     if kinds == LINES:
         return "text"
     if not kinds:
         return wanted or "text"
-    named = wanted or ("text" if "text" in kinds else None)
-    if named is not None:
-        _check_column(table, named)
-        return named
+    if wanted:
+        _check_column(table, wanted)
+        return wanted
+    return "text" if "text" in kinds else _only_column(table, words=words)
+
+
+def _only_column(table: Table, *, words: bool) -> str:
+    """The only column of a table that holds texts or, failing that, lists of words."""
+    kinds = table.columns
     fitting = [name for name in kinds if kinds[name] == "text"]
     if not fitting and words:
         fitting = [name for name in kinds if kinds[name] == "words"]
@@ -262,21 +269,25 @@ def _column(table: Table, wanted: str | None, *, words: bool) -> str:
 
 
 def _text_row(row: Row, column: str, *, words: bool) -> TextRow:
-    problem, value = row.problem, row.values.get(column)
+    """A row as a text; its index is not known here."""
+    value = row.values.get(column)
+    if isinstance(value, str):
+        return TextRow(0, row.location, value, replaced=row.replaced)
+    if words and isinstance(value, list) and all(isinstance(word, str) for word in value):
+        return TextRow(0, row.location, " ".join(value), tuple(value), replaced=row.replaced)
+    problem = row.problem
     if problem is None and column not in row.values:
         known = ", ".join(row.values) or "nothing"
         problem = f"there is no column {column!r}; there are: {known}"
-    elif isinstance(value, str):
-        return TextRow(0, row.location, value, replaced=row.replaced)
-    elif words and isinstance(value, list) and all(isinstance(each, str) for each in value):
-        return TextRow(0, row.location, " ".join(value), tuple(value), replaced=row.replaced)
     elif value is not None:
         problem = f"column {column!r} holds {type(value).__name__}, not text"
     return TextRow(0, row.location, "", problem=problem, replaced=row.replaced)
 
 
 def sentences(text: str) -> list[str]:
-    """A text cut after . ! or ? before a space and a capital, digit or quote; rough, to train on.
+    """Cut a text roughly into sentences, to train on.
+
+    A sentence ends with . ! or ? before a space and a capital letter, digit or quote.
 
     Example:
         >>> sentences("It rained. We stayed in! Mr. Smith left.")
@@ -290,7 +301,7 @@ def sentences(text: str) -> list[str]:
 
 
 def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Texts, or rows of them, in lists of `size`, the last one shorter."""
+    """Items in lists of `size`; the last list may be shorter."""
     iterator = iter(items)
     while chunk := list(islice(iterator, size)):
         yield chunk
