@@ -206,7 +206,7 @@ def test_a_bad_row_says_so_and_does_not_stop_the_others(tmp_path):
     (tmp_path / "a.csv").write_text('id,text\n1,a\n2\n3,"b"x\n4,c\n5,"d\n')
     rows = list(read_rows(tmp_path / "a.csv"))
     assert [row.problem is None for row in rows] == [True, False, False, True, False]
-    assert rows[1].problem == "1 cells, where the heading has 2: id, text"
+    assert rows[1].problem == "1 cells, but the heading has 2: id, text"
     assert rows[4].problem == "not CSV (unexpected end of data)"
     with pytest.raises(CorpusError, match="line 3: 1 cells"):
         read_table(tmp_path / "a.csv")
