@@ -1,1 +1,1 @@
-"""What everything runs on: files, progress, devices and the matrix products of a CPU. Knows nothing of models."""
+"""What everything runs on: files, progress, devices and CPU arithmetic; nothing about models."""

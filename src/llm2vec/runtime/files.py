@@ -1,7 +1,7 @@
-"""Files that are whole or absent: written beside their place under a name of their own, then renamed.
+"""Atomic files and folders: written beside their path under another name, then renamed.
 
-Nothing that this program did not write is removed. A process killed at any moment leaves at worst a hidden
-`*.partial` neighbour. This module knows nothing about models or texts.
+Nothing that this program did not write is removed. A process that is killed at any moment leaves at
+worst a hidden `*.partial` file beside the path. This module knows nothing about models or texts.
 """
 
 import errno
@@ -18,32 +18,31 @@ from safetensors import SafetensorError
 from llm2vec.errors import RunError, UsageError
 
 PARTIAL = ".partial"
-"""What the name of a file or folder ends in while it is being written."""
+"""The ending of a file's or folder's name while it is being written."""
 
-_NAME_SHOWN = 40
-"""Characters of a file's name in the name that it has while it is being written; systems allow 255 bytes."""
+_NAME_KEPT = 40
+"""Characters of a file's name that its name while being written begins with.
+
+File systems allow 255 bytes.
+"""
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Give a path to write to; its file becomes `path` when the block ends without an error.
+    """Give a path to write to; its file becomes `path` if the block ends without an error.
 
-    A symbolic link stays, and the file that it names is replaced.
+    A symbolic link stays, and the file that it points to is replaced.
     """
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _beside(path)
-    try:
-        with disk_space_checked(path):
-            yield partial
-            partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with _removed_at_end(_beside(path)) as partial, disk_space_checked(path):
+        yield partial
+        partial.replace(path)
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Give an empty folder to fill; it becomes `path`, in one step, when the block ends without an error.
+    """Give an empty folder to fill; it becomes `path`, in one step, if the block raises no error.
 
     Raises:
         RunError: `path` exists and is not an empty folder.
@@ -56,7 +55,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def folder_beside(path: Path) -> Iterator[Path]:
-    """Give an empty folder beside `path`; what is left of it when the block ends is removed."""
+    """Give an empty folder beside `path`; whatever is left in it at the end is removed."""
     partial = _beside(path.resolve())
     partial.mkdir(parents=True)
     try:
@@ -67,12 +66,12 @@ def folder_beside(path: Path) -> Iterator[Path]:
 
 
 def publish(built: Path, path: Path, *, last: str | None = None) -> None:
-    """Put a finished folder in its place: renamed where nothing is, else moved into the folder that is there.
+    """Rename a finished folder to its path, or move its files into the folder that is there.
 
     Args:
         built: The finished folder.
-        path: Its place.
-        last: As of `put_files`.
+        path: The path that it gets.
+        last: As for `put_files`.
     """
     if path.exists():
         put_files(built, path, last=last)
@@ -83,104 +82,123 @@ def publish(built: Path, path: Path, *, last: str | None = None) -> None:
 def put_files(
     built: Path, path: Path, *, outdated: Collection[str] = (), last: str | None = None
 ) -> None:
-    """Move files into a folder one by one; those of the same names are replaced, all others stay.
+    """Move files into a folder one by one; files of the same names are replaced, all others stay.
 
     Args:
-        built: The folder that they are in.
-        path: The folder that they go to; it is made where there is none.
+        built: The folder that the files are in.
+        path: The folder that they go to; it is made if it does not exist.
         outdated: Files of `path` to remove, which this program wrote.
-        last: The file without which the others mean nothing. It is removed first and put last, so that a process
-            killed in between leaves a folder that is refused, not one that is wrong.
+        last: The file without which the others mean nothing. It is removed first and put last, so
+            that a process killed in between leaves a folder that is refused, not one that is wrong.
 
     Raises:
-        RunError: A folder is where a file is to go; nothing was changed then.
+        RunError: A folder has the name of a file; nothing was changed then.
     """
     path.mkdir(parents=True, exist_ok=True)
     names = files_in(built)
-    if folders := [name for name in names if (path / name).is_dir()]:
-        raise RunError(f"{path / folders[0]} is a folder, where a file is to be written; move it")
-    first = [] if last is None else [last]
-    for name in [*first, *(each for each in outdated if each not in names)]:
+    for name in names:
+        if (path / name).is_dir():
+            raise RunError(f"{path / name} is a folder, but a file is to be written there; move it")
+    removed = [] if last is None else [last]
+    removed += [name for name in outdated if name not in names]
+    for name in removed:
         (path / name).unlink(missing_ok=True)
-    for name in sorted(names, key=lambda each: each == last):
-        (path / name).parent.mkdir(parents=True, exist_ok=True)
-        _move(built / name, path / name)
+    for name in sorted(names, key=lambda name: name == last):
+        target = path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _move(built / name, target)
 
 
 def files_in(folder: Path) -> list[str]:
-    """The files in a folder and in those below it, by their paths from it."""
-    return sorted(
-        each.relative_to(folder).as_posix() for each in folder.rglob("*") if not each.is_dir()
-    )
+    """The files in a folder and in all folders below it, by their paths relative to it."""
+    files = (path for path in folder.rglob("*") if not path.is_dir())
+    return sorted(path.relative_to(folder).as_posix() for path in files)
 
 
 def remove_files(folder: Path, names: Iterable[str]) -> None:
-    """Remove files by their paths from a folder, then the folders below it, and it itself, that became empty."""
-    paths = [folder / name for name in names]
-    for path in paths:
+    """Remove files of a folder, and then the folders that became empty, itself included.
+
+    Args:
+        folder: The folder.
+        names: Paths of the files, relative to the folder.
+    """
+    parents = set()
+    for name in names:
+        path = folder / name
         path.unlink(missing_ok=True)
-    parents = {parent for path in paths for parent in path.parents if folder in parent.parents}
-    for parent in (*sorted(parents, key=lambda each: -len(each.parts)), folder):
-        with suppress(OSError):  # it holds something else, or is gone already
+        parents |= {parent for parent in path.parents if folder in parent.parents}
+    deepest_first = sorted(parents, key=lambda parent: -len(parent.parts))
+    for parent in (*deepest_first, folder):
+        with suppress(OSError):  # it holds other files, or does not exist
             parent.rmdir()
 
 
 def refuse_occupied(path: Path) -> None:
-    """Refuse a place for a new folder that something is in already.
+    """Refuse a path for a new folder if there is something already.
 
     Raises:
-        RunError: There is a file, or a folder that is not empty.
+        RunError: `path` is a file, or a folder that is not empty.
     """
     if path.is_dir() and not any(path.iterdir()):
         return
     if path.exists():
-        raise RunError(f"{path} exists already; choose another place or remove it")
+        raise RunError(f"{path} exists already; choose another path or remove it")
 
 
 def resolved_folder(path: Path, *, option: str) -> Path:
     """The real path of a folder to make: without links, `.`, `..`, `~` and a slash at the end.
 
     Args:
-        path: As it was given.
-        option: What it was given as, for the error.
+        path: The path as the user gave it.
+        option: The option that it was given by, for the error.
 
     Raises:
-        UsageError: The path names no folder that could be made.
+        UsageError: No folder of this path can be made.
     """
     real = path.expanduser().resolve()
     if not real.name:
         raise UsageError(f"{option} {path}: this is the root of the file system; name a folder")
     if real.exists() and not real.is_dir():
         raise UsageError(f"{option} {path}: this is a file; name a folder")
-    blocking = next(each for each in real.parents if each.exists())
-    if not blocking.is_dir():
-        raise UsageError(f"{option} {path}: {blocking} is a file, so no folder can be made in it")
+    existing = next(parent for parent in real.parents if parent.exists())
+    if not existing.is_dir():
+        raise UsageError(f"{option} {path}: {existing} is a file, so no folder can be made in it")
     return real
 
 
 def _beside(path: Path) -> Path:
-    """A name beside `path` that nothing has."""
-    return path.with_name(f".{path.name[:_NAME_SHOWN]}.{secrets.token_hex(6)}{PARTIAL}")
+    """An unused path beside `path`."""
+    return path.with_name(f".{path.name[:_NAME_KEPT]}.{secrets.token_hex(6)}{PARTIAL}")
 
 
-def _move(file: Path, place: Path) -> None:
-    """Replace `place` by a file; on another file system by a copy of it that is made beside `place`."""
+@contextmanager
+def _removed_at_end(file: Path) -> Iterator[Path]:
+    """Remove a file when the block ends, if it still exists."""
     try:
-        file.replace(place)
+        yield file
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def _move(file: Path, target: Path) -> None:
+    """Move a file over `target`; to another file system by a copy that is made beside `target`."""
+    try:
+        file.replace(target)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        partial = _beside(place)
-        try:
+        with _removed_at_end(_beside(target)) as partial:
             shutil.copyfile(file, partial)
-            partial.replace(place)
-        finally:
-            partial.unlink(missing_ok=True)
+            partial.replace(target)
 
 
 @contextmanager
 def disk_space_checked(path: Path) -> Iterator[None]:
-    """Turn "no space left" into an error that names the place; nothing that was finished is touched."""
+    """Turn "no space left" into an error that names the path; finished files are not touched.
+
+    Raises:
+        RunError: The disk or the quota is full.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -193,7 +211,7 @@ def disk_space_checked(path: Path) -> Iterator[None]:
 
 
 def _is_full(error: OSError | SafetensorError) -> bool:
-    """Whether a disk or a quota is full; safetensors says so in words alone."""
+    """Whether a disk or a quota is full; errors of safetensors have the number in their text."""
     numbers = (errno.ENOSPC, errno.EDQUOT)
     if isinstance(error, OSError):
         return error.errno in numbers
@@ -210,7 +228,7 @@ def read_json(path: Path) -> Any:
     """Read JSON.
 
     Raises:
-        RunError: The file is not JSON (cut short, or not ours).
+        RunError: The file is not JSON: it was cut short, or this program did not write it.
     """
     try:
         return json.loads(path.read_text(encoding="utf8"))

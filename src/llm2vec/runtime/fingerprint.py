@@ -1,8 +1,8 @@
-"""Fingerprints tell whether a file, a folder, values or weights are still what they were; every byte counts.
+"""Fingerprints of files, folders, values and weights, by which any change of a byte is noticed.
 
-They are SHA-256, which current processors compute by instructions of their own: 1.4 GB a second and core, so that the
-15 GB of a model with seven billion weights take about three seconds on four cores, if the disk is as fast. A file is
-read once in a process. This module knows nothing of what the bytes mean.
+They are SHA-256, for which current processors have instructions: 1.4 GB a second on one core, so
+that the 15 GB of a model with seven billion weights take about three seconds on four cores, if the
+disk is as fast. A file is read once in a process. This module does not know what the bytes mean.
 """
 
 import hashlib
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _PREFIX = "sha256-"
-"""What a fingerprint begins with; those of versions before 1.0 have none, and cannot be compared with ours."""
+"""The beginning of a fingerprint; those of versions before 1.0 lack it, and are not comparable."""
 
 _FILES_AT_ONCE = 4
 _BLOCK = 1 << 22
-"""Numbers of a weight that are widened to float32 and hashed at a time: 16 MiB."""
+"""Count of numbers of a weight that are widened to float32 and hashed at a time: 16 MiB."""
 
 _SETTLED_NS = 2_000_000_000
-"""A file changed more recently than this may change again without another time stamp; it is not remembered."""
+"""Age below which a file may change again with the same time stamp, and is not remembered."""
 
 _UNREAD = (".md", ".partial")
-"""Endings of files that lie in a model's folder and change nothing in the model."""
+"""Endings of files in a model's folder that change nothing in the model."""
 
 
 def comparable(fingerprint: str) -> bool:
-    """Whether a fingerprint that was written down is one of this version's."""
+    """Whether a fingerprint from a file can be compared with those of this version."""
     return fingerprint.startswith(_PREFIX)
 
 
@@ -40,8 +40,8 @@ def of_file(path: Path) -> str:
     """The fingerprint of a file's contents."""
     stat = path.stat()
     stamp = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
-    settled = time.time_ns() - stat.st_mtime_ns > _SETTLED_NS
-    return _remembered(path.resolve(), stamp) if settled else _read(path)
+    is_settled = time.time_ns() - stat.st_mtime_ns > _SETTLED_NS
+    return _remembered(path.resolve(), stamp) if is_settled else _read(path)
 
 
 @cache
@@ -55,7 +55,7 @@ def _read(path: Path) -> str:
 
 
 def of_files(files: Iterable[tuple[str, Path]]) -> str:
-    """The fingerprint of files, each by a name and its contents; their order counts."""
+    """The fingerprint of files by their names and contents; their order counts."""
     named = list(files)
     with ThreadPoolExecutor(_FILES_AT_ONCE) as threads:
         contents = list(threads.map(of_file, (path for _, path in named)))
@@ -63,13 +63,13 @@ def of_files(files: Iterable[tuple[str, Path]]) -> str:
 
 
 def of_folder(folder: Path) -> str:
-    """The fingerprint of the files directly in a folder, without hidden ones and those that describe it (`.md`)."""
-    paths = (path for path in sorted(folder.iterdir()) if path.is_file())
-    return of_files(
-        (path.name, path)
-        for path in paths
-        if not path.name.startswith(".") and path.suffix not in _UNREAD
-    )
+    """The fingerprint of the files directly in a folder, without hidden and descriptive ones."""
+    counted = []
+    for path in sorted(folder.iterdir()):
+        is_hidden = path.name.startswith(".")
+        if path.is_file() and not is_hidden and path.suffix not in _UNREAD:
+            counted.append((path.name, path))
+    return of_files(counted)
 
 
 def of_path(path: Path) -> str:
@@ -78,18 +78,19 @@ def of_path(path: Path) -> str:
 
 
 def of_values(*values: Any) -> str:
-    """The fingerprint of whatever JSON can hold; the order of keys does not count."""
-    return _PREFIX + hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    """The fingerprint of values that JSON can hold; the order of keys does not count."""
+    encoded = json.dumps(values, sort_keys=True).encode()
+    return _PREFIX + hashlib.sha256(encoded).hexdigest()
 
 
 def of_weights(model: "nn.Module", *, buffers: bool = False) -> str:
-    """The fingerprint of every number of a model, the same in any precision that holds its numbers.
+    """The fingerprint of every number of a model, the same in any precision that holds them.
 
     It takes as long as hashing four bytes for each weight, on as many cores as torch uses.
 
     Args:
         model: Any module, on any device.
-        buffers: Whether buffers count too; some are computed on the device and differ between devices.
+        buffers: Whether buffers count too; some are computed, and differ between devices.
     """
     import torch
 
@@ -110,5 +111,5 @@ def _of_tensor(tensor: "Tensor") -> str:
 
 
 def short(fingerprint: str, length: int) -> str:
-    """The first characters of a fingerprint, for the name of a file."""
+    """The first `length` characters of a fingerprint, for the name of a file."""
     return fingerprint.removeprefix(_PREFIX)[:length]

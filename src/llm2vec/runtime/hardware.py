@@ -1,4 +1,4 @@
-"""What this runs on: which device and libraries. It knows nothing of models."""
+"""The device and the libraries that this runs on; it knows nothing about models."""
 
 import platform
 from collections.abc import Iterator
@@ -11,11 +11,11 @@ from llm2vec.errors import RunError, first_line
 from llm2vec.runtime.optional import DISTRIBUTION
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""How errors that have no type of their own say that memory ran out."""
+"""Parts of messages about memory that ran out, of errors without a type of their own."""
 
 
 def default_device() -> torch.device:
-    """A GPU if there is one."""
+    """A GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -26,8 +26,8 @@ def memory_checked(
     """Turn "out of memory", of a GPU or of the machine, into an error that says what to do.
 
     Args:
-        when: What was done then, as the message says it: `while ...`.
-        advice: What needs less memory.
+        when: The time, for the message: `while the model was loaded`.
+        advice: What the user can do about it, for the message.
 
     Raises:
         RunError: There was not enough memory.
@@ -47,32 +47,33 @@ def says_no_memory(error: BaseException) -> bool:
 
 
 def idle_gpus(processes: int, gpus: int) -> str | None:
-    """One line about GPUs that nothing is done on; None where all of them work.
+    """A line about GPUs that stay idle; None if there are none.
 
     Args:
         processes: Number of processes, each of which uses one GPU.
-        gpus: Number of GPUs that this process sees.
+        gpus: Number of GPUs that this process can use.
     """
     if processes > 1 or gpus < 2:
         return None
     return (
-        f"one process uses one GPU, and {gpus - 1} of {gpus} stay idle; all of them work in "
+        f"one process uses one GPU, and {gpus - 1} of {gpus} stay idle; use all of them by "
         f"torchrun --nproc-per-node {gpus} -m llm2vec ..."
     )
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether a device multiplies in bfloat16 by itself, and so faster: newer GPUs, CPUs with instructions for it."""
+    """Whether a device has instructions for bfloat16, as newer GPUs and some CPUs have."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
-    able: dict[str, object] = getattr(
-        torch.cpu, "get_capabilities", dict
-    )()  # not in older versions of torch
-    return device.type == "cpu" and any(able.get(name) for name in ("avx512_bf16", "amx_bf16"))
+    if device.type != "cpu":
+        return False
+    get_capabilities = getattr(torch.cpu, "get_capabilities", dict)  # older versions have none
+    capabilities: dict[str, object] = get_capabilities()
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def versions() -> dict[str, str]:
-    """Of what a result depends on."""
+    """The versions of Python and of the libraries that a result depends on."""
     libraries = ("torch", "transformers", "peft", "sentence-transformers", "tokenizers")
     distributions = {"llm2vec": DISTRIBUTION, **{name: name for name in libraries}}
     found = {"python": platform.python_version()}

@@ -1,7 +1,8 @@
-"""One process at a time in a folder: a lock of the operating system, which ends with the process that holds it.
+"""Locks of folders, for one process at a time; a lock ends with the process that holds it.
 
-Where a file system has no such locks, `filelock` falls back to a marker with process and host, and removes that of a
-process that is no more. Who holds the lock is written beside it, for the message to the others.
+The operating system keeps the lock. Where a file system has no such locks, `filelock` falls back to
+a marker with process and host, and removes the marker of a process that has ended. The holder is
+written beside the lock, for the message to other processes.
 """
 
 import os
@@ -17,18 +18,21 @@ from llm2vec.errors import RunError
 from llm2vec.runtime.files import read_json, write_json
 
 LOCK_FILES = ("lock", "holder.json")
-"""The lock and who holds it, while it is held or after its holder was killed."""
+"""The lock and its holder, while the folder is locked or after its holder was killed."""
 
 _PATIENCE_S = 0.5
-"""How long to try: another process may be about to let go."""
+"""How long to wait for another process that is about to release the lock."""
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder that exists for this process alone; the files of the lock are gone when the block ends.
+    """Lock a folder for this process; the files of the lock are removed when the block ends.
+
+    Args:
+        folder: A folder that exists.
 
     Raises:
-        RunError: Another process holds it; the message says which.
+        RunError: Another process holds the lock; the message names it.
     """
     lock_file, holder_file = (folder / name for name in LOCK_FILES)
     lock = FileLock(lock_file)
@@ -36,22 +40,25 @@ def locked(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=_PATIENCE_S)
     except (Timeout, FileNotFoundError) as error:
         raise RunError(
-            f"{folder} is in use by {_holder(holder_file)}; wait for it to end, or choose another --out"
+            f"{folder} is in use by {_holder(holder_file)}; wait for it to end, or choose another "
+            "--out"
         ) from error
     try:
         since = datetime.now().astimezone().isoformat(timespec="seconds")
         write_json(holder_file, {"pid": os.getpid(), "host": socket.gethostname(), "since": since})
         yield
     finally:
-        with suppress(OSError):  # a system that keeps open files leaves them for the next holder
+        # a system that keeps open files leaves them for the next holder
+        with suppress(OSError):
             holder_file.unlink()
             lock_file.unlink()
         lock.release()
 
 
 def _holder(file: Path) -> str:
+    """The process that holds a lock, for a message."""
     try:
-        told = read_json(file)
+        holder = read_json(file)
     except (OSError, RunError):
         return "another process"
-    return f"process {told['pid']} on {told['host']}, since {told['since']}"
+    return f"process {holder['pid']} on {holder['host']}, since {holder['since']}"

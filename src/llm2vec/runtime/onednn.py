@@ -1,7 +1,8 @@
-"""Matrix products of linear layers on a CPU, by oneDNN where it is faster than what torch takes by itself.
+"""Linear layers on a CPU by oneDNN, where it is faster than torch's own choice.
 
-torch multiplies float32 matrices by MKL, which on processors of another maker can use half of what they are able to;
-oneDNN comes with torch too. Which is faster is measured once a process. It knows nothing of models.
+torch multiplies float32 matrices by MKL, which reaches half the speed of some processors of another
+maker. oneDNN comes with torch too. Which one is faster is measured once in a process. This module
+knows nothing about models.
 """
 
 import time
@@ -16,30 +17,33 @@ from torch.nn import Parameter
 from torch.nn.functional import linear, pad
 from torch.overrides import TorchFunctionMode
 
-_WINS_BY = 1.2
-"""So much faster, or things stay as they are: a near tie must not be decided anew, by noise, in each process."""
+_FASTER_BY = 1.2
+"""How much faster oneDNN must be, so that noise does not decide a near tie in each process."""
 
 
 def fast_linear(device: torch.device) -> AbstractContextManager[Any]:
-    """Inside the block, on this thread, linear layers without gradients multiply in the faster way.
+    """Compute linear layers without gradients in the faster way, inside the block, on this thread.
 
     Args:
-        device: Of the model; other than a CPU, nothing changes.
+        device: Device of the model; nothing changes unless it is a CPU.
     """
-    return _ByOneDnn() if device.type == "cpu" and _onednn_is_faster() else nullcontext()
+    if device.type == "cpu" and _onednn_is_faster():
+        return _ByOneDnn()
+    return nullcontext()
 
 
 class _ByOneDnn(TorchFunctionMode):
-    """Sends float32 `linear` to oneDNN; everything else goes its way."""
+    """Computes float32 `linear` by oneDNN, and everything else as before."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is linear and not kwargs and not torch.is_grad_enabled() and _is_plain(args[1]):
+        is_linear = func is linear and not kwargs
+        if is_linear and not torch.is_grad_enabled() and _is_plain(args[1]):
             return _onednn(*args)
         return func(*args, **(kwargs or {}))
 
 
 def _is_plain(weight: Tensor) -> bool:
-    """Float32 in memory; neither quantised (a class of its own) nor left on another device."""
+    """Whether a weight is float32 on the CPU, and not quantised (which has a class of its own)."""
     return (
         type(weight) in (Tensor, Parameter)
         and weight.dtype == torch.float32
@@ -48,10 +52,13 @@ def _is_plain(weight: Tensor) -> bool:
 
 
 def _onednn(input_XD: Tensor, weight_ED: Tensor, bias_E: Tensor | None = None) -> Tensor:
-    """The product by oneDNN, any dimensions before the last; rows of zeros fill up to one of few numbers of rows."""
+    """The product by oneDNN, with any dimensions before the last.
+
+    Rows of zeros are added, so that there are few different numbers of rows.
+    """
     rows_ND = input_XD.reshape(-1, input_XD.shape[-1])
-    more = _rounded(len(rows_ND)) - len(rows_ND)
-    filled_MD = pad(rows_ND, (0, 0, 0, more)) if more else rows_ND
+    added = _rounded(len(rows_ND)) - len(rows_ND)
+    filled_MD = pad(rows_ND, (0, 0, 0, added)) if added else rows_ND
     product_ME: Tensor = torch.ops.mkldnn._linear_pointwise(
         filled_MD, weight_ED, bias_E, "none", [], ""
     )
@@ -61,7 +68,8 @@ def _onednn(input_XD: Tensor, weight_ED: Tensor, bias_E: Tensor | None = None) -
 def _rounded(rows: int) -> int:
     """The next number with only its first four binary digits set: at most an eighth more.
 
-    oneDNN compiles and keeps a kernel for each number of rows, a quarter of a gigabyte for some thousand texts.
+    oneDNN compiles and keeps a kernel for each number of rows, a quarter of a gigabyte for some
+    thousand texts.
     """
     step = 1 << max(rows.bit_length() - 4, 0)
     return -(-rows // step) * step
@@ -69,27 +77,30 @@ def _rounded(rows: int) -> int:
 
 @cache
 def _onednn_is_faster() -> bool:
-    """Whether it is there, gives the same products, and wins clearly; takes some 50 ms."""
+    """Whether oneDNN is available, gives the same products, and is clearly faster; takes 50 ms."""
     if not torch.backends.mkldnn.is_available():
         return False
     generator = torch.Generator().manual_seed(0)
     input_ND, weight_ED = torch.randn(2, 512, 512, generator=generator)
+    expected_NE = linear(input_ND, weight_ED)
     try:
-        same = torch.allclose(
-            _onednn(input_ND, weight_ED), linear(input_ND, weight_ED), rtol=1e-4, atol=1e-3
-        )
-    except (AttributeError, RuntimeError):  # an operator that torch keeps for itself may change
+        product_NE = _onednn(input_ND, weight_ED)
+    except (AttributeError, RuntimeError):  # a private operator of torch may change
         return False
-    best = {linear: float("inf"), _onednn: float("inf")}
+    is_same = torch.allclose(product_NE, expected_NE, rtol=1e-4, atol=1e-3)
+    shortest_s = {linear: float("inf"), _onednn: float("inf")}
     for _ in range(10):
-        for way in best:
-            best[way] = min(best[way], _seconds(way, input_ND, weight_ED))
-    return same and best[linear] > _WINS_BY * best[_onednn]
+        for function in shortest_s:
+            took_s = _seconds(function, input_ND, weight_ED)
+            shortest_s[function] = min(shortest_s[function], took_s)
+    return is_same and shortest_s[linear] > _FASTER_BY * shortest_s[_onednn]
 
 
 @torch.inference_mode()
-def _seconds(way: Callable[[Tensor, Tensor], Tensor], input_ND: Tensor, weight_ED: Tensor) -> float:
-    """Of this thread alone, so that other work on the machine counts little."""
+def _seconds(
+    function: Callable[[Tensor, Tensor], Tensor], input_ND: Tensor, weight_ED: Tensor
+) -> float:
+    """The processor time of one call on this thread; other work on the machine counts little."""
     started = time.thread_time()
-    way(input_ND, weight_ED)
+    function(input_ND, weight_ED)
     return time.thread_time() - started

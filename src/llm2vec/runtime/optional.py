@@ -1,4 +1,4 @@
-"""Packages that are not always installed: imported where they are used, or named with their `pip install`."""
+"""Packages that are not always installed: imported where they are used, or named in the error."""
 
 from importlib import import_module
 from types import ModuleType
@@ -6,17 +6,18 @@ from types import ModuleType
 from llm2vec.errors import UsageError
 
 DISTRIBUTION = "llm2vec-next"
+"""The name under which this package is installed."""
 
 
 def optional(module: str, *, extra: str) -> ModuleType:
     """Import a module of an optional dependency.
 
     Args:
-        module: The module's full name.
-        extra: The extra of this distribution that installs it.
+        module: Full name of the module.
+        extra: Extra of this distribution that installs the module.
 
     Raises:
-        UsageError: It is not installed; the message names the command that installs it.
+        UsageError: The module is not installed; the message gives the command that installs it.
     """
     try:
         return import_module(module)

@@ -1,7 +1,8 @@
-"""How a long computation reports its progress: tasks, how many of their items are done, and numbers worth showing.
+"""Progress of long computations: tasks, how many of their items are done, numbers worth showing.
 
-Library code reports to a `Progress`, and the command line draws it. The default is to report to nobody. Every count in
-this package means the same: how many items were finished *since the last report*.
+Library code reports to a `Progress`, and the command line draws it. The default is to report to
+nobody. Every count in this package means the same: how many items were finished *since the last
+report*.
 """
 
 from collections.abc import Callable, Mapping

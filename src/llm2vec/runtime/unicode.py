@@ -1,9 +1,9 @@
-r"""Text that is not Unicode: the one rule for all of it.
+r"""Text that is not Unicode, and the one rule for it: U+FFFD.
 
-Python strings can hold surrogates, which no encoding of Unicode can: half of a pair out of a JSON
+Python strings can hold surrogates, which no encoding of Unicode can: half of a pair from a JSON
 escape (`"\ud83d"`), or a byte of a file or an argument that was not UTF-8 (decoded with
 `surrogateescape`). Each becomes U+FFFD, the replacement character, so that the positions of all
-other characters stay.
+other characters stay the same.
 """
 
 import re
@@ -14,7 +14,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def well_formed(text: str) -> str:
-    r"""A text with U+FFFD in place of each character that is not Unicode.
+    r"""A text with U+FFFD for each character that is not Unicode.
 
     Example:
         >>> well_formed("caf\udce9") == "caf\ufffd"
@@ -24,7 +24,7 @@ def well_formed(text: str) -> str:
 
 
 def repaired(text: str) -> tuple[str, int]:
-    """A text with U+FFFD for each character that is not Unicode, and the number of those."""
+    """A text with U+FFFD for each character that is not Unicode, and their number."""
     if text.isascii():
         return text, 0
     return _SURROGATE.subn(REPLACEMENT, text)
