@@ -28,7 +28,7 @@ from llm2vec.corpus.tagged import read_tagged
 from llm2vec.evaluation.probe import probe
 from llm2vec.evaluation.sentence_tasks import sts
 from llm2vec.evaluation.subjects import open_embedder, open_encoder
-from llm2vec.recipe.knobs import merged
+from llm2vec.recipe.files import merged
 from llm2vec.runtime.files import read_json, write_json
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))

@@ -15,7 +15,7 @@ from rich.markdown import Markdown
 
 import llm2vec
 from llm2vec.cli.console import Drawn, people, results
-from llm2vec.recipe.knobs import merged
+from llm2vec.recipe.files import merged
 from llm2vec.report.html import to_markdown, write_report
 from llm2vec.report.measure import measure
 from llm2vec.report.sections import sections

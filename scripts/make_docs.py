@@ -17,7 +17,8 @@ from typer.core import TyperGroup
 from typer.testing import CliRunner
 
 from llm2vec.cli.main import app
-from llm2vec.recipe.knobs import Recipe, differences, to_yaml
+from llm2vec.recipe.files import differences, to_yaml
+from llm2vec.recipe.knobs import Recipe
 from llm2vec.recipe.presets import PRESETS, preset
 
 DOCS = Path(__file__).parents[1] / "docs"

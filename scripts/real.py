@@ -16,7 +16,7 @@ from fetch_decoder import CACHE, fetch
 import llm2vec
 from llm2vec.corpus.texts import SELF
 from llm2vec.errors import LLM2VecError
-from llm2vec.recipe.knobs import merged
+from llm2vec.recipe.files import merged
 from llm2vec.runtime.hardware import default_device, has_bfloat16
 
 DECODER = "smollm2-135m"

@@ -25,7 +25,7 @@ from llm2vec.backbone.loading import check_is_decoder
 from llm2vec.backbone.miniature import NoMiniature, miniature_config
 from llm2vec.backbone.switch import make_bidirectional
 from llm2vec.errors import LLM2VecError, ModelError, NotConvertible
-from llm2vec.recipe.knobs import merged
+from llm2vec.recipe.files import merged
 from llm2vec.recipe.presets import preset
 
 NOT_TRIED = "its default configuration cannot be built small"

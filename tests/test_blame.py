@@ -15,7 +15,7 @@ from llm2vec.backbone.proofs import prove_packing
 from llm2vec.backbone.switch import body, make_bidirectional
 from llm2vec.conversion.info import describe
 from llm2vec.errors import ModelError, NotConvertible, RunError, UsageError
-from llm2vec.recipe.knobs import merged
+from llm2vec.recipe.files import merged
 
 NO_MEMORY = "CUDA out of memory. Tried to allocate 2.00 GiB."
 

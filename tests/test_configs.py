@@ -8,7 +8,8 @@ import pytest
 from llm2vec.cli.words import ProbeOptions, options_over
 from llm2vec.errors import UsageError
 from llm2vec.legacy.configs import read_config
-from llm2vec.recipe.knobs import Recipe, differences, merged
+from llm2vec.recipe.files import differences, merged
+from llm2vec.recipe.knobs import Recipe
 from llm2vec.recipe.presets import preset
 
 SHEARED_MNTP = {

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from llm2vec import LLM2Vec, Recipe, convert
 from llm2vec.errors import CorpusError, LLM2VecError, ModelError, RunError, UsageError
-from llm2vec.recipe.knobs import merged
+from llm2vec.recipe.files import merged
 from llm2vec.runtime.files import disk_space_checked
 from llm2vec.runtime.progress import Recorder
 

@@ -10,7 +10,7 @@ from transformers import AutoModel
 from llm2vec import LLM2Vec, Recipe, convert
 from llm2vec.conversion.info import describe
 from llm2vec.errors import ModelError
-from llm2vec.recipe.knobs import merged
+from llm2vec.recipe.files import merged
 
 CONFIGURATION = """
 from transformers import LlamaConfig

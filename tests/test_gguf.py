@@ -17,7 +17,7 @@ from llm2vec.backbone.loading import load_config, load_decoder, load_tokenizer
 from llm2vec.backbone.source import BUNDLED_FOLDER, Source
 from llm2vec.cli.main import app
 from llm2vec.errors import LLM2VecError, ModelError, UsageError
-from llm2vec.recipe.knobs import merged
+from llm2vec.recipe.files import merged
 
 TEXTS = ["The capital of France, naïvely, is 42 <b>not</b>\n  here.", "A short one."]
 EXACT = 1e-5

@@ -23,7 +23,7 @@ from llm2vec.evaluation.mteb import as_mteb
 from llm2vec.evaluation.probe import probe
 from llm2vec.evaluation.tagger import Tagger, save_probe
 from llm2vec.legacy.import_chain import import_encoder
-from llm2vec.recipe.knobs import merged
+from llm2vec.recipe.files import merged
 from llm2vec.report.html import write_report
 from llm2vec.runtime import files, fingerprint
 from llm2vec.runtime.lock import locked

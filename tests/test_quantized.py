@@ -15,7 +15,7 @@ from llm2vec import LLM2Vec, Recipe, convert
 from llm2vec.backbone.loading import load_decoder
 from llm2vec.conversion.info import describe
 from llm2vec.errors import ModelError
-from llm2vec.recipe.knobs import merged
+from llm2vec.recipe.files import merged
 
 BLOCK = 16
 """Rows and columns of a block with one scale in the FP8 folder here."""

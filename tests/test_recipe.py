@@ -3,7 +3,8 @@
 import pytest
 
 from llm2vec.errors import UsageError
-from llm2vec.recipe.knobs import Recipe, differences, merged, read_settings, read_yaml, to_yaml
+from llm2vec.recipe.files import differences, merged, read_settings, read_yaml, to_yaml
+from llm2vec.recipe.knobs import Recipe
 from llm2vec.recipe.presets import PRESETS, preset
 
 

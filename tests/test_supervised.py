@@ -20,7 +20,8 @@ from llm2vec.corpus.triples import check_triples, store_triples
 from llm2vec.encoder.batching import is_packed
 from llm2vec.encoder.settings import Settings
 from llm2vec.errors import CorpusError, RunError, UsageError
-from llm2vec.recipe.knobs import PairsRecipe, SupervisedRecipe, merged
+from llm2vec.recipe.files import merged
+from llm2vec.recipe.knobs import PairsRecipe, SupervisedRecipe
 from llm2vec.runtime.progress import Recorder, Silent
 from llm2vec.training.contrastive import ContrastiveLoss, contrastive_batch, contrastive_loss
 from llm2vec.training.stage import train_and_merge

@@ -19,7 +19,8 @@ from llm2vec.corpus.texts import SELF
 from llm2vec.errors import CorpusError, UsageError
 from llm2vec.legacy.config_keys import STAGES, WORD_TASKS, Kind
 from llm2vec.legacy.configs import Translated, read_config
-from llm2vec.recipe.knobs import Recipe, merged, read_settings
+from llm2vec.recipe.files import merged, read_settings
+from llm2vec.recipe.knobs import Recipe
 from llm2vec.recipe.presets import preset
 
 _HINTS = {

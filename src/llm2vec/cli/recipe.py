@@ -10,7 +10,8 @@ import typer
 from llm2vec.cli.console import answer
 from llm2vec.cli.legacy import read_legacy_recipe, refuse_beside_legacy_file
 from llm2vec.cli.options import Json, LegacyFile, PresetName, RecipeFile, Sets
-from llm2vec.recipe.knobs import Recipe, merged, read_settings, read_yaml, to_yaml
+from llm2vec.recipe.files import merged, read_settings, read_yaml, to_yaml
+from llm2vec.recipe.knobs import Recipe
 from llm2vec.recipe.presets import preset
 
 _SMALL_MODEL_BYTES = 100_000_000

@@ -16,7 +16,8 @@ from llm2vec.corpus.data_files import TABLES
 from llm2vec.corpus.texts import corpus_fingerprint
 from llm2vec.encoder.folder import CHECKPOINTS, PROVENANCE_FILE
 from llm2vec.errors import RunError, UsageError
-from llm2vec.recipe.knobs import Recipe, differences
+from llm2vec.recipe.files import differences
+from llm2vec.recipe.knobs import Recipe
 from llm2vec.runtime import fingerprint
 from llm2vec.runtime.files import (
     PARTIAL,

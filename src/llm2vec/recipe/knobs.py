@@ -1,15 +1,14 @@
-"""A recipe: everything a conversion is told to do, as plain frozen data.
+"""The recipe of a conversion, as plain frozen data.
 
-Each knob carries its default, its unit and where the default comes from; `to_yaml` prints them all. The paper is
-BehnamGhader et al. 2024 (LLM2Vec, arXiv 2404.05961). This module reads no models and no texts.
+Each knob carries its default, its unit and the source of the default; `files` reads recipes and
+prints them. The paper is BehnamGhader et al. 2024 (LLM2Vec, arXiv 2404.05961). This module reads no
+models and no texts.
 """
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, Literal, Self, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from llm2vec.errors import UsageError
@@ -23,172 +22,220 @@ POOLING_ALIASES = {
     "bos": "first",
     "bos_token": "first",
 }
-"""Other names of the poolings, the first implementation's among them."""
+"""Other names of the poolings, those of the first implementation among them."""
+
+_FIRST = "first implementation"
 
 
-def knob(default: Any, what: str, *, unit: str = "", source: str = "", **limits: Any) -> Any:
-    """A field of a recipe with what a reader needs to know of it."""
+def knob(default: Any, meaning: str, *, unit: str = "", source: str = "", **limits: Any) -> Any:
+    """A field of a recipe, with what a reader needs to know about it.
+
+    Args:
+        default: Default value.
+        meaning: What the knob means, as a noun phrase.
+        unit: Unit of the value.
+        source: Source of the default value.
+        **limits: Limits of the value, as pydantic names them.
+    """
     return Field(
-        default, description=what, json_schema_extra={"unit": unit, "source": source}, **limits
+        default,
+        description=meaning,
+        json_schema_extra={"unit": unit, "source": source},
+        **limits,
     )
 
 
 class Part(BaseModel):
-    """What all parts of a recipe share: frozen, and unknown keys are errors."""
+    """The base of all parts of a recipe: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
 class CorpusRecipe(Part):
-    """Where the texts come from."""
+    """The texts of a corpus."""
 
     source: str = knob(
-        "self", "a file, folder, glob, `hub:NAME`, or `self`: the decoder writes it itself"
+        "self", "a file, folder, glob or `hub:NAME`; `self`: the decoder writes the texts itself"
     )
     column: str | None = knob(
-        None, "column of jsonl, csv, parquet or hub data; none: `text`, or the only text column"
+        None,
+        "column of jsonl, csv, parquet or hub data; default: `text`, or the only text column",
     )
     format: Literal["txt", "jsonl", "csv", "tsv", "parquet"] | None = knob(
-        None, "what the files hold; none: told by their names"
+        None, "format of the files; default: what their names tell"
     )
     delimiter: str | None = knob(
-        None, "character between the cells of csv files; none: told by their first lines"
+        None, "character between the cells of csv files; default: what their first lines show"
     )
     config: str | None = knob(None, "configuration of a hub data set")
     split: str = knob("train", "split of a hub data set")
     unit: Literal["line", "document"] = knob(
-        "line", "what one text is in a .txt file: a line, or the whole file"
+        "line", "extent of one text in a .txt file: a line, or the whole file (`document`)"
     )
-    max_texts: int | None = knob(None, "stop after so many texts", unit="texts", ge=1)
-    self_texts: int = knob(4000, "texts the decoder writes (source: self)", unit="texts", ge=1)
-    self_tokens: int = knob(96, "longest text it writes", unit="tokens", ge=8)
-    temperature: float = knob(1.0, "sampling temperature of `self`", gt=0)
+    max_texts: int | None = knob(
+        None, "number of texts that are read at most; default: all", unit="texts", ge=1
+    )
+    self_texts: int = knob(
+        4000, "number of texts that the decoder writes, with `source: self`", unit="texts", ge=1
+    )
+    self_tokens: int = knob(96, "length of the longest text that it writes", unit="tokens", ge=8)
+    temperature: float = knob(1.0, "sampling temperature of the texts that it writes", gt=0)
     top_p: float = knob(
-        1.0, "nucleus of `self`: the smallest set of next tokens with this probability", gt=0, le=1
+        1.0,
+        "nucleus of its sampling: the smallest set of next tokens with this probability",
+        gt=0,
+        le=1,
     )
 
 
 class LoraRecipe(Part):
-    """Low-rank adapters: what is trained when `method` is `lora`."""
+    """Low-rank adapters, which are trained with `method: lora`."""
 
-    r: int = knob(16, "rank", source="paper, appendix D", ge=1)
-    alpha: float = knob(32, "scale of the adapter; 2 r", source="first implementation", gt=0)
-    dropout: float = knob(
-        0.05, "dropout before the adapter", source="first implementation", ge=0, lt=1
-    )
+    r: int = knob(16, "rank of the adapters", source="paper, appendix D", ge=1)
+    alpha: float = knob(32, "scale of the adapters, 2 r", source=_FIRST, gt=0)
+    dropout: float = knob(0.05, "dropout before the adapters", source=_FIRST, ge=0, lt=1)
     targets: tuple[str, ...] | None = knob(
-        None, "names of the layers; none: every linear layer but the LM head"
+        None, "names of the layers with adapters; default: every linear layer but the LM head"
     )
 
 
 class StageRecipe(Part):
-    """What the training stages share. Batches are counted over all processes' shares: size x processes."""
+    """What all training stages share.
+
+    Batch sizes are those of one process: with several, a step has `batch_size` times as many texts.
+    """
 
     steps: int = knob(
         1000,
-        "optimiser steps; 0 leaves the stage out",
+        "number of optimiser steps; 0 skips the stage",
         unit="steps",
         source="paper, section 3.1",
         ge=0,
     )
-    batch_size: int = knob(32, "texts or blocks in a step, per process", unit="texts", ge=1)
-    accumulation: int = knob(
-        1, "parts a step is computed in; contrastive stages compare within a part", ge=1
+    batch_size: int = knob(
+        32, "number of texts or blocks in a step, in each process", unit="texts", ge=1
     )
-    max_length: int = knob(512, "longest text or block", unit="tokens", ge=4)
+    accumulation: int = knob(
+        1,
+        "number of parts that a step is computed in; contrastive stages compare within a part",
+        ge=1,
+    )
+    max_length: int = knob(512, "length of the longest text or block", unit="tokens", ge=4)
     method: Literal["lora", "full"] = knob(
-        "lora", "train adapters, or every weight", source="paper"
+        "lora", "what is trained: adapters, or every weight (`full`)", source="paper"
     )
     lora: LoraRecipe = LoraRecipe()
     learning_rate: float = knob(
-        5e-5, "peak learning rate (AdamW)", source="library default, as the paper's runs", gt=0
+        5e-5, "peak learning rate of AdamW", source="library default, as the paper's runs", gt=0
     )
     schedule: Literal["linear", "cosine", "constant"] = knob(
-        "linear", "how the learning rate falls after warm-up"
+        "linear", "shape of the learning rate after its warm-up"
     )
     schedule_epochs: float | None = knob(
         None,
-        "length of the schedule in passes over the corpus; none: it ends at `steps`",
+        "length of the schedule in passes over the corpus; default: it ends at `steps`",
         unit="epochs",
         gt=0,
     )
-    warmup_steps: int = knob(0, "steps of rising learning rate", unit="steps", ge=0)
-    weight_decay: float = knob(0.0, "AdamW weight decay", ge=0)
-    max_grad_norm: float = knob(1.0, "gradient clipping", source="library default", gt=0)
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = knob(
-        "auto", "auto: bfloat16 where the GPU or CPU has it"
+    warmup_steps: int = knob(
+        0, "number of steps in which the learning rate rises", unit="steps", ge=0
     )
-    gradient_checkpointing: bool = knob(False, "recompute states to save memory")
-    log_every: int = knob(10, "steps between log lines", unit="steps", ge=1)
+    weight_decay: float = knob(0.0, "weight decay of AdamW", ge=0)
+    max_grad_norm: float = knob(
+        1.0, "norm to which gradients are clipped", source="library default", gt=0
+    )
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = knob(
+        "auto", "arithmetic; `auto`: bfloat16 if the GPU or CPU has it, else float32"
+    )
+    gradient_checkpointing: bool = knob(False, "whether states are computed twice to save memory")
+    log_every: int = knob(10, "steps between lines of the log", unit="steps", ge=1)
     save_every: int = knob(100, "steps between checkpoints to resume from", unit="steps", ge=1)
     keep_every: int = knob(
-        0, "steps between encoders kept along the way, for the report; 0: none", unit="steps", ge=0
+        0,
+        "steps between encoders that are kept for the report; 0 keeps none",
+        unit="steps",
+        ge=0,
     )
-    report_to: tuple[str, ...] = knob((), "trainer integrations: tensorboard, wandb, trackio")
+    report_to: tuple[str, ...] = knob(
+        (), "integrations of the trainer: tensorboard, wandb, trackio"
+    )
 
 
 class MntpRecipe(StageRecipe):
     """Masked next-token prediction (paper, section 2.2)."""
 
     mask_probability: float = knob(
-        0.2, "share of tokens masked", source="paper, section 3.1", gt=0, lt=1
+        0.2, "share of the tokens that are masked", source="paper, section 3.1", gt=0, lt=1
     )
     masking: Literal["bert", "all"] = knob(
-        "bert", "of the chosen: 80% mask, 10% random, 10% kept; or all mask"
+        "bert",
+        "what replaces a chosen token: the mask for 80%, a random token for 10%, itself for 10%; "
+        "`all`: the mask for all",
     )
     mask_token: str = knob(
-        "blank", "blank (`_`), eos, mask (the tokenizer's own), or any token of the vocabulary"
+        "blank",
+        "mask token: `blank` (`_`), `eos`, `mask` (the tokenizer's own), or any vocabulary token",
     )
     layout: Literal["packed", "concatenated", "lines"] = knob(
         "packed",
-        "blocks whose texts do not see each other; blocks without that border (the paper's); or a text a row",
+        "layout of a training row: `packed`: a block of texts that do not see each other; "
+        "`concatenated`: a block of texts that do (the paper's); `lines`: one text",
     )
     train_head: bool = knob(
-        False, "train the LM head too, and keep it (the first implementation threw it away)"
+        False,
+        "whether the LM head is trained too, and kept (the first implementation discarded it)",
     )
-    held_out: float = knob(0.02, "share of the texts kept for evaluation", gt=0, lt=0.5)
-    eval_blocks: int = knob(64, "blocks or texts in an evaluation", unit="blocks", ge=1)
+    held_out: float = knob(0.02, "share of the texts that is kept for evaluation", gt=0, lt=0.5)
+    eval_blocks: int = knob(64, "number of blocks or texts in an evaluation", unit="blocks", ge=1)
     eval_every: int = knob(100, "steps between evaluations", unit="steps", ge=1)
 
 
 class SimcseRecipe(StageRecipe):
-    """Unsupervised contrastive learning: one text, two dropouts (paper, section 2.3)."""
+    """Unsupervised contrastive learning: one text under two dropout masks (paper, section 2.3)."""
 
     batch_size: int = knob(
-        128, "texts in a step, per process", unit="texts", source="first implementation", ge=2
+        128, "number of texts in a step, in each process", unit="texts", source=_FIRST, ge=2
     )
-    max_length: int = knob(128, "longest text", unit="tokens", source="first implementation", ge=4)
-    learning_rate: float = knob(
-        3e-5, "peak learning rate (AdamW)", source="first implementation", gt=0
-    )
+    max_length: int = knob(128, "length of the longest text", unit="tokens", source=_FIRST, ge=4)
+    learning_rate: float = knob(3e-5, "peak learning rate of AdamW", source=_FIRST, gt=0)
     dropout: float = knob(
-        0.3, "attention dropout, the noise between two views", source="paper, app. D", gt=0, lt=1
+        0.3,
+        "attention dropout, by which two views of a text differ",
+        source="paper, app. D",
+        gt=0,
+        lt=1,
     )
     scale: float = knob(
-        20.0, "what cosines are multiplied by; 1 / temperature 0.05", source="SimCSE", gt=0
+        20.0, "factor of the cosines, 1 / temperature (0.05)", source="SimCSE", gt=0
     )
-    corpus: CorpusRecipe | None = knob(None, "texts of this stage; none: those of the recipe")
-    min_tokens: int = knob(4, "texts shorter than this are left out", unit="tokens", ge=1)
-    sentences: bool = knob(False, "cut texts into sentences at . ! ? first")
+    corpus: CorpusRecipe | None = knob(None, "texts of this stage; default: those of the recipe")
+    min_tokens: int = knob(4, "length of the shortest text that is trained on", unit="tokens", ge=1)
+    sentences: bool = knob(False, "whether texts are first cut into sentences at . ! ?")
 
 
 class PairsRecipe(Part):
-    """Where anchors, their positives and their negatives come from; each file is a data set of its own."""
+    """The rows of anchors, positives and negatives; each file is a data set of its own."""
 
     source: str | None = knob(
         None,
-        "a jsonl file, folder or glob; rows hold `anchor` (or `query`), `positive` and, where there is, `negative`",
+        "a file of rows (jsonl, csv, tsv, parquet), folder or glob; a row holds `anchor` (or "
+        "`query`), `positive` and, if there are any, `negative`",
     )
     negatives: int = knob(
-        1, "negatives of a row that are used; 0: only other rows' texts", unit="texts", ge=0
+        1,
+        "number of a row's negatives that are used; 0: the texts of other rows alone",
+        unit="texts",
+        ge=0,
     )
     prompts: dict[str, tuple[str, ...]] = knob(
         {},
-        "by file name without ending: the anchors' prompt, or several that alternate row by row",
+        "by file name without ending: the prompt of the anchors, or several that alternate row by "
+        "row",
         source="paper, table 8",
     )
     both_sides: tuple[str, ...] = knob(
-        (), "file names whose positives and negatives get the prompt too: symmetric tasks"
+        (),
+        "names of files whose positives and negatives get the prompt too, for symmetric tasks",
     )
 
     @field_validator("prompts", mode="before")
@@ -202,37 +249,34 @@ class PairsRecipe(Part):
 
 
 class SupervisedRecipe(StageRecipe):
-    """Supervised contrastive learning: an anchor, what belongs to it and what does not (paper, section 5)."""
+    """Supervised contrastive learning with positives and hard negatives (paper, section 5)."""
 
     steps: int = knob(
         0,
-        "optimiser steps; 0 leaves the stage out",
+        "number of optimiser steps; 0 skips the stage",
         unit="steps",
         source="first implementation: 1000",
         ge=0,
     )
     batch_size: int = knob(
         64,
-        "rows in a step, per process; all of one file",
+        "number of rows in a step, in each process; all of one file",
         unit="rows",
-        source="first implementation",
+        source=_FIRST,
         ge=2,
     )
     max_length: int = knob(
-        512, "longest text, prompt included", unit="tokens", source="first implementation", ge=4
+        512, "length of the longest text, prompt included", unit="tokens", source=_FIRST, ge=4
     )
-    learning_rate: float = knob(
-        2e-4, "peak learning rate (AdamW)", source="first implementation", gt=0
-    )
+    learning_rate: float = knob(2e-4, "peak learning rate of AdamW", source=_FIRST, gt=0)
     warmup_steps: int = knob(
-        300, "steps of rising learning rate", unit="steps", source="first implementation", ge=0
+        300,
+        "number of steps in which the learning rate rises",
+        unit="steps",
+        source=_FIRST,
+        ge=0,
     )
-    scale: float = knob(
-        50.0,
-        "what cosines are multiplied by; 1 / temperature 0.02",
-        source="first implementation",
-        gt=0,
-    )
+    scale: float = knob(50.0, "factor of the cosines, 1 / temperature (0.02)", source=_FIRST, gt=0)
     corpus: PairsRecipe = PairsRecipe()
 
     @model_validator(mode="after")
@@ -245,21 +289,30 @@ class SupervisedRecipe(StageRecipe):
 
 
 class EncoderRecipe(Part):
-    """How the finished encoder turns states into vectors."""
+    """How the finished encoder turns texts into vectors."""
 
-    pooling: Pooling = knob("mean", "states of a text to one vector", source="paper, section 3.2")
-    max_length: int = knob(
-        512, "longest text, prompt included; cut to the model's positions", unit="tokens", ge=4
+    pooling: Pooling = knob(
+        "mean", "how a text's states become one vector", source="paper, section 3.2"
     )
-    normalize: bool = knob(False, "scale vectors to length 1")
-    prompts: dict[str, str] = knob({}, "prompts by name; put before the text, never pooled")
+    max_length: int = knob(
+        512,
+        "length of the longest text, prompt included; at most the model's number of positions",
+        unit="tokens",
+        ge=4,
+    )
+    normalize: bool = knob(False, "whether vectors are scaled to length 1")
+    prompts: dict[str, str] = knob(
+        {}, "prompts by name; a prompt comes before the text and is not pooled"
+    )
     template: str | None = knob(
         None,
-        "what pairs and encoded texts are wrapped in: a format string with {text}, or `chat`, the tokenizer's own",
+        "template around prompt and text: a format string with {text}, or `chat`, the tokenizer's "
+        "own; default: none",
     )
     separator: str | None = knob(
         None,
-        "between prompt and text; none: a space, or a line break where a space would join the text's first token",
+        "text between prompt and text; default: a space, or a line break if a space would become "
+        "part of the text's first token",
     )
 
 
@@ -269,10 +322,11 @@ class Recipe(Part):
     decoder: str = knob("bundled", "a folder, a GGUF file, a hub id, or `bundled`")
     adapters: tuple[str, ...] = knob(
         (),
-        "folders or hub ids of adapters, merged into the decoder first, in the order they were trained in",
+        "folders or hub ids of adapters that are merged into the decoder first, in the order of "
+        "training",
     )
-    seed: int = knob(42, "seed of everything random", source="first implementation", ge=0)
-    trust_remote_code: bool = knob(False, "run model code that comes with the decoder")
+    seed: int = knob(42, "seed of everything random", source=_FIRST, ge=0)
+    trust_remote_code: bool = knob(False, "whether model code that comes with the decoder may run")
     corpus: CorpusRecipe = CorpusRecipe()
     mntp: MntpRecipe = MntpRecipe()
     simcse: SimcseRecipe = SimcseRecipe()
@@ -288,44 +342,55 @@ class Recipe(Part):
 
     @classmethod
     def read(cls, value: Mapping[str, Any]) -> Self:
-        """A recipe from nested mappings.
+        """Make a recipe from nested mappings.
 
         Raises:
-            UsageError: A key that does not exist (with the nearest that does), or a value out of range.
+            UsageError: A key does not exist (the message names the nearest one), or a value is out
+                of range.
         """
         try:
             return cls.model_validate(value)
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
-            of_a_part = first["type"] == "value_error" and isinstance(first["input"], Mapping)
-            shown = "" if first["type"] == "missing" or of_a_part else f", not {first['input']!r}"
-            raise UsageError(
-                f"recipe: {place}: {first['msg'].removeprefix('Value error, ')}{shown}"
-            ) from error
+            raise UsageError(_first_problem(error)) from error
 
     @property
     def trains_on_own_texts(self) -> bool:
         """Whether a stage that has steps trains on texts that the decoder writes."""
-        read = [self.corpus] if self.mntp.steps else []
-        read += [self.simcse.corpus or self.corpus] if self.simcse.steps else []
+        read = []
+        if self.mntp.steps:
+            read.append(self.corpus)
+        if self.simcse.steps:
+            read.append(self.simcse.corpus or self.corpus)
         return any(corpus.source == "self" for corpus in read)
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested plain data; `Recipe.read` of it gives an equal recipe."""
+        """The recipe as nested plain data, from which `Recipe.read` makes an equal recipe."""
         return self.model_dump(mode="json")
 
 
+def _first_problem(error: ValidationError) -> str:
+    """The first problem that pydantic found, in one line with its key and value."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    is_of_a_part = first["type"] == "value_error" and isinstance(first["input"], Mapping)
+    if first["type"] == "missing" or is_of_a_part:
+        return f"recipe: {key}: {message}"
+    return f"recipe: {key}: {message}, not {first['input']!r}"
+
+
 def _check_keys(model: type[BaseModel], value: Mapping[str, Any], path: tuple[str, ...]) -> None:
+    """Refuse the first key of nested mappings that a part of the recipe does not have."""
     for key, inner in value.items():
         if key not in model.model_fields:
-            raise UsageError(_unknown_key(".".join((*path, str(key))), model, path))
+            raise UsageError(_unknown_key(str(key), model, path))
         part = _part_of(model, key)
         if part is not None and isinstance(inner, Mapping):
             _check_keys(part, inner, (*path, key))
 
 
 def _part_of(model: type[BaseModel], key: str) -> type[BaseModel] | None:
+    """The class of a field that is a part of the recipe itself; None for a plain value."""
     annotation = model.model_fields[key].annotation
     for choice in (annotation, *get_args(annotation)):
         if isinstance(choice, type) and issubclass(choice, BaseModel):
@@ -334,111 +399,10 @@ def _part_of(model: type[BaseModel], key: str) -> type[BaseModel] | None:
 
 
 def _unknown_key(key: str, model: type[BaseModel], path: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(key.rsplit(".", 1)[-1], model.model_fields, n=1, cutoff=0.5)
-    here = ".".join((*path, near[0])) if near else ""
-    hint = f"did you mean {here!r}?" if near else f"keys here: {', '.join(model.model_fields)}"
-    return f"recipe: there is no {key!r}; {hint} `llm2vec recipe` prints all"
-
-
-def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings laid over one another; later ones win, key by key."""
-    result: dict[str, Any] = {}
-    for layer in layers:
-        for key, value in layer.items():
-            old = result.get(key)
-            nested = isinstance(value, Mapping) and isinstance(old, Mapping)
-            result[key] = merged(old, value) if nested and isinstance(old, Mapping) else value
-    return result
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A recipe file as nested mappings.
-
-    Raises:
-        UsageError: No such file, or not a YAML mapping.
-    """
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise UsageError(f"recipe file {path} does not exist") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"recipe file {path} is not YAML: {str(error).splitlines()[0]}") from error
-    if not isinstance(value, dict):
-        raise UsageError(
-            f"recipe file {path} holds no keys; `llm2vec recipe` prints one to start from"
-        )
-    return value
-
-
-def read_settings(settings: Sequence[str]) -> dict[str, Any]:
-    """`key.inner=value` settings as nested mappings; values are read as YAML.
-
-    Example:
-        >>> read_settings(["mntp.steps=500", "simcse.lora.r=8"])
-        {'mntp': {'steps': 500}, 'simcse': {'lora': {'r': 8}}}
-
-    Raises:
-        UsageError: A setting without `=` or with a value that is not YAML.
-    """
-    result: dict[str, Any] = {}
-    for setting in settings:
-        key, separator, text = setting.partition("=")
-        if not separator or not key:
-            raise UsageError(
-                f"--set {setting!r}: write KEY=VALUE, for instance --set mntp.steps=500"
-            )
-        try:
-            value = _number(yaml.safe_load(text))
-        except yaml.YAMLError as error:
-            raise UsageError(f"--set {setting!r}: {text!r} is not a value: {error}") from error
-        for part in reversed(key.split(".")):
-            value = {part: value}
-        result = merged(result, value)
-    return result
-
-
-def _number(value: Any) -> Any:
-    """YAML reads 5e-5 as text; read it as the number a person means."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> Iterator[str]:
-    """`key: old -> new` for each value in which two nested mappings differ."""
-    for key in sorted({*old, *new}):
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            yield from differences(before, after, f"{path}{key}.")
-        elif before != after:
-            yield f"{path}{key}: {before!r} -> {after!r}"
-
-
-def to_yaml(recipe: Recipe) -> str:
-    """A recipe as YAML with what each knob means, its unit and the source of its default."""
-    return "".join(_yaml_lines(recipe, indent=""))
-
-
-def _yaml_lines(part: BaseModel, indent: str) -> Iterator[str]:
-    for name, field in type(part).model_fields.items():
-        value = getattr(part, name)
-        extra = field.json_schema_extra
-        about = extra if isinstance(extra, dict) else {}
-        if isinstance(value, BaseModel):
-            yield f"{indent}{name}:\n"
-            yield from _yaml_lines(value, indent + "  ")
-            continue
-        plain = list(value) if isinstance(value, tuple) else value
-        text = (
-            yaml.safe_dump(plain, default_flow_style=True, width=10_000)
-            .removesuffix("\n")
-            .removesuffix("\n...")
-        )
-        notes = [
-            field.description or "",
-            *(str(about[key]) for key in ("unit", "source") if about.get(key)),
-        ]
-        yield f"{indent}{name}: {text}  # {' | '.join(notes)}\n"
+    whole = ".".join((*path, key))
+    near = difflib.get_close_matches(key, model.model_fields, n=1, cutoff=0.5)
+    if near:
+        hint = f"did you mean {'.'.join((*path, near[0]))!r}?"
+    else:
+        hint = f"the keys are: {', '.join(model.model_fields)};"
+    return f"recipe: there is no {whole!r}; {hint} `llm2vec recipe` prints all"

@@ -1,8 +1,9 @@
-"""Recipes to start from, as what they change in the default recipe.
+"""Presets: recipes to start from, each as its changes to the default recipe.
 
-`paper` is the method's own recipe for any model of a billion parameters or more; the five named after models are
-exactly the first implementation's published configurations. `small` is for models of a few million parameters, which a
-CPU trains in minutes (measured in docs/results.md); its learning rates are far too high for large ones.
+`paper` is the method's own recipe for any model of a billion parameters or more; the five that are
+named after models are exactly the first implementation's published configurations. `small` is for
+models of a few million parameters, which a CPU trains in minutes (measured in docs/results.md); its
+learning rates are far too high for large models.
 """
 
 from collections.abc import Mapping
@@ -60,6 +61,7 @@ _WIKI1M = {"source": "hub:princeton-nlp/datasets-for-simcse", "split": "train", 
 
 
 def _published(decoder: str, **mntp: Any) -> dict[str, Any]:
+    """A published configuration: the paper's, with its decoder, its data and other MNTP knobs."""
     return {
         "decoder": decoder,
         "corpus": _WIKITEXT,
@@ -110,10 +112,10 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 
 def preset(name: str) -> Mapping[str, Any]:
-    """What a preset changes in the default recipe.
+    """The changes of a preset to the default recipe.
 
     Raises:
-        UsageError: There is no such preset.
+        UsageError: There is no preset of this name.
     """
     if name not in PRESETS:
         raise UsageError(f"there is no preset {name!r}; there are: {', '.join(PRESETS)}")
