@@ -48,7 +48,7 @@ def test_a_hash_is_a_word_in_a_sentence_and_at_its_start(tmp_path):
 
 
 def test_a_line_with_other_columns_inside_a_sentence_is_an_error(tmp_path):
-    with pytest.raises(CorpusError, match="line 2: 1 columns, but the lines around it have 2"):
+    with pytest.raises(CorpusError, match="line 2: 4 columns, but the lines around it have 2"):
         tagged(tmp_path, "We O\n# a comment here\nwon O\n")
 
 
