@@ -21,11 +21,12 @@ real: .venv/ready  ## fetch SmolLM2-135M, convert it within an hour, and show wh
 test: .venv/ready  ## every test, in two processes of one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-check: .venv/ready  ## format, lint, types, floors, generated pages
+check: .venv/ready  ## format, lint, types, floors, dependencies, generated pages
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/deptry src
 	$(BIN)/python scripts/make_docs.py --check
 
 bench: .venv/ready  ## the speed figures of docs/results.md
