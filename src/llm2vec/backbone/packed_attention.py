@@ -149,12 +149,13 @@ def packed_attention(
 
 def _runs(lengths: Sequence[int], *rows_1HTK: Tensor) -> Iterator[list[Tensor]]:
     """Cut rows into batches, one for each run of neighbours of equal length."""
-    runs = [(length, len(list(run))) for length, run in groupby(lengths)]
-    widths = [length * count for length, count in runs]
+    runs = [list(run) for _, run in groupby(lengths)]
+    widths = [sum(run) for run in runs]
     # The gradient of one split is one concatenation; that of slices would be a row of zeros each.
     parts = zip(*(row[0].split(widths, 1) for row in rows_1HTK), strict=True)
-    for (length, count), rows_HTK in zip(runs, parts, strict=True):
-        yield [row.unflatten(1, (count, length)).transpose(0, 1) for row in rows_HTK]
+    for run, rows_HTK in zip(runs, parts, strict=True):
+        shape = (len(run), run[0])
+        yield [row.unflatten(1, shape).transpose(0, 1) for row in rows_HTK]
 
 
 def _attend_together(

@@ -29,8 +29,11 @@ _ORIGINAL = "original_max_position_embeddings"
 def position_limit(config: PreTrainedConfig) -> int | None:
     """The longest sequence that a model has positions for, in tokens; None if no limit is known."""
     text = config.get_text_config(decoder=True)
-    found = (getattr(text, name, None) for name in _POSITIONS)
-    return next((int(value) for value in found if isinstance(value, int) and value > 0), None)
+    for name in _POSITIONS:
+        value = getattr(text, name, None)
+        if isinstance(value, int) and value > 0:
+            return int(value)
+    return None
 
 
 def longrope_limit(config: PreTrainedConfig) -> int | None:

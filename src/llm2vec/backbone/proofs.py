@@ -381,7 +381,7 @@ def _compared_with_alone(
     texts = [tokens.ids(length).tolist() for length in lengths]
     others = [tokens.other(torch.tensor(text)).tolist() for text in texts]
     body.set_attn_implementation(plain)
-    alone = [_states(body, input_ids=torch.tensor([text], device=body.device))[0] for text in texts]
+    alone = [_states_alone(body, text) for text in texts]
     body.set_attn_implementation(PACKED)
     windows: list[int | None] = []
     packed = _packed_states(body, texts, on_window=windows.append)
@@ -393,6 +393,12 @@ def _compared_with_alone(
         *map(relative, beside_others, packed),
     ]
     return _Packing(max(differences), windows)
+
+
+def _states_alone(body: "PreTrainedModel", text: Sequence[int]) -> Tensor:
+    """The states of a text in a row of its own."""
+    ids_BT = torch.tensor([text], device=body.device)
+    return _states(body, input_ids=ids_BT)[0]
 
 
 def _padded_states(body: "PreTrainedModel", texts: Sequence[Sequence[int]]) -> list[Tensor]:

@@ -198,7 +198,8 @@ def relative_name(folder: Path, name: str | Path) -> str:
     start, target = folder.resolve(), path.resolve()
     if start.drive != target.drive:
         return str(target)
-    return "/".join((".", *Path(os.path.relpath(target, start)).parts))
+    path_there = Path(os.path.relpath(target, start))
+    return "/".join((".", *path_there.parts))
 
 
 def resolved_name(folder: Path, name: str) -> str:

@@ -212,11 +212,12 @@ def _refuse_one_way_layers(base: PreTrainedModel) -> None:
     ]
     if not one_way:
         return
+    switched = len(layers) - len(one_way)
     first = one_way[0]
     shown = kinds[first] if first < len(kinds) else type(layers[first]).__name__
     raise NotConvertible(
-        f"{base.config.model_type} is a hybrid or state-space model: {len(layers) - len(one_way)} "
-        f"of its {len(layers)} layers would switch, the others read left to right by construction "
+        f"{base.config.model_type} is a hybrid or state-space model: {switched} of its "
+        f"{len(layers)} layers would switch, the others read left to right by construction "
         f"(layer {first}: {shown})"
     )
 

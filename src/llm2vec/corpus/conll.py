@@ -87,12 +87,12 @@ def read_conllu(lines: Iterable[Line], name: str) -> Iterator[Sentence]:
         for line, cells in zip(block, rows, strict=True):
             if len(cells) != len(CONLLU):
                 raise CorpusError(
-                    f"{name}, line {line.number}: CoNLL-U has 10 columns with tabs between them, "
+                    f"{line.location(name)}: CoNLL-U has 10 columns with tabs between them, "
                     f"but this line has {len(cells)}"
                 )
         words = [cells for cells in rows if cells[0].isdigit()]
         if words:
-            yield Sentence(f"{name}, line {block[0].number}", words, _replaced(block))
+            yield Sentence(block[0].location(name), words, _replaced(block))
 
 
 def note_word_column(
@@ -141,10 +141,10 @@ def _sentence(name: str, block: Sequence[Line], usual: int) -> Sentence:
     for line, cells in zip(block[start:], rows[start:], strict=True):
         if len(cells) != width:
             raise CorpusError(
-                f"{name}, line {line.number}: {len(cells)} columns, but the lines around it have "
-                f"{width}"
+                f"{line.location(name)}: {len(cells)} columns, but the lines around it have {width}"
             )
-    return Sentence(f"{name}, line {block[0].number + start}", rows[start:], _replaced(block))
+    first = block[start] if start < len(block) else block[0]
+    return Sentence(first.location(name), rows[start:], _replaced(block))
 
 
 def _replaced(block: Sequence[Line]) -> int:

@@ -96,7 +96,7 @@ def _unquoted(name: str, lines: Iterator[Line], delimiter: str) -> Iterator[_Rec
     for line in lines:
         if line.text:
             cells = line.text.split(delimiter)
-            yield _Record(f"{name}, line {line.number}", cells, None, line.replaced)
+            yield _Record(line.location(name), cells, None, line.replaced)
 
 
 def _quoted(name: str, lines: Iterator[Line], delimiter: str) -> Iterator[_Record]:
@@ -120,7 +120,7 @@ def _quoted(name: str, lines: Iterator[Line], delimiter: str) -> Iterator[_Recor
         except csv.Error as error:
             cells, problem = [], f"not CSV ({error})"
         if cells or problem:
-            location = f"{name}, line {taken[0].number}" if taken else name
+            location = taken[0].location(name) if taken else name
             yield _Record(location, cells, problem, sum(line.replaced for line in taken))
 
 

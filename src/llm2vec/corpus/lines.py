@@ -46,6 +46,10 @@ class Line:
     text: str
     replaced: int
 
+    def location(self, file_name: str) -> str:
+        """The file and the line, as errors name them."""
+        return f"{file_name}, line {self.number}"
+
 
 def read_lines(file: DataFile) -> Iterator[Line]:
     """Read the lines of a file, one by one.
@@ -82,5 +86,5 @@ def valid_lines(file: DataFile) -> Iterator[Line]:
     """
     for line in read_lines(file):
         if line.replaced:
-            raise CorpusError(f"{file.name}, line {line.number}: {NOT_UNICODE}")
+            raise CorpusError(f"{line.location(file.name)}: {NOT_UNICODE}")
         yield line

@@ -171,9 +171,11 @@ def _repaired(value: Any) -> tuple[Any, int]:
         return repaired(value)
     if isinstance(value, list):
         items = [_repaired(each) for each in value]
-        return [item for item, _ in items], sum(count for _, count in items)
+        total = sum(count for _, count in items)
+        return [item for item, _ in items], total
     if isinstance(value, dict):
-        found, total = {}, 0
+        found = {}
+        total = 0
         for name, inner in value.items():
             repaired_name, in_name = repaired(str(name))
             found[repaired_name], in_value = _repaired(inner)

@@ -102,7 +102,7 @@ def read_tab_rows(source: str | Path, *, names: Sequence[str]) -> list[Row]:
     file = existing_file(source)
     rows = []
     for line in valid_lines(file):
-        location = f"{file.name}, line {line.number}"
+        location = line.location(file.name)
         cells = line.text.split("\t")
         if len(cells) != len(names):
             raise CorpusError(
@@ -134,14 +134,13 @@ def _some(rows: list[Row], name: str) -> list[Row]:
 
 def _text_rows(file: DataFile) -> Iterator[Row]:
     for line in read_lines(file):
-        location = f"{file.name}, line {line.number}"
-        yield Row(location, {"text": line.text}, replaced=line.replaced)
+        yield Row(line.location(file.name), {"text": line.text}, replaced=line.replaced)
 
 
 def _json_rows(file: DataFile) -> Iterator[Row]:
     for line in read_lines(file):
         if line.text and not line.text.isspace():
-            yield _json_row(f"{file.name}, line {line.number}", line)
+            yield _json_row(line.location(file.name), line)
 
 
 def _json_row(location: str, line: Line) -> Row:

@@ -185,9 +185,12 @@ def corpus_fingerprint(
     if source == SELF or source.startswith(HUB):
         return source
     files = find_files(source, formats=formats, as_format=as_format)
+    names = [PurePath(file.name).name for file in files]
     if is_address(source):
-        return fingerprint.of_values([(PurePath(each.name).name, each.state()) for each in files])
-    return fingerprint.of_files((PurePath(each.name).name, Path(each.name)) for each in files)
+        states = [file.state() for file in files]
+        return fingerprint.of_values(list(zip(names, states, strict=True)))
+    paths = [Path(file.name) for file in files]
+    return fingerprint.of_files(zip(names, paths, strict=True))
 
 
 def _sources(source: str | DataFile, as_format: Format | None) -> list[str] | list[DataFile]:

@@ -268,8 +268,9 @@ def _files(pairs: PairsRecipe) -> list[DataFile]:
     names = [file.stem for file in files]
     for name in (*pairs.prompts, *pairs.both_sides):
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names)}"
+            hint = f"there are: {', '.join(names)}"
+            if near := difflib.get_close_matches(name, names, n=1):
+                hint = f"did you mean {near[0]!r}?"
             raise UsageError(
                 f"supervised.corpus: a prompt is given for {name!r}, but there is no such file; "
                 f"{hint}"
