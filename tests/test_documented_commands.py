@@ -195,6 +195,9 @@ def project(bare, tmp_path_factory):
                 "pos",
             ]
         )
+        small = ["--method", "full", "--epochs", "1"]
+        for kind, file in (("tagger", "train.conllu"), ("classifier", "train.jsonl")):
+            run(["train", kind, "decoder", "--train", file, "--out", kind, *small])
     return folder
 
 

@@ -28,9 +28,8 @@ class _TrainGroup(TyperGroup):
 
 train_app = typer.Typer(
     cls=_TrainGroup,
-    help="Train on labels of your own.",
+    help="Fine-tune with labels of your own: a tagger of words or a classifier of texts.",
     no_args_is_help=True,
-    hidden=True,
 )
 
 

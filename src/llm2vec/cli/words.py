@@ -18,7 +18,6 @@ from llm2vec.cli.options import (
     TextColumn,
     TextFile,
     TextFormat,
-    Texts,
     WordColumn,
     WordMetric,
 )
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from llm2vec.encoder.encoder import Encoder
     from llm2vec.encoder.layers import Layer
     from llm2vec.evaluation.probe import Probed
-    from llm2vec.evaluation.tagger import TaggedText
+    from llm2vec.evaluation.tagger import TaggedText, Tagger
     from llm2vec.evaluation.word_metrics import Metric
 
 _DATA_SETS = ("train", "test", "dev")
@@ -90,7 +89,11 @@ def register(app: typer.Typer) -> None:
         "--json`\n\n"
         "`llm2vec probe pos_tags.json --train train.conllu --test test.conllu --column upos`"
     )(probe)
-    app.command(epilog="Example: `llm2vec tag --probe pos 'The old man the boat.'`")(tag)
+    app.command(
+        epilog="Examples:\n\n"
+        "`llm2vec tag tagger 'The old man the boat.'`\n\n"
+        "`llm2vec tag --probe pos --file texts.txt`"
+    )(tag)
 
 
 def probe(
@@ -300,10 +303,16 @@ def _layer(value: str) -> "Layer":
 
 
 def tag(
-    texts: Texts = None,
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Folder of a tagger, unless --probe names a probe; then texts. Without texts, "
+            "lines of standard input are read."
+        ),
+    ] = None,
     probe_folder: Annotated[
-        Path, typer.Option("--probe", help="Folder that `llm2vec probe --save` made.")
-    ] = Path("probe"),
+        Path | None, typer.Option("--probe", help="Folder that `llm2vec probe --save` made.")
+    ] = None,
     encoder: Annotated[
         str | None,
         typer.Option(help="Encoder of the probe, if it is no longer where the probe says."),
@@ -318,16 +327,15 @@ def tag(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Label the words or entities of texts with a saved probe: spans with character offsets.
+    """Label the words or entities of texts with a tagger or a saved probe: spans with offsets.
 
     Raw texts are cut into words. Texts that are tokenised already - a word a line (.conllu,
     .conll), a column of lists, or --tokenized - keep their words, and each word gets a tag.
     """
+    folder, texts = _tagger_folder(texts or [], probe_folder)
     source = TextSource(file, column, as_format, delimiter, True, word_column, tokenized)
     rows = given_texts(texts, source, stdin=sys.stdin).rows
-    from llm2vec.evaluation.tagger import Tagger
-
-    tagger = Tagger.open(probe_folder, encoder=encoder)
+    tagger = _open_tagger(folder, encoder)
     tagged = tagger.read([row.words or row.text for row in rows])
     found = [_as_dict(row, each) for row, each in zip(rows, tagged, strict=True)]
     if json:
@@ -335,6 +343,24 @@ def tag(
         return
     for row in found:
         sys.stdout.write(one_line(row, sys.stdout) + "\n")
+
+
+def _tagger_folder(arguments: list[str], probe: Path | None) -> tuple[Path, list[str]]:
+    """The folder of the tagger, and the texts among the arguments."""
+    if probe is not None:
+        return probe, arguments
+    if not arguments or not Path(arguments[0]).is_dir():
+        raise UsageError("say what labels the texts: a tagger's FOLDER first, or --probe FOLDER")
+    return Path(arguments[0]), arguments[1:]
+
+
+def _open_tagger(folder: Path, encoder: str | None) -> "Tagger":
+    from llm2vec.evaluation.tagger import Tagger
+    from llm2vec.finetuning.folder import is_finetuned, open_tagger
+
+    if is_finetuned(folder):
+        return open_tagger(folder)
+    return Tagger.open(folder, encoder=encoder)
 
 
 def _as_dict(row: TextRow, tagged: "TaggedText") -> dict[str, Any]:

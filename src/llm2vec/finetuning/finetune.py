@@ -48,6 +48,7 @@ from llm2vec.recipe.knobs import Pooling
 from llm2vec.runtime import fingerprint
 from llm2vec.runtime.files import read_json, refuse_occupied, resolved_folder, write_json
 from llm2vec.runtime.lock import locked
+from llm2vec.runtime.optional import optional
 from llm2vec.runtime.progress import Progress, Silent
 from llm2vec.training.trainer import train
 
@@ -215,6 +216,8 @@ def _finetune(
     seed: int,
     progress: Progress,
 ) -> Finetuned:
+    for module in ("scipy.optimize", "sklearn.metrics"):
+        optional(module, extra="evaluate")
     out = resolved_folder(out, option="--out")
     refuse_occupied(out)
     run = out.with_name(f"{out.name}.finetuning")

@@ -191,7 +191,7 @@ def _opened(folder: Path) -> tuple[Encoder, Classifier, dict[str, Any]]:
     Raises:
         ModelError: The folder holds neither a tagger nor a classifier.
     """
-    if not (folder / LABELS_FILE).is_file():
+    if not is_finetuned(folder):
         raise ModelError(
             f"{folder} holds no tagger or classifier; `llm2vec train tagger` or `llm2vec train classifier` makes one"
         )
@@ -202,6 +202,11 @@ def _opened(folder: Path) -> tuple[Encoder, Classifier, dict[str, Any]]:
     )
     weights = load_file(folder / _WEIGHTS)
     return encoder, Classifier(weights["weight"], weights["bias"]), values
+
+
+def is_finetuned(folder: str | Path) -> bool:
+    """Whether a folder was made by a fine-tuning."""
+    return (Path(folder) / LABELS_FILE).is_file()
 
 
 def open_tagger(folder: str | Path) -> Tagger:

@@ -1,7 +1,11 @@
 """What a fine-tuning does: the settings of a training stage, and those that only labels need."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
+from pydantic import ValidationError
+
+from llm2vec.errors import UsageError
 from llm2vec.recipe.knobs import StageRecipe, knob
 
 LEARNING_RATES = {"lora": 5e-4, "full": 5e-5}
@@ -24,3 +28,19 @@ class FinetuneRecipe(StageRecipe):
         "none", "balanced: the loss of a label counts by the inverse of its frequency"
     )
     log_every: int = knob(10, "steps between log lines", unit="steps", ge=1)
+
+
+def read_finetune_recipe(values: Mapping[str, Any]) -> FinetuneRecipe:
+    """The settings with these values over the defaults.
+
+    Raises:
+        UsageError: There is no such setting, or it does not have that value.
+    """
+    method = values.get("method", "lora")
+    rate = LEARNING_RATES.get(str(method), LEARNING_RATES["lora"])
+    try:
+        return FinetuneRecipe.model_validate({"learning_rate": rate, **values})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"{name}: {first['msg']}, not {first['input']!r}") from error
