@@ -255,7 +255,7 @@ def _recipe(
     one_of("--method", method, _METHODS)
     one_of("--class-weights", class_weights, _WEIGHTS)
     from llm2vec.finetuning.recipe import read_finetune_recipe
-    from llm2vec.recipe.knobs import read_settings
+    from llm2vec.recipe.files import read_settings
 
     values = {name: value for name, value in given.items() if value is not None}
     more = read_settings(sets or ())
