@@ -112,6 +112,20 @@ def test_a_file_is_read_once_in_a_process_and_again_when_it_changed(tmp_path, mo
     assert fingerprint.of_file(file) != first
 
 
+def test_a_conversion_hashes_each_file_of_its_corpora_once(corpus, tmp_path, monkeypatch):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(
+        "".join(json.dumps({"query": f"a {n}", "positive": f"b {n}"}) + "\n" for n in range(8))
+    )
+    opened = []
+    read = fingerprint._read
+    monkeypatch.setattr(fingerprint, "_read", lambda path: opened.append(path) or read(path))
+    texts = {"steps": 1, "batch_size": 2, "corpus": {"source": str(corpus)}}
+    pairs = {"steps": 1, "batch_size": 2, "corpus": {"source": str(rows)}}
+    convert(recipe(corpus, simcse=texts, supervised=pairs), tmp_path / "out")
+    assert (opened.count(corpus), opened.count(rows)) == (1, 1)
+
+
 def test_every_number_of_a_model_counts_and_its_precision_does_not():
     torch.manual_seed(0)
     model = torch.nn.Linear(3000, 3000).bfloat16()

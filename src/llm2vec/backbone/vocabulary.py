@@ -1,7 +1,8 @@
-"""A tokenizer that fits a model: each of its tokens has an embedding, and one of them pads.
+"""Tokenizers that fit their model: every token has an embedding, and one of them pads.
 
-Padding is masked, so any token will do. Many folders pad with a token that was added to the tokenizer and never to the
-model; it goes out of the vocabulary here, so that the letters of its name in a text are letters.
+Padding is masked, so any token can pad. Many folders pad with a token that was added to the
+tokenizer but never to the model. Such a token is removed from the vocabulary here, so that its name
+in a text is read as letters.
 """
 
 import json
@@ -14,10 +15,10 @@ from llm2vec.errors import ModelError
 
 
 def fit_tokenizer(tokenizer: PreTrainedTokenizerFast, *, rows: int) -> None:
-    """Let a tokenizer pad with a token that the model has, and compare the two vocabularies.
+    """Make a tokenizer pad with a token that the model has, and check its other tokens.
 
     Args:
-        tokenizer: The tokenizer; changed in place where it pads with a token beyond the embeddings.
+        tokenizer: The tokenizer, which is changed if its padding token has no embedding.
         rows: Number of tokens that the model has embeddings for.
 
     Raises:
@@ -26,7 +27,7 @@ def fit_tokenizer(tokenizer: PreTrainedTokenizerFast, *, rows: int) -> None:
     if isinstance(tokenizer.pad_token_id, int) and tokenizer.pad_token_id >= rows:
         beyond = str(tokenizer.pad_token)
         tokenizer.pad_token = None
-        _take_out(tokenizer, beyond)
+        _remove_token(tokenizer, beyond)
         choose_padding(tokenizer, "the decoder")
     largest = max(tokenizer.get_vocab().values(), default=-1)
     if largest >= rows:
@@ -37,14 +38,14 @@ def fit_tokenizer(tokenizer: PreTrainedTokenizerFast, *, rows: int) -> None:
 
 
 def choose_padding(tokenizer: PreTrainedTokenizerFast, source: object) -> None:
-    """Let a tokenizer without a padding token pad with another special token.
+    """Make a tokenizer without a padding token pad with another special token.
 
     Args:
-        tokenizer: The tokenizer; changed in place.
-        source: What the message calls the place that it came from.
+        tokenizer: The tokenizer, which is changed.
+        source: Source of the tokenizer, for the message.
 
     Raises:
-        ModelError: It has no special token.
+        ModelError: The tokenizer has no special token.
     """
     candidates = (tokenizer.eos_token, tokenizer.unk_token, *tokenizer.all_special_tokens)
     tokenizer.pad_token = next((each for each in candidates if each is not None), None)
@@ -55,19 +56,22 @@ def choose_padding(tokenizer: PreTrainedTokenizerFast, source: object) -> None:
 
 
 def forget_padding_beyond(config: PreTrainedConfig) -> None:
-    """Take a padding token without an embedding out of a configuration, which no layer could be built from.
+    """Remove a padding token without an embedding from a configuration.
+
+    Layers could not be built with it.
 
     Args:
-        config: The configuration of a decoder, or of a model around one; changed in place.
+        config: Configuration of a decoder, or of a model around one, which is changed.
     """
     text = config.get_text_config(decoder=True)
-    padding, rows = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
+    padding = getattr(text, "pad_token_id", None)
+    rows = getattr(text, "vocab_size", None)
     if isinstance(padding, int) and isinstance(rows, int) and padding >= rows:
         text.pad_token_id = None
 
 
-def _take_out(tokenizer: PreTrainedTokenizerFast, token: str) -> None:
-    """Take a token out of a tokenizer; `tokenizers` itself can only add some."""
+def _remove_token(tokenizer: PreTrainedTokenizerFast, token: str) -> None:
+    """Remove a token from a tokenizer, which the library `tokenizers` has no function for."""
     parts: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
     parts["added_tokens"] = [each for each in parts["added_tokens"] if each["content"] != token]
     vocabulary = parts["model"].get("vocab")

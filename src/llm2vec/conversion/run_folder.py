@@ -7,7 +7,7 @@ stages only as folders with names.
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -164,8 +164,9 @@ class Work:
         """What a run is, as it was at the start: recipe, decoder, adapters and corpora, by content."""
         recipe = self._recipe
         corpora = {"corpus": recipe.corpus, "simcse.corpus": recipe.simcse.corpus}
+        hashed_once = cache(corpus_fingerprint)
         fingerprints = {
-            name: corpus_fingerprint(corpus.source, as_format=corpus.format)
+            name: hashed_once(corpus.source, as_format=corpus.format)
             for name, corpus in corpora.items()
             if corpus
         }
