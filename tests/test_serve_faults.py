@@ -235,7 +235,7 @@ def test_a_queue_that_stops_finishes_what_it_has_and_takes_nothing_new(encoder):
             queue.add(served, served.vectors, encoder.tokens(["a"]))
         for each in taken:
             assert len(await each.done) == 1
-        assert "stopping" in queue.trouble()
+        assert "stopping" in queue.problem()
 
     on_a_queue(encoder, steps, limits=Limits())
 
@@ -245,8 +245,8 @@ def test_a_batch_that_does_not_end_is_not_healthy(encoder):
         served.pause_s = 0.5
         job = queue.add(served, served.vectors, encoder.tokens(["a"]))
         await asyncio.sleep(0.3)
-        assert "has not finished" in queue.trouble()
+        assert "has not finished" in queue.problem()
         await job.done
-        assert queue.trouble() is None
+        assert queue.problem() is None
 
     on_a_queue(encoder, steps, limits=Limits(timeout_s=0.1))

@@ -1,1 +1,1 @@
-"""Taking an encoder elsewhere: exporting it to other runtimes, publishing it, serving it over HTTP."""
+"""Taking an encoder elsewhere: export to other runtimes, publishing, and serving over HTTP."""

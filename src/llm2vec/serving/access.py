@@ -1,4 +1,4 @@
-"""The outermost layer: gives each request an id, counts it, logs it, limits how many there are."""
+"""The outermost middleware: request ids, counters, the log, and the number of requests at once."""
 
 import itertools
 import secrets
@@ -14,17 +14,17 @@ from llm2vec.serving.queue import Queue
 from llm2vec.serving.refusals import Refusal, answer
 
 FACTS = "llm2vec.facts"
-"""Where a route leaves in the scope what the log says of a request: model, texts, tokens."""
+"""The key in a request's scope of what the log says about it: model, texts, tokens."""
 
 _GONE = 499
-"""The status that is logged where the client left before the answer; nobody receives it."""
+"""The status that is logged if the client left before the answer; nobody receives it."""
 
 
 class Access:
     """ASGI middleware around everything else.
 
     Attributes:
-        under_way: Requests that are not finished.
+        under_way: Number of requests that are not finished.
     """
 
     def __init__(self, app: ASGIApp, *, limits: Limits, queue: Queue, metrics: Metrics) -> None:

@@ -1,6 +1,7 @@
-"""Answers as JSON, written piece by piece: a large one is never held whole, a slow reader is left.
+"""Answers as JSON, sent piece by piece, so that a large answer is never in memory as a whole.
 
-Vectors are float32; numbers are written as short as they can be and still be read back exactly.
+The connection to a client that reads too slowly is closed. Vectors are float32, and each number is
+written in the shortest form that is read back exactly.
 """
 
 import asyncio
@@ -20,18 +21,18 @@ from llm2vec.serving.logs import log
 _PIECE_BYTES = 64 * 1024
 
 _TINY = 1e-12
-"""Vectors shorter than this are not scaled up (torch's own bound when it normalises)."""
+"""Vectors shorter than this are not scaled to length 1 (torch has the same bound)."""
 
 
 def shaped(
     vectors: Sequence[np.ndarray], *, normalize: bool, dimensions: int | None = None
 ) -> np.ndarray:
-    """Vectors as they are given out: embedding_BD, float32.
+    """The vectors of an answer: embedding_BD, float32.
 
     Args:
-        vectors: As they come from the model.
-        normalize: Scale to length 1, after the cut.
-        dimensions: Keep the first so many numbers; None: all.
+        vectors: Vectors from the model.
+        normalize: Whether vectors are scaled to length 1, after they are cut.
+        dimensions: Number of dimensions that are kept, from the first; None is all.
     """
     embedding_BD = np.stack(list(vectors))[:, :dimensions]
     if normalize:
@@ -41,7 +42,7 @@ def shaped(
 
 
 def as_json(value: object) -> bytes:
-    """JSON of a value that may hold float32 arrays."""
+    """A value, which may hold float32 arrays, as JSON."""
     return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
@@ -65,10 +66,10 @@ def openai_embeddings(
     """The body of OpenAI's answer to `/v1/embeddings`.
 
     Args:
-        embedding_BD: What to give out.
-        model: The name of the encoder.
-        tokens: Tokens that were read.
-        in_base64: Vectors in base64 instead of lists of numbers.
+        embedding_BD: Vectors of the answer.
+        model: Name of the encoder.
+        tokens: Number of tokens that were read.
+        in_base64: Whether vectors are in base64 instead of lists of numbers.
     """
     rows = (
         {
@@ -84,12 +85,12 @@ def openai_embeddings(
     yield b',"model":' + as_json(model) + b',"usage":' + as_json(usage) + b"}"
 
 
-class Written(Response):
-    """A JSON response written from pieces.
+class StreamedJson(Response):
+    """A JSON response that is sent in pieces.
 
     Args:
-        pieces: The body, in order.
-        timeout_s: Longest time for the client to take a piece; then the connection is closed.
+        pieces: Pieces of the body, in order.
+        timeout_s: Longest time for the client to receive a piece; then the connection is closed.
     """
 
     media_type = "application/json"
@@ -121,7 +122,7 @@ class Written(Response):
         try:
             await self._send_rest(second, send)
         except TimeoutError:
-            # without its end, the server closes the connection
+            # the answer has no end, so the server closes the connection
             log("slow reader", level=logging.WARNING, id=scope[FACTS]["id"])
 
     async def _send_rest(self, second: bytes, send: Send) -> None:
@@ -136,7 +137,7 @@ class Written(Response):
 
 
 def _joined(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Small pieces put together, large ones cut."""
+    """Pieces of equal size: small ones are joined, and large ones are cut."""
     kept = bytearray()
     for piece in pieces:
         kept += piece

@@ -1,6 +1,7 @@
-"""The whole application: encoders, queue, routes, and the layers around them.
+"""The whole application: encoders, queue, routes, and the layers of middleware around them.
 
-From the outside in: access (ids, log, counters), keys, bodies, FastAPI with the routes.
+The layers from the outside to the inside are access (ids, log, counters), keys, bodies, and FastAPI
+with the routes.
 """
 
 import logging
@@ -17,7 +18,6 @@ from starlette.responses import Response
 from llm2vec.runtime.hardware import versions
 from llm2vec.serving.access import Access
 from llm2vec.serving.bodies import BodyGate
-from llm2vec.serving.desk import Desk
 from llm2vec.serving.keys import KeyGate, Keys
 from llm2vec.serving.limits import Limits
 from llm2vec.serving.logs import log
@@ -27,10 +27,11 @@ from llm2vec.serving.plain_routes import PlainRoutes
 from llm2vec.serving.queue import Queue
 from llm2vec.serving.refusals import Refusal, answer
 from llm2vec.serving.served import Served
+from llm2vec.serving.service import Service
 from llm2vec.serving.tei_routes import TeiRoutes
 
 _MOST_CHARACTERS = 100
-"""Of a field's name that is repeated in a message."""
+"""Largest length of a field's name in a message."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,10 @@ class Application:
     """A server without its port.
 
     Attributes:
-        asgi: What uvicorn runs.
-        api: The FastAPI application in it.
-        queue: Where requests wait.
-        served: The encoders.
+        asgi: Outermost layer, which uvicorn runs.
+        api: FastAPI application inside it.
+        queue: Queue of the requests.
+        served: Encoders that are served.
     """
 
     asgi: Access
@@ -56,19 +57,19 @@ def make_application(
     """Put a server together.
 
     Args:
-        served: The encoders; the first serves requests that name none.
-        limits: What is refused; None: the default limits.
-        keys: Who may ask; None or no key: everybody who reaches the port.
+        served: Encoders; requests without a model's name are for the first one.
+        limits: Limits of the server; None is the default limits.
+        keys: API keys; without any, everybody who reaches the port is served.
     """
     limits = limits or Limits()
     metrics = Metrics()
     queue = Queue(limits, metrics)
-    metrics.watch_health(lambda: queue.trouble() is None)
-    desk = Desk(served, limits=limits, queue=queue)
+    metrics.watch_health(lambda: queue.problem() is None)
+    service = Service(served, limits=limits, queue=queue)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with desk.open():
+        async with service.open():
             yield
 
     api = FastAPIOffline(
@@ -80,8 +81,8 @@ def make_application(
     )
     for router in (
         PlainRoutes(queue, metrics).router(),
-        OpenAIRoutes(desk).router(),
-        *TeiRoutes(desk).routers(),
+        OpenAIRoutes(service).router(),
+        *TeiRoutes(service).routers(),
     ):
         api.include_router(router)
     _answer_errors(api)
@@ -91,7 +92,7 @@ def make_application(
 
 
 def _answer_errors(api: FastAPI) -> None:
-    """Every error in the shape of its route."""
+    """Answer every error in the format of its route."""
     api.add_exception_handler(Refusal, _of_refusal)
     api.add_exception_handler(RequestValidationError, _of_validation)
     api.add_exception_handler(HTTPException, _of_http)
@@ -105,13 +106,13 @@ async def _of_refusal(request: Request, error: Exception) -> Response:
 
 async def _of_validation(request: Request, error: Exception) -> Response:
     first = error.errors()[0] if isinstance(error, RequestValidationError) else {}
-    place = [str(part) for part in first.get("loc", ())[1:]]
+    path = [str(part) for part in first.get("loc", ())[1:]]
     if first.get("type") == "json_invalid":
         return answer(Refusal("malformed", "the body is not JSON"), request.url.path)
-    if not place:
+    if not path:
         message = "the body must be a JSON object, sent as Content-Type: application/json"
         return answer(Refusal("invalid", message), request.url.path)
-    param = ".".join(place)[:_MOST_CHARACTERS]
+    param = ".".join(path)[:_MOST_CHARACTERS]
     message = f"{param}: {first.get('msg', 'not valid')}"
     return answer(Refusal("invalid", message, param=param), request.url.path)
 

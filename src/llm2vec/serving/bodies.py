@@ -1,7 +1,7 @@
-"""Bodies of requests: read whole before anything else, within limits of size, memory and time.
+"""Bodies of requests, which are read as a whole first, within limits of size, memory and time.
 
-All requests under way share one budget of memory, for their bodies and for the vectors they are
-answered with. A request that does not fit is refused; none makes the server grow.
+All requests under way share one budget of memory, for their bodies and for the vectors of their
+answers. A request that does not fit is refused, so that no request makes the server grow.
 """
 
 import asyncio
@@ -13,11 +13,11 @@ from llm2vec.serving.limits import Limits
 from llm2vec.serving.refusals import Refusal, answer
 
 SHARE = "llm2vec.share"
-"""Where a request's share of the memory stands in its scope."""
+"""The key of a request's share of the memory in its scope."""
 
 
 class Budget:
-    """Bytes that all requests share."""
+    """The memory, in bytes, that all requests share."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
@@ -26,7 +26,7 @@ class Budget:
 
 @dataclass
 class Share:
-    """What one request holds of the budget."""
+    """The part of the budget that one request holds."""
 
     budget: Budget
     held_bytes: int = 0
@@ -35,7 +35,7 @@ class Share:
         """Hold more bytes.
 
         Raises:
-            Refusal: All requests together would hold more than there is.
+            Refusal: All requests together would hold more than the budget.
         """
         if self.budget.held_bytes + count > self.budget.max_bytes:
             raise Refusal(
@@ -45,13 +45,13 @@ class Share:
         self.held_bytes += count
 
     def give_back(self) -> None:
-        """Hold nothing more."""
+        """Release all bytes."""
         self.budget.held_bytes -= self.held_bytes
         self.held_bytes = 0
 
 
 class BodyGate:
-    """ASGI middleware: reads bodies within the limits, gives each request its share of memory."""
+    """ASGI middleware that reads bodies within limits, and counts each request's memory."""
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
         self._app = app
@@ -83,7 +83,7 @@ class BodyGate:
             raise Refusal("malformed", message, status=408) from error
 
     def _check_announced(self, scope: Scope, share: Share) -> None:
-        """Refuse by the announced length, before anything is read."""
+        """Refuse a body by its announced length, before it is read."""
         announced = dict(scope["headers"]).get(b"content-length", b"0")
         length = int(announced) if announced.isdigit() else 0
         if length > self._limits.max_body_bytes:
@@ -111,7 +111,7 @@ class BodyGate:
 
 
 def _replaying(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives the body first, then what comes after it: that the client is gone."""
+    """A `receive` that gives the body first, and then the message that the client left."""
     first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive_again() -> Message:

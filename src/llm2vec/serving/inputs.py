@@ -1,6 +1,6 @@
-"""What may be sent to be encoded: a text, texts, token ids, or several lists of token ids.
+"""The inputs of a request: a text, texts, the token ids of a text, or several lists of token ids.
 
-One pass over the request, which names the first item at fault by its index.
+They are checked in one pass, and an error names the first wrong item by its index.
 """
 
 from typing import Annotated, Any
@@ -14,12 +14,12 @@ Input = str | list[int]
 
 
 def read_inputs(value: Any) -> list[Input]:
-    """Inputs as a list, whatever way they were sent.
+    """Read inputs as a list, in whichever of these forms they were sent.
 
-    A list of numbers is one text; a list of texts and of lists of numbers is several.
+    A list of numbers is one text; a list of texts and of lists of numbers is several texts.
 
     Raises:
-        Refusal: It is none of these; or a text cannot be written in UTF-8.
+        Refusal: The inputs have another form, or a text cannot be written in UTF-8.
 
     Example:
         >>> read_inputs("one text"), read_inputs([5, 6]), read_inputs(["a", [7]])
@@ -40,7 +40,7 @@ def read_inputs(value: Any) -> list[Input]:
 def _checked(value: Any, index: int) -> Input:
     if isinstance(value, str):
         if not is_text(value):
-            message = f"text {index} holds half of a surrogate pair, which is no character"
+            message = f"text {index} holds half of a surrogate pair, which is not a character"
             raise Refusal("invalid", message, index)
         return value
     if not isinstance(value, list):
@@ -48,7 +48,7 @@ def _checked(value: Any, index: int) -> Input:
         raise Refusal("invalid", message, index)
     for each in value:
         if type(each) is not int:
-            message = f"text {index} holds something that is no token id"
+            message = f"text {index} holds something that is not a token id"
             raise Refusal("invalid", message, index)
     return value
 
@@ -59,12 +59,12 @@ def _is_number(value: Any) -> bool:
 
 def _checked_text(value: str) -> str:
     if not is_text(value):
-        raise ValueError("half of a surrogate pair is no character")
+        raise ValueError("half of a surrogate pair is not a character")
     return value
 
 
 def is_text(value: str) -> bool:
-    """Whether a string can be written in UTF-8: JSON can escape what no text holds."""
+    """Whether a string can be written in UTF-8; JSON can also escape surrogates."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -81,4 +81,4 @@ Inputs = Annotated[
         read_inputs, json_schema_input_type=str | list[str] | list[int] | list[list[int]]
     ),
 ]
-"""A field of a request that takes any of these."""
+"""A field of a request that takes inputs in any of their forms."""

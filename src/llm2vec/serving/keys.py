@@ -1,4 +1,4 @@
-"""API keys: who may ask. Keys are kept as digests, compared in constant time, and never shown."""
+"""API keys, which are kept as digests, compared in constant time, and never shown."""
 
 import hashlib
 import hmac
@@ -12,20 +12,20 @@ from llm2vec.errors import UsageError
 from llm2vec.serving.refusals import Refusal, answer
 
 VARIABLE = "LLM2VEC_API_KEY"
-"""The environment variable with keys, between commas or line breaks."""
+"""The environment variable with keys, separated by commas or line breaks."""
 
 OPEN_PATHS = frozenset({"/", "/health", "/docs", "/openapi.json"})
-"""What answers to GET without a key: whether the server works, and pages that hold no secret."""
+"""Paths that GET may ask for without a key: the server's health, and pages without secrets."""
 
 _STATIC = "/static-offline-docs/"
 """Script and style of `/docs`."""
 
 
 class Keys:
-    """Keys that open the server.
+    """The API keys of a server.
 
     Args:
-        keys: The keys themselves; only their digests are kept.
+        keys: The keys; only their digests are kept.
     """
 
     def __init__(self, keys: Sequence[str]) -> None:
@@ -35,7 +35,7 @@ class Keys:
         return len(self._digests)
 
     def accept(self, key: str) -> bool:
-        """Whether a key is one of these; takes the same time for every key, right or wrong."""
+        """Whether a key is right; it takes the same time for every key."""
         digest = _digest(key)
         found = [hmac.compare_digest(digest, each) for each in self._digests]
         return sum(found) > 0
@@ -46,13 +46,14 @@ def _digest(key: str) -> bytes:
 
 
 def read_keys(file: Path | None) -> Keys:
-    """Keys from a file, a key a line (`#` begins a comment line), and from the environment.
+    """Read keys from a file and from the environment.
 
     Args:
-        file: The file; None: the environment alone.
+        file: File with a key on each line, where a line with `#` is a comment; None is the
+            environment alone.
 
     Raises:
-        UsageError: The file cannot be read or holds no key. The message holds no key either.
+        UsageError: The file cannot be read, or holds no key. The message shows no key.
     """
     keys = [key.strip() for key in os.environ.get(VARIABLE, "").replace(",", "\n").splitlines()]
     if file is not None:
@@ -71,7 +72,7 @@ def read_keys(file: Path | None) -> Keys:
 
 
 class KeyGate:
-    """ASGI middleware: refuses requests without a right key, where there are keys at all."""
+    """ASGI middleware that refuses requests without a right key, if there are any keys."""
 
     def __init__(self, app: ASGIApp, keys: Keys) -> None:
         self._app = app

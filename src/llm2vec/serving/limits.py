@@ -1,4 +1,4 @@
-"""What one server takes before it refuses: sizes, numbers and times, all in one frozen value."""
+"""The limits of one server: sizes, numbers and times, all in one frozen value."""
 
 from dataclasses import dataclass
 
@@ -9,18 +9,20 @@ class Limits:
 
     Attributes:
         max_body_bytes: Largest request body.
-        max_texts: Most texts in one request (OpenAI's own limit is 2,048).
-        max_request_tokens: Most tokens in one request, prompts included (OpenAI's is 300,000).
-        max_queue_tokens: Most tokens of accepted requests that are not finished yet.
-        max_requests: Most requests under way at once.
-        max_held_bytes: Most memory for the bodies and vectors of all requests under way.
-        max_answer_numbers: Most numbers in one answer (texts, or tokens for `/embed_all`, times
-            dimensions).
-        batch_tokens: Most tokens the model reads at once; None: what the encoder takes.
-        timeout_s: Longest time for a request's body to arrive, for its vectors to be there, and
-            for each piece of the answer to be taken.
+        max_texts: Largest number of texts in one request (OpenAI's own limit is 2,048).
+        max_request_tokens: Largest number of tokens in one request, prompts included (OpenAI's is
+            300,000).
+        max_queue_tokens: Largest number of tokens of accepted requests that are not finished.
+        max_requests: Largest number of requests under way at once.
+        max_held_bytes: Largest memory for the bodies and vectors of all requests under way.
+        max_answer_numbers: Largest count of numbers in one answer: dimensions times texts, or times
+            tokens for `/embed_all`.
+        batch_tokens: Largest number of tokens that the model reads at once; None is the encoder's
+            own limit.
+        timeout_s: Longest time for a request's body to arrive, for its vectors to be computed, and
+            for each piece of the answer to be received.
         drain_s: Shortest time between SIGTERM and the closing of the port, in which new requests
-            are told to go elsewhere.
+            are refused.
     """
 
     max_body_bytes: int = 8 * 2**20

@@ -1,6 +1,6 @@
-"""Structured logs: one JSON object a line on standard error. They hold no texts, keys or queries.
+"""Structured logs on standard error, one JSON object a line, without texts, keys or queries.
 
-An exception is logged by its type and where it was raised, since its message may repeat a text.
+An exception is logged by its type and its traceback, since its message may repeat a text.
 """
 
 import json
@@ -23,7 +23,7 @@ def log(
 
 
 class JsonLines(logging.Formatter):
-    """Formats a record as one JSON object."""
+    """A formatter that writes a record as one JSON object."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {

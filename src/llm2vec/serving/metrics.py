@@ -1,4 +1,4 @@
-"""What is counted, for Prometheus: requests, batches, tokens, failures; no text and no key."""
+"""Counters for Prometheus of requests, batches, tokens and failures, without texts and keys."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ _REQUESTS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
-    """Counters of one server, in a registry of their own."""
+    """The counters of one server, in a registry of their own."""
 
     def __init__(self) -> None:
         registry = CollectorRegistry()
@@ -44,7 +44,7 @@ class Metrics:
         )
 
     def batch(self, model: str, *, texts: int, tokens: int, requests: int, took_s: float) -> None:
-        """Count a batch that was computed."""
+        """Count a computed batch."""
         self._texts.labels(model).inc(texts)
         self._tokens.labels(model).inc(tokens)
         self._batch_seconds.observe(took_s)
@@ -52,14 +52,14 @@ class Metrics:
         self._batch_requests.observe(requests)
 
     def watch_queue(self, *, tokens: Callable[[], int], requests: Callable[[], int]) -> None:
-        """Show the queue's length whenever the counters are read."""
+        """Add gauges that show the queue's length when the counters are read."""
         held = "Tokens of requests that are not finished."
         waiting = "Requests that wait for a batch."
         Gauge("llm2vec_queue_tokens", held, registry=self._registry).set_function(tokens)
         Gauge("llm2vec_queue_requests", waiting, registry=self._registry).set_function(requests)
 
     def watch_health(self, healthy: Callable[[], bool]) -> None:
-        """Show whether the server is healthy whenever the counters are read."""
+        """Add a gauge that shows whether the server is healthy when the counters are read."""
         gauge = Gauge("llm2vec_healthy", "1 if the server is healthy.", registry=self._registry)
         gauge.set_function(lambda: float(healthy()))
 

@@ -1,6 +1,6 @@
 """OpenAI's routes: `POST /v1/embeddings`, `GET /v1/models`.
 
-As OpenAI defines them, with four fields more: `prompt`, `prompt_name`, `truncate` and `normalize`.
+They have the fields of OpenAI, and four more: `prompt`, `prompt_name`, `truncate` and `normalize`.
 """
 
 import time
@@ -10,14 +10,14 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 from starlette.responses import Response
 
-from llm2vec.serving.answers import Written, openai_embeddings, shaped
-from llm2vec.serving.desk import Desk, Reading
+from llm2vec.serving.answers import StreamedJson, openai_embeddings, shaped
 from llm2vec.serving.inputs import Inputs, Text
 from llm2vec.serving.refusals import Refusal
+from llm2vec.serving.service import ReadingOptions, Service
 
 
 class EmbeddingsRequest(BaseModel):
-    """What to encode, and how."""
+    """The texts to encode, and options."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -49,7 +49,7 @@ class EmbeddingsRequest(BaseModel):
 
 
 class Embedding(BaseModel):
-    """One text's vector."""
+    """The vector of a text."""
 
     object: Literal["embedding"]
     index: int
@@ -57,7 +57,7 @@ class Embedding(BaseModel):
 
 
 class Usage(BaseModel):
-    """Tokens that were read, prompts and special tokens included."""
+    """The number of tokens that were read, prompts and special tokens included."""
 
     prompt_tokens: int
     total_tokens: int
@@ -82,14 +82,14 @@ class Model(BaseModel):
 
 
 class Models(BaseModel):
-    """Encoders that are served."""
+    """The encoders that are served."""
 
     object: Literal["list"] = "list"
     data: list[Model]
 
 
 class Problem(BaseModel):
-    """What was wrong."""
+    """What is wrong with a request."""
 
     message: str
     type: str
@@ -98,7 +98,7 @@ class Problem(BaseModel):
 
 
 class Error(BaseModel):
-    """An error, in OpenAI's shape."""
+    """An error in OpenAI's format."""
 
     error: Problem
 
@@ -117,10 +117,10 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 class OpenAIRoutes:
-    """OpenAI's routes over a desk."""
+    """OpenAI's routes to a service."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, service: Service) -> None:
+        self._service = service
         self._started = int(time.time())
 
     def router(self) -> APIRouter:
@@ -140,12 +140,12 @@ class OpenAIRoutes:
         return router
 
     async def embeddings(self, request: Request, body: EmbeddingsRequest) -> Response:
-        """Vectors of texts."""
-        desk = self._desk
-        served = desk.find(body.model)
+        """Encode texts as vectors."""
+        service = self._service
+        served = service.find(body.model)
         check_dimensions(body.dimensions, served.encoder.dimension)
-        how = Reading(body.prompt, body.prompt_name, bool(body.truncate))
-        encoded = await desk.vectors(request, served, body.input, how)
+        options = ReadingOptions(body.prompt, body.prompt_name, bool(body.truncate))
+        encoded = await service.vectors(request, served, body.input, options)
         normalize = body.normalize is not False
         embedding_BD = shaped(encoded.arrays, normalize=normalize, dimensions=body.dimensions)
         pieces = openai_embeddings(
@@ -154,22 +154,26 @@ class OpenAIRoutes:
             tokens=encoded.tokens,
             in_base64=body.encoding_format == "base64",
         )
-        return Written(pieces, timeout_s=desk.limits.timeout_s)
+        return StreamedJson(pieces, timeout_s=service.limits.timeout_s)
 
     async def models(self) -> Models:
-        """The encoders that are served."""
-        return Models(data=[Model(id=name, created=self._started) for name in self._desk.served])
+        """List the encoders that are served."""
+        return Models(data=[Model(id=name, created=self._started) for name in self._service.served])
 
     async def model(self, model: str) -> Model:
-        """One encoder."""
-        return Model(id=self._desk.find(model).name, created=self._started)
+        """Describe one encoder."""
+        return Model(id=self._service.find(model).name, created=self._started)
 
 
 def check_dimensions(dimensions: int | None, most: int) -> None:
-    """Refuse more dimensions than there are.
+    """Refuse a number of dimensions that a model does not have.
+
+    Args:
+        dimensions: Requested number of dimensions; None is all.
+        most: Number of dimensions of the model's vectors.
 
     Raises:
-        Refusal: There are fewer.
+        Refusal: The model has fewer dimensions.
     """
     if dimensions is not None and not 1 <= dimensions <= most:
         message = f"dimensions is not between 1 and {most}, the length of this model's vectors"

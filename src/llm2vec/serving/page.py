@@ -1,6 +1,6 @@
-"""The page at `/`: type sentences, see how near they are, search own lines.
+"""The page at `/`, to try the encoders: compare sentences, and search in lines of text.
 
-It loads nothing from outside; the browser is told to run this page's own script and style alone.
+It loads nothing from outside, and its policy lets the browser run only its own script and style.
 """
 
 import base64
@@ -16,7 +16,7 @@ _PAGE = Path(__file__).parents[1] / "assets" / "serve.html"
 
 @cache
 def page() -> HTMLResponse:
-    """The page, with the policy that a browser holds it to."""
+    """The page, with the content security policy that a browser enforces."""
     html = _PAGE.read_text(encoding="utf8")
     policy = "; ".join(
         [

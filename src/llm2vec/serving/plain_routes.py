@@ -44,16 +44,16 @@ class PlainRoutes:
         return router
 
     async def page(self) -> HTMLResponse:
-        """A page to try the encoders on."""
+        """Show a page to try the encoders."""
         return page()
 
     async def health(self) -> Response:
-        """Whether requests are answered."""
-        trouble = self._queue.trouble()
-        if trouble is not None:
-            raise Refusal("unhealthy", trouble, retry_after_s=5)
+        """Report whether requests are answered."""
+        problem = self._queue.problem()
+        if problem is not None:
+            raise Refusal("unhealthy", problem, retry_after_s=5)
         return Response()
 
     async def metrics(self) -> Response:
-        """Counters in Prometheus' text format."""
+        """Report counters in Prometheus' text format."""
         return PlainTextResponse(self._metrics.text(), media_type=CONTENT_TYPE_LATEST)

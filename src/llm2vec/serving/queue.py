@@ -1,8 +1,8 @@
-"""One queue for all requests: texts of several requests are joined into batches by tokens.
+"""The queue of all requests, whose texts are joined into batches by their number of tokens.
 
-The queue lives in the event loop, the model in one thread of its own. While a batch is computed,
-the next one gathers; nothing waits when the model is idle. Requests take turns text by text, so a
-short one is never behind all of a long one. The queue knows nothing of HTTP.
+The queue runs in the event loop, and the model in a thread of its own. While one batch is computed,
+the next one gathers; if the model is idle, nothing waits. Requests take turns text by text, so that
+a short request never waits for all of a long one. The queue knows nothing about HTTP.
 """
 
 import asyncio
@@ -22,45 +22,45 @@ from llm2vec.serving.limits import Limits
 from llm2vec.serving.logs import log
 from llm2vec.serving.metrics import Metrics
 from llm2vec.serving.refusals import Refusal
-from llm2vec.serving.served import Served, Work
+from llm2vec.serving.served import Computation, Served
 
 _PROBE_EVERY_S = 5.0
-"""How often a model that failed is tried again."""
+"""Time between two tries of a model that failed."""
 
 _STUCK_FACTOR = 2.0
-"""A batch that takes so many times a request's longest time is stuck."""
+"""A batch is stuck after so many times the longest time of a request."""
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-"""How allocators say so that raise a plain RuntimeError."""
+"""Messages of allocators that raise a plain RuntimeError."""
 
 
 @dataclass(eq=False)
 class Job:
-    """One request's texts on their way to their arrays.
+    """The texts of one request, and their arrays as far as they are computed.
 
     Attributes:
-        served: The model.
-        work: What is done with its tokens.
-        tokens: One for each text.
-        done: Resolves to one array a text, or to the error of the first text that failed.
-        cost: Tokens in all.
-        handed: Texts that were given to a batch.
+        served: Model that the request asks for.
+        computation: Function from tokens to arrays.
+        tokens: Tokens of each text.
+        done: Future of one array for each text; or of the error of the first text that failed.
+        cost: Number of tokens in all.
+        batched: Number of texts that were given to a batch.
         results: Arrays so far, by text.
-        left: Texts without an array.
+        left: Number of texts without an array.
     """
 
     served: Served
-    work: Work
+    computation: Computation
     tokens: Sequence[Tokens]
     done: asyncio.Future[list[np.ndarray]]
     cost: int = 0
-    handed: int = 0
+    batched: int = 0
     results: list[np.ndarray] = field(default_factory=list)
     left: int = 0
 
-    def is_handed_out(self) -> bool:
-        """Whether every text was given to a batch."""
-        return self.handed == len(self.tokens)
+    def is_batched(self) -> bool:
+        """Whether all texts were given to a batch."""
+        return self.batched == len(self.tokens)
 
     def __post_init__(self) -> None:
         self.cost = sum(len(each.ids) for each in self.tokens)
@@ -68,16 +68,16 @@ class Job:
         self.left = len(self.tokens)
 
 
-Place = tuple[Job, int]
-"""A text: its request, and its number there."""
+QueuedText = tuple[Job, int]
+"""A text: its request, and its index in the request."""
 
 
 class Queue:
-    """Requests that wait, and the one thread that computes them.
+    """Requests that wait, and the thread that computes them.
 
     Args:
         limits: Limits of the server.
-        metrics: Counts batches and failures.
+        metrics: Counters of batches and failures.
     """
 
     def __init__(self, limits: Limits, metrics: Metrics) -> None:
@@ -94,7 +94,7 @@ class Queue:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Compute inside the block."""
+        """Compute requests inside the block."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         computing = asyncio.create_task(self._compute_all())
         try:
@@ -105,16 +105,16 @@ class Queue:
             self._thread.shutdown(wait=False, cancel_futures=True)
 
     def stop(self) -> None:
-        """Take nothing new; what is here is finished."""
+        """Accept no new requests; accepted ones are finished."""
         self._stopping = True
 
     @property
     def stopping(self) -> bool:
-        """Whether nothing new is taken."""
+        """Whether no new requests are accepted."""
         return self._stopping
 
-    def trouble(self) -> str | None:
-        """Why the server is not healthy; None where it is."""
+    def problem(self) -> str | None:
+        """Why the server is not healthy; None if it is."""
         if self._stopping:
             return "the server is stopping"
         if self._broken:
@@ -124,18 +124,18 @@ class Queue:
             return f"the model has not finished a batch for more than {limit_s:.0f} s"
         return None
 
-    def add(self, served: Served, work: Work, tokens: Sequence[Tokens]) -> Job:
-        """Take a request in.
+    def add(self, served: Served, computation: Computation, tokens: Sequence[Tokens]) -> Job:
+        """Accept a request.
 
         Args:
-            served: The model.
-            work: `served.vectors` or `served.states`.
-            tokens: Its texts; none of them empty.
+            served: Model that the request asks for.
+            computation: `served.vectors` or `served.states`.
+            tokens: Tokens of each text; none of them empty.
 
         Raises:
-            Refusal: It is too large, there is no room for it now, or the model does not work.
+            Refusal: The request is too large, the queue is full, or the model does not work.
         """
-        job = Job(served, work, tokens, asyncio.get_running_loop().create_future())
+        job = Job(served, computation, tokens, asyncio.get_running_loop().create_future())
         limits = self._limits
         if job.cost > min(limits.max_request_tokens, limits.max_queue_tokens):
             raise Refusal(
@@ -159,7 +159,7 @@ class Queue:
         return job
 
     def check(self) -> None:
-        """Refuse while stopping.
+        """Refuse requests while the server stops.
 
         Raises:
             Refusal: The server is stopping.
@@ -168,11 +168,11 @@ class Queue:
             raise Refusal("unhealthy", "the server is stopping", retry_after_s=1)
 
     def wait_s(self) -> float:
-        """How long what is here will take, by the speed so far."""
+        """The time that accepted requests will take, by the speed so far."""
         return min(self._held_tokens / self._tokens_per_s, self._limits.timeout_s)
 
     def _forget(self, job: Job) -> None:
-        """A request is over: answered, failed, out of time or left by its client."""
+        """Forget a request that is answered, failed, out of time or left by its client."""
         self._held_tokens -= job.cost
         if job in self._waiting:
             self._waiting.remove(job)
@@ -184,31 +184,32 @@ class Queue:
                 await self._compute(batch)
                 continue
             self._filled.clear()
+            patience_s = _PROBE_EVERY_S if self._broken else None
             try:
-                await asyncio.wait_for(
-                    self._filled.wait(), _PROBE_EVERY_S if self._broken else None
-                )
+                await asyncio.wait_for(self._filled.wait(), patience_s)
             except TimeoutError:
                 await self._probe(list(self._broken))
 
-    def _next_batch(self) -> list[Place]:
-        """Texts of the oldest request and of all that can be joined to it, a text each in turn."""
+    def _next_batch(self) -> list[QueuedText]:
+        """The next texts of the oldest request and of all that can be joined to it, in turns."""
         oldest = next((job for job in self._waiting if job.served not in self._broken), None)
         if oldest is None:
             return []
-        batch = _in_turns([job for job in self._waiting if job.work == oldest.work])
+        batch = _round_robin(
+            [job for job in self._waiting if job.computation == oldest.computation]
+        )
         had_a_turn = {job for job, _ in batch}
         others = [job for job in self._waiting if job not in had_a_turn]
-        later = [job for job in self._waiting if job in had_a_turn and not job.is_handed_out()]
+        later = [job for job in self._waiting if job in had_a_turn and not job.is_batched()]
         self._waiting = deque(others + later)
         return batch
 
-    async def _compute(self, batch: list[Place]) -> None:
-        """Compute a batch; one that does not fit into memory is computed in halves."""
+    async def _compute(self, batch: list[QueuedText]) -> None:
+        """Compute a batch; if it does not fit into memory, compute it in halves."""
         job, _ = batch[0]
         tokens = [each.tokens[index] for each, index in batch]
         started = time.monotonic()
-        arrays = await self._in_thread(job.work, tokens)
+        arrays = await self._in_thread(job.computation, tokens)
         took_s = time.monotonic() - started
         if not isinstance(arrays, BaseException):
             self._deliver(batch, arrays)
@@ -226,18 +227,18 @@ class Queue:
         await self._probe([job.served])
 
     async def _in_thread(
-        self, work: Work, tokens: Sequence[Tokens]
+        self, computation: Computation, tokens: Sequence[Tokens]
     ) -> list[np.ndarray] | BaseException:
-        """What the work gives, or the error it ended with."""
+        """The result of a computation, or the error that it raised."""
         loop = asyncio.get_running_loop()
         self._busy_since = time.monotonic()
-        future = loop.run_in_executor(self._thread, work, tokens)
+        future = loop.run_in_executor(self._thread, computation, tokens)
         await asyncio.wait([future])
         self._busy_since = None
         return future.exception() or future.result()
 
     async def _probe(self, models: Sequence[Served]) -> None:
-        """Find out whether models work, and remember those that do not."""
+        """Try models, and remember those that do not work."""
         loop = asyncio.get_running_loop()
         for served in models:
             future = loop.run_in_executor(self._thread, served.works)
@@ -249,7 +250,7 @@ class Queue:
                 name = type(error).__name__ if error is not None else "another vector than before"
                 self._broken[served] = f"the model {served.name} does not work: {name}"
 
-    def _deliver(self, batch: Sequence[Place], arrays: Sequence[np.ndarray]) -> None:
+    def _deliver(self, batch: Sequence[QueuedText], arrays: Sequence[np.ndarray]) -> None:
         for (job, index), array in zip(batch, arrays, strict=True):
             if not np.isfinite(array).all():
                 message = f"the model gave numbers for text {index} that are not finite"
@@ -260,12 +261,12 @@ class Queue:
             if job.left == 0 and not job.done.done():
                 job.done.set_result(job.results)
 
-    def _fail(self, batch: Sequence[Place], refusal: Refusal) -> None:
+    def _fail(self, batch: Sequence[QueuedText], refusal: Refusal) -> None:
         for job, _ in batch:
             if not job.done.done():
                 job.done.set_exception(refusal)
 
-    def _measure(self, batch: Sequence[Place], took_s: float) -> None:
+    def _measure(self, batch: Sequence[QueuedText], took_s: float) -> None:
         tokens = sum(len(job.tokens[index].ids) for job, index in batch)
         requests = len({job for job, _ in batch})
         name = batch[0][0].served.name
@@ -274,26 +275,26 @@ class Queue:
             self._tokens_per_s += 0.1 * (tokens / took_s - self._tokens_per_s)
 
 
-def _in_turns(jobs: Iterable[Job]) -> list[Place]:
-    """A batch of requests' next texts, a text each in turn until the batch is full."""
+def _round_robin(jobs: Iterable[Job]) -> list[QueuedText]:
+    """A batch of the next texts of requests, one text of each in turn, until the batch is full."""
     turns = deque(jobs)
-    batch: list[Place] = []
+    batch: list[QueuedText] = []
     used = 0
     while turns:
         job = turns.popleft()
-        cost = len(job.tokens[job.handed].ids)
+        cost = len(job.tokens[job.batched].ids)
         if batch and used + cost > job.served.batch_tokens:
             break
-        batch.append((job, job.handed))
+        batch.append((job, job.batched))
         used += cost
-        job.handed += 1
-        if not job.is_handed_out():
+        job.batched += 1
+        if not job.is_batched():
             turns.append(job)
     return batch
 
 
-def _why(error: BaseException, batch: Sequence[Place]) -> Refusal:
-    """What the requests of a batch that failed are told."""
+def _why(error: BaseException, batch: Sequence[QueuedText]) -> Refusal:
+    """The refusal for the requests of a batch that failed."""
     if not is_out_of_memory(error):
         return Refusal("failed", f"the model failed: {type(error).__name__}")
     _free_memory()
@@ -304,7 +305,7 @@ def _why(error: BaseException, batch: Sequence[Place]) -> Refusal:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocator could not give what was asked for."""
+    """Whether an error says that memory ran out."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     message = str(error).lower()

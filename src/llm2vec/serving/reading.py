@@ -1,7 +1,7 @@
-"""Texts or token ids of a request as the tokens that a model reads; refused rather than cut.
+"""Reading the texts or token ids of a request as tokens; long texts are refused rather than cut.
 
-Runs in one thread, since a tokenizer that is used by several at once can fail. It knows nothing of
-the model's states.
+It runs in one thread, since a tokenizer that several threads use at once can fail. It knows nothing
+about the model's states.
 """
 
 from collections.abc import Sequence
@@ -20,11 +20,12 @@ _NO_LIMIT = 2**31 - 1
 
 
 class Reader:
-    """Reads requests for one encoder.
+    """A reader of requests for one encoder.
 
     Args:
-        encoder: Whose tokenizer, template, prompts and lengths count.
-        max_characters: Most characters of all texts of a request, each with its prompt.
+        encoder: Encoder with the tokenizer, template, prompts and lengths.
+        max_characters: Largest number of characters in a request, where prompts count for each
+            text.
     """
 
     def __init__(self, encoder: Encoder, *, max_characters: int) -> None:
@@ -38,14 +39,18 @@ class Reader:
             pool_special=False,
         )
         self._uncut = Encoder(encoder.model, encoder.tokenizer)
-        self._uncut.settings = uncut  # given to the constructor, it would be cut to the model's own
+        self._uncut.settings = uncut  # the constructor would limit it to the model's length
         self._vocabulary = int(encoder.model.config.get_text_config().vocab_size)
 
     def prompt(self, prompt: str | None, prompt_name: str | None) -> str:
-        """What stands before each text, separator included; empty where nothing does.
+        """The prompt before each text, with its separator; empty for none.
+
+        Args:
+            prompt: A prompt.
+            prompt_name: The name of a prompt in the encoder's settings.
 
         Raises:
-            Refusal: There is no such name, or both are given.
+            Refusal: The name is unknown, or both are given.
         """
         settings = self._encoder.settings
         if prompt is not None and prompt_name is not None:
@@ -67,13 +72,13 @@ class Reader:
         truncate: bool = False,
         direction: Direction = "right",
     ) -> list[Tokens]:
-        """Tokens of every input, in order, each with the range that is pooled.
+        """Read the tokens of each input, in order, with the range that is pooled.
 
         Args:
             inputs: Texts, or token ids of texts without the special tokens around them.
-            prompt: As from `prompt`.
-            truncate: Cut what is too long instead of refusing it.
-            direction: The side that is cut.
+            prompt: Prompt before each text, from the method `prompt`.
+            truncate: Whether long texts are cut instead of refused.
+            direction: Side that is cut.
 
         Raises:
             Refusal: An input is empty, too long, or holds an id beyond the vocabulary.
@@ -96,7 +101,7 @@ class Reader:
         return [self._pooled(tokens, prompt) for tokens in found]
 
     def _whole(self, inputs: Sequence[str | list[int]], prompt: str) -> list[Tokens]:
-        """Tokens without any limit on their number."""
+        """The tokens of each input, without a limit on their number."""
         texts = [each for each in inputs if isinstance(each, str)]
         prompts = [prompt] * len(texts) if prompt else None
         of_texts = iter(self._uncut.tokens(texts, prompts=prompts))

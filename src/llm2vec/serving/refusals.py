@@ -1,4 +1,4 @@
-"""Why a request is not served, and how to say so in the shape of the interface that was asked.
+"""Refusals: why a request is not served, in the format of the route that was asked.
 
 Routes under `/v1` answer as OpenAI does, all others as text-embeddings-inference (TEI) does. A
 message never repeats a text of the request.
@@ -62,13 +62,13 @@ class Refusal(Exception):
     """A request that is not served.
 
     Attributes:
-        kind: Decides status and type.
-        message: What is wrong, the value, and what to do; no text of the request.
-        index: The text at fault, counted from 0.
-        param: The field at fault.
-        code: OpenAI's code, where there is one for this.
-        retry_after_s: When to try again.
-        status: Overrides the status of the kind.
+        kind: Kind of the refusal, which decides status and type.
+        message: What is wrong, the value, and what to do; without texts of the request.
+        index: Index of the wrong text, from 0.
+        param: Name of the wrong field.
+        code: OpenAI's code for this refusal, if it has one.
+        retry_after_s: Time after which to try again.
+        status: Status that replaces that of the kind.
     """
 
     kind: Kind
@@ -89,11 +89,11 @@ def is_openai(path: str) -> bool:
 
 
 def answer(refusal: Refusal, path: str) -> Response:
-    """The response that tells a client of a refusal.
+    """The response to a request that is refused.
 
     Args:
-        refusal: What is wrong.
-        path: The path that was asked; decides the shape.
+        refusal: The refusal.
+        path: Path of the request, which decides the format.
     """
     openai = is_openai(path)
     status = refusal.status or _STATUS[refusal.kind]

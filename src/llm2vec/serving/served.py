@@ -1,7 +1,7 @@
-"""An encoder under its name, as the queue sees it: from tokens to vectors or states, and a probe.
+"""An encoder under its name, for the queue: from tokens to vectors or states, and a health probe.
 
-The probe is a fixed text whose vector is kept from the start. A model that still gives that vector
-works.
+The probe is a fixed text whose vector is computed at the start. A model works as long as it gives
+that vector.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,26 +21,29 @@ from llm2vec.serving.folder_check import check_folder
 from llm2vec.serving.limits import Limits
 from llm2vec.serving.reading import Reader
 
-Work = Callable[[Sequence[Tokens]], list[np.ndarray]]
-"""From tokens to one array a text; two requests with the same work may be joined."""
+Computation = Callable[[Sequence[Tokens]], list[np.ndarray]]
+"""A function from tokens to one array for each text; requests with the same one may be joined."""
 
 _CPU_TOKENS = 512
-"""Tokens a core reads at once. More are no faster, and every request waits for its whole batch."""
+"""Tokens that a core reads at once; more are not faster, and a request waits for its batch."""
 
 _PROBE = "The quick brown fox jumps over the lazy dog."
 
 _PROBE_TOLERANCE = 1e-2
-"""Of a vector's length: far above what another batch changes, far below what a fault does."""
+"""Largest change of the probe's vector, relative to its length.
+
+Other batches change it far less, and faults far more.
+"""
 
 
 class Served:
     """An encoder that is served.
 
     Attributes:
-        name: What requests call it.
+        name: Name of the encoder in requests.
         encoder: The encoder.
-        reader: Reads requests for it.
-        batch_tokens: Most tokens it reads at once.
+        reader: Reader of its requests.
+        batch_tokens: Largest number of tokens in a batch.
 
     Raises:
         ModelError: The probe gives no finite vector.
@@ -57,12 +60,12 @@ class Served:
             raise ModelError(f"{name} gives vectors that are not finite; it cannot be served")
 
     def vectors(self, tokens: Sequence[Tokens]) -> list[np.ndarray]:
-        """Pooled vectors as they come from the model: vector_D, float32, one a text."""
+        """The pooled vector of each text, not normalised: vector_D, float32."""
         return list(self.encoder.encode_tokens(tokens).numpy())
 
     @torch.inference_mode()
     def states(self, tokens: Sequence[Tokens]) -> list[np.ndarray]:
-        """States of every token, special tokens and prompt included: states_TD for each text."""
+        """The states of all tokens of each text, special tokens and prompt included: states_TD."""
         model = self.encoder.model
         lengths = [len(each.ids) for each in tokens]
         batches = batching.plan_batches(
@@ -80,14 +83,14 @@ class Served:
         return found
 
     def works(self) -> bool:
-        """Whether the probe still gives the vector it gave at the start."""
+        """Whether the probe has the vector that it had at the start."""
         vector_D = self.vectors(self._probe_tokens)[0]
         distance = float(np.linalg.norm(vector_D - self._probe_vector))
         return distance <= _PROBE_TOLERANCE * float(np.linalg.norm(self._probe_vector))
 
 
 def _batch_tokens(encoder: Encoder) -> int:
-    """On a CPU a batch for each core, since the encoder gives each core its own; one on a GPU."""
+    """The tokens in a batch: those of one batch for each core on a CPU, of one on a GPU."""
     if encoder.device.type != "cpu":
         return encoder.max_tokens
     return min(_CPU_TOKENS, encoder.max_tokens) * torch.get_num_threads()
@@ -95,18 +98,18 @@ def _batch_tokens(encoder: Encoder) -> int:
 
 @dataclass(frozen=True)
 class Named:
-    """A folder and the name it is served under."""
+    """A folder, and the name under which it is served."""
 
     name: str
     folder: Path
 
 
 def name_folders(given: Sequence[str]) -> list[Named]:
-    """Folders with their names, from `FOLDER` or `NAME=FOLDER`.
+    """Read folders and their names from `FOLDER` or `NAME=FOLDER`.
 
     Raises:
         UsageError: Two folders would have the same name.
-        ModelError: There is no such folder.
+        ModelError: A folder does not exist.
     """
     found: list[Named] = []
     for each in given:
@@ -140,13 +143,13 @@ def open_served(
     device: str | None = None,
     trust_remote_code: bool = False,
 ) -> list[Served]:
-    """Check every folder, then load all of them.
+    """Check all folders, then load all of them.
 
     Args:
-        folders: The first is the one that routes without a model's name serve.
+        folders: Folders with their names; requests without a model's name are for the first one.
         limits: Limits of the server.
-        device: Where the models go; None: a GPU if there is one.
-        trust_remote_code: The operator allows Python code that comes with a model.
+        device: Device of the models; None is a GPU if there is one.
+        trust_remote_code: Whether Python code that comes with a model may run.
 
     Raises:
         ModelError: A folder may not be served or cannot be loaded.

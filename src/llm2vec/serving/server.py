@@ -1,7 +1,7 @@
-"""Runs an application on a port until it is told to stop, and then answers what it has taken.
+"""Runs an application on a port until a signal, and then finishes the requests under way.
 
-On SIGTERM or Ctrl-C new requests are told to go elsewhere (503), `/health` says so, the requests
-under way are finished, and then the port is closed. A second signal stops at once.
+On SIGTERM or Ctrl-C new requests are refused (503), `/health` reports that the server is stopping,
+requests under way are finished, and then the port is closed. A second signal stops at once.
 """
 
 import ipaddress
@@ -24,25 +24,28 @@ from llm2vec.serving.logs import log, set_up
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _GRACE_S = 5
-"""How long connections may take to close once everything is answered."""
+"""Time in which connections may close after everything is answered."""
 
 _SWITCH_S = 0.0005
-"""How long the model's thread may keep Python to itself while a request waits (Python's own default
-is ten times that, which a request pays for several times)."""
+"""Time for which the model's thread may hold Python's lock while a request waits.
+
+Python's default is ten times as long, and a request pays for it several times.
+"""
 
 _BACKLOG = 2048
-"""Connections that the system keeps until they are taken."""
+"""Number of connections that the system keeps until they are accepted."""
 
 
 def run(application: Application, *, host: str, port: int, limits: Limits, has_keys: bool) -> None:
-    """Serve until a signal.
+    """Serve an application until a signal.
 
     Args:
-        application: What to serve.
+        application: Application to serve.
         host: Address to listen on.
-        port: Port to listen on; 0: any that is free, which the log names.
+        port: Port to listen on; 0 is any free one, which the log names.
         limits: Limits of the application.
-        has_keys: Whether it asks for keys; without any, an address that others reach is warned of.
+        has_keys: Whether the application asks for API keys; a warning is logged if it does not and
+            other machines can reach the address.
 
     Raises:
         UsageError: The address cannot be listened on.
@@ -77,7 +80,7 @@ def run(application: Application, *, host: str, port: int, limits: Limits, has_k
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens.
+    """Open a socket that listens.
 
     Raises:
         UsageError: The address is wrong, taken or not allowed.
@@ -92,7 +95,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
+    """Whether an address can be reached from this machine alone."""
     if host == "localhost":
         return True
     try:
@@ -102,13 +105,13 @@ def is_loopback(host: str) -> bool:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, which first drains when it is told to stop."""
+    """uvicorn's server, which finishes requests under way before it stops."""
 
     def __init__(self, config: uvicorn.Config, application: Application, limits: Limits) -> None:
         super().__init__(config)
         self._application = application
         self._limits = limits
-        self._told = False
+        self._signalled = False
         self._draining_since: float | None = None
 
     @contextmanager
@@ -122,14 +125,14 @@ class _Server(uvicorn.Server):
                 signal.signal(each, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal drains, the second stops at once."""
-        if self._told:
+        """Finish requests after the first signal, and stop at once after the second."""
+        if self._signalled:
             self.should_exit = self.force_exit = True
-        self._told = True
+        self._signalled = True
 
     async def on_tick(self, counter: int) -> bool:
-        """Called by uvicorn every tenth of a second; True stops it."""
-        if self._told and self._draining_since is None:
+        """Decide whether to stop; uvicorn calls this every tenth of a second."""
+        if self._signalled and self._draining_since is None:
             self._draining_since = time.monotonic()
             self._application.queue.stop()
             log("draining", under_way=self._application.asgi.under_way)

@@ -1,7 +1,7 @@
 """The routes of text-embeddings-inference (TEI): `/embed`, `/embed_all`, `/similarity`, `/info`.
 
-At the root they serve the first encoder, under `/models/NAME` the one of that name. As TEI defines
-them, with one field more: `prompt`.
+At the root they serve the first encoder, and under `/models/NAME` the one of that name. They have
+the fields of TEI, and one more: `prompt`.
 """
 
 from typing import Annotated, Any, Literal
@@ -13,11 +13,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, 
 from starlette.responses import Response
 
 from llm2vec.runtime.hardware import versions
-from llm2vec.serving.answers import Written, json_list, shaped
-from llm2vec.serving.desk import Desk, Reading
+from llm2vec.serving.answers import StreamedJson, json_list, shaped
 from llm2vec.serving.inputs import Input, Inputs, Text, read_inputs
 from llm2vec.serving.openai_routes import check_dimensions
 from llm2vec.serving.served import Served
+from llm2vec.serving.service import ReadingOptions, Service
 
 
 def _lower(value: Any) -> Any:
@@ -25,7 +25,7 @@ def _lower(value: Any) -> Any:
 
 
 Side = Annotated[Literal["left", "right"], BeforeValidator(_lower, json_schema_input_type=str)]
-"""TEI's own schema says `Left`, its clients send `left`; either is taken."""
+"""A side: `Left` in TEI's own schema, `left` from its clients."""
 
 _INPUTS = "A text, a list of texts, the token ids of a text, or a list of any of these."
 
@@ -47,10 +47,10 @@ class _Options(BaseModel):
         default=None, description="A prompt before every text, which is not pooled."
     )
 
-    def reading(self) -> Reading:
-        """The same for the desk."""
+    def reading(self) -> ReadingOptions:
+        """The options as the service takes them."""
         direction = self.truncation_direction or "right"
-        return Reading(self.prompt, self.prompt_name, bool(self.truncate), direction)
+        return ReadingOptions(self.prompt, self.prompt_name, bool(self.truncate), direction)
 
 
 class EmbedRequest(_Options):
@@ -64,13 +64,13 @@ class EmbedRequest(_Options):
 
 
 class EmbedAllRequest(_Options):
-    """Texts whose tokens' states are wanted."""
+    """Texts of which the states of all tokens are asked for."""
 
     inputs: Inputs = Field(description=_INPUTS, examples=["The quick brown fox"])
 
 
 class SimilarityInput(BaseModel):
-    """A sentence, and those it is compared with."""
+    """A sentence, and the sentences that it is compared with."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -94,13 +94,13 @@ class Pooling(BaseModel):
 
 
 class Kind(BaseModel):
-    """What the model is for."""
+    """The task of the model."""
 
     embedding: Pooling
 
 
 class Info(BaseModel):
-    """What is served, in TEI's words, and what TEI has no word for: dimension, prompts, models."""
+    """What is served, in the fields of TEI, and in three more: dimension, prompts, models."""
 
     model_id: str
     model_sha: str | None = None
@@ -120,7 +120,7 @@ class Info(BaseModel):
 
 
 class TeiError(BaseModel):
-    """An error, in TEI's shape; `index` is the text at fault."""
+    """An error in TEI's format; `index` is that of the wrong text."""
 
     error: str
     error_type: Literal["Unhealthy", "Backend", "Overloaded", "Validation", "Tokenizer", "Empty"]
@@ -144,15 +144,15 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 def _named(name: Annotated[str, PathParameter(description="Name of an encoder.")]) -> str:
-    """Declares the name in the path for the documentation."""
+    """Declare the name in the path for the documentation."""
     return name
 
 
 class TeiRoutes:
-    """TEI's routes over a desk."""
+    """TEI's routes to a service."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, service: Service) -> None:
+        self._service = service
 
     def routers(self) -> list[APIRouter]:
         """The routes at the root, and for each encoder by its name."""
@@ -187,36 +187,36 @@ class TeiRoutes:
         router.add_api_route("/info", self.info, methods=["GET"], responses=unknown)
 
     async def embed(self, request: Request, body: EmbedRequest) -> Response:
-        """Vectors of texts."""
+        """Encode texts as vectors."""
         served = self._served(request)
         check_dimensions(body.dimensions, served.encoder.dimension)
-        encoded = await self._desk.vectors(request, served, body.inputs, body.reading())
+        encoded = await self._service.vectors(request, served, body.inputs, body.reading())
         normalize = body.normalize is not False
         embedding_BD = shaped(encoded.arrays, normalize=normalize, dimensions=body.dimensions)
-        return Written(json_list(embedding_BD), timeout_s=self._desk.limits.timeout_s)
+        return StreamedJson(json_list(embedding_BD), timeout_s=self._service.limits.timeout_s)
 
     async def embed_all(self, request: Request, body: EmbedAllRequest) -> Response:
-        """States of all tokens of texts, special tokens and prompt included, without pooling."""
+        """Encode texts as the states of all tokens, special tokens and prompt included."""
         served = self._served(request)
-        encoded = await self._desk.states(request, served, body.inputs, body.reading())
-        return Written(json_list(encoded.arrays), timeout_s=self._desk.limits.timeout_s)
+        encoded = await self._service.states(request, served, body.inputs, body.reading())
+        return StreamedJson(json_list(encoded.arrays), timeout_s=self._service.limits.timeout_s)
 
     async def similarity(self, request: Request, body: SimilarityRequest) -> Response:
-        """Cosine of the angle between a sentence and each of several others."""
+        """Compute the cosine similarity of a sentence and each of several others."""
         sentences: list[Input] = read_inputs(body.inputs.sentences)
         inputs = [*read_inputs(body.inputs.source_sentence), *sentences]
         options = body.parameters or _Options()
-        encoded = await self._desk.vectors(
+        encoded = await self._service.vectors(
             request, self._served(request), inputs, options.reading()
         )
         embedding_BD = shaped(encoded.arrays, normalize=True)
         cosine_B: list[np.float32] = list(embedding_BD[1:] @ embedding_BD[0])
-        return Written(json_list(cosine_B), timeout_s=self._desk.limits.timeout_s)
+        return StreamedJson(json_list(cosine_B), timeout_s=self._service.limits.timeout_s)
 
     async def info(self, request: Request) -> Info:
-        """What is served."""
+        """Describe what is served."""
         served = self._served(request)
-        limits, settings = self._desk.limits, served.encoder.settings
+        limits, settings = self._service.limits, served.encoder.settings
         return Info(
             model_id=served.name,
             model_dtype=str(served.encoder.model.dtype).removeprefix("torch."),
@@ -228,8 +228,8 @@ class TeiRoutes:
             version=versions()["llm2vec"],
             dimension=served.encoder.dimension,
             prompts=list(settings.prompts),
-            models=list(self._desk.served),
+            models=list(self._service.served),
         )
 
     def _served(self, request: Request) -> Served:
-        return self._desk.find(request.path_params.get("name"))
+        return self._service.find(request.path_params.get("name"))

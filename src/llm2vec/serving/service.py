@@ -1,6 +1,6 @@
-"""From a request to its arrays: find the model, read the texts, wait in the queue, or leave.
+"""The service behind all routes: it finds the model, reads the texts, and waits for the arrays.
 
-All routes go through here. It knows models, limits and time; it does not know the shape of answers.
+It knows models, limits and time, but not the format of answers.
 """
 
 import asyncio
@@ -23,25 +23,25 @@ from llm2vec.serving.limits import Limits
 from llm2vec.serving.queue import Job, Queue
 from llm2vec.serving.reading import Direction
 from llm2vec.serving.refusals import Refusal
-from llm2vec.serving.served import Served, Work
+from llm2vec.serving.served import Computation, Served
 
 _BYTES_A_NUMBER = 4
 
 _GONE = 499
 
 _SHORT = 10_000
-"""Characters that are read at once: a change of threads would take longer than reading them."""
+"""Number of characters that are read at once, as changing threads would take longer."""
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadingOptions:
     """How the texts of a request are read.
 
     Attributes:
-        prompt: What stands before each text.
-        prompt_name: The same, by its name in the encoder's settings.
-        truncate: Texts that are too long are cut instead of refused.
-        direction: The side that is cut.
+        prompt: Prompt before each text.
+        prompt_name: Name of such a prompt in the encoder's settings.
+        truncate: Whether long texts are cut instead of refused.
+        direction: Side that is cut.
     """
 
     prompt: str | None = None
@@ -52,24 +52,24 @@ class Reading:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What became of a request.
+    """The result of a request.
 
     Attributes:
-        arrays: One for each text: vector_D, or states_TD.
-        tokens: Tokens that the model read, prompts and special tokens included.
+        arrays: Array of each text: vector_D, or states_TD.
+        tokens: Number of tokens that the model read, prompts and special tokens included.
     """
 
     arrays: list[np.ndarray]
     tokens: int
 
 
-class Desk:
-    """Takes requests for the encoders of one server.
+class Service:
+    """The service of one server: requests for its encoders.
 
     Attributes:
-        served: Encoders by name; the first serves requests that name none.
+        served: Encoders by name; requests without a model's name are for the first one.
         limits: Limits of the server.
-        queue: Where requests wait.
+        queue: Queue of the requests.
     """
 
     def __init__(self, served: Sequence[Served], *, limits: Limits, queue: Queue) -> None:
@@ -80,17 +80,17 @@ class Desk:
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
-        """Take requests inside the block."""
+        """Serve requests inside the block."""
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
         async with self.queue.running():
             yield
         self._reading.shutdown(wait=False, cancel_futures=True)
 
     def find(self, name: str | None) -> Served:
-        """The encoder of a name; the first one where there is no name.
+        """The encoder of a name; the first one for None.
 
         Raises:
-            Refusal: There is no such encoder.
+            Refusal: There is no encoder of this name.
         """
         if name is None:
             return next(iter(self.served.values()))
@@ -105,44 +105,44 @@ class Desk:
         return self.served[name]
 
     async def vectors(
-        self, request: Request, served: Served, inputs: Sequence[Input], how: Reading
+        self, request: Request, served: Served, inputs: Sequence[Input], options: ReadingOptions
     ) -> Encoded:
-        """Pooled vectors of a request's texts, as they come from the model.
+        """Compute the pooled vectors of a request's texts, not normalised.
 
         Raises:
             Refusal: The request is refused, or the model failed.
         """
         numbers = len(inputs) * served.encoder.dimension
-        return await self._encode(request, served, served.vectors, inputs, how, numbers)
+        return await self._encode(request, served, served.vectors, inputs, options, numbers)
 
     async def states(
-        self, request: Request, served: Served, inputs: Sequence[Input], how: Reading
+        self, request: Request, served: Served, inputs: Sequence[Input], options: ReadingOptions
     ) -> Encoded:
-        """States of every token of a request's texts.
+        """Compute the states of all tokens of a request's texts.
 
         Raises:
             Refusal: The request is refused, or the model failed.
         """
-        return await self._encode(request, served, served.states, inputs, how, None)
+        return await self._encode(request, served, served.states, inputs, options, None)
 
     async def _encode(
         self,
         request: Request,
         served: Served,
-        work: Work,
+        computation: Computation,
         inputs: Sequence[Input],
-        how: Reading,
+        options: ReadingOptions,
         numbers: int | None,
     ) -> Encoded:
         deadline = time.monotonic() + self.limits.timeout_s
         self.queue.check()
         self._check_number(len(inputs))
-        tokens = await self._read(served, inputs, how)
+        tokens = await self._read(served, inputs, options)
         total = sum(len(each.ids) for each in tokens)
         facts = request.scope[FACTS]
         facts.update(model=served.name, texts=len(tokens), tokens=total)
         self._hold(request, total * served.encoder.dimension if numbers is None else numbers)
-        job = self.queue.add(served, work, tokens)
+        job = self.queue.add(served, computation, tokens)
         arrays = await self._finished(request, job, deadline)
         return Encoded(arrays, total)
 
@@ -155,16 +155,19 @@ class Desk:
                 self.limits.max_texts,
             )
 
-    async def _read(self, served: Served, inputs: Sequence[Input], how: Reading) -> list[Tokens]:
-        prompt = served.reader.prompt(how.prompt, how.prompt_name)
+    async def _read(
+        self, served: Served, inputs: Sequence[Input], options: ReadingOptions
+    ) -> list[Tokens]:
+        prompt = served.reader.prompt(options.prompt, options.prompt_name)
         read = partial(
             served.reader.read,
             inputs,
             prompt=prompt,
-            truncate=how.truncate,
-            direction=how.direction,
+            truncate=options.truncate,
+            direction=options.direction,
         )
-        if not self._readings and sum(map(len, inputs)) + len(prompt) * len(inputs) < _SHORT:
+        characters = sum(map(len, inputs)) + len(prompt) * len(inputs)
+        if not self._readings and characters < _SHORT:
             return read()
         self._readings += 1
         try:
@@ -173,7 +176,7 @@ class Desk:
             self._readings -= 1
 
     def _hold(self, request: Request, numbers: int) -> None:
-        """Count the answer's memory before there is any."""
+        """Count the memory of the answer before it is used."""
         if numbers > self.limits.max_answer_numbers:
             raise Refusal(
                 "too_large",
@@ -183,8 +186,9 @@ class Desk:
         request.scope[SHARE].take(numbers * _BYTES_A_NUMBER)
 
     async def _finished(self, request: Request, job: Job, deadline: float) -> list[np.ndarray]:
-        """A job's arrays; the job is taken out of the queue if time is up or the client is gone."""
-        gone = asyncio.ensure_future(request.receive())  # the body was read: only a leave is left
+        """Wait for a job's arrays, and remove the job if its time is up or the client left."""
+        # the body was read, so the next message is that the client left
+        gone = asyncio.ensure_future(request.receive())
         left_s = max(0.0, deadline - time.monotonic())
         try:
             ends: set[asyncio.Future[Any]] = {job.done, gone}
