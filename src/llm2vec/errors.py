@@ -1,41 +1,41 @@
-"""The errors this package raises on purpose: what is wrong, the value, and what to do.
+"""The errors that this package raises on purpose: what is wrong, the value, and what to do.
 
-Everything a user can cause is an `LLM2VecError`; the command line prints its message as one line.
-Anything else is a bug.
+Whatever a user can cause is an `LLM2VecError`, and the command line prints its message as one line.
+Any other error is a bug.
 """
 
 
 class LLM2VecError(Exception):
-    """The parent of every error raised on purpose."""
+    """The base class of all errors that are raised on purpose."""
 
 
 class UsageError(LLM2VecError):
-    """The call itself is wrong: an unknown key, a value out of range, a missing extra. Exit code 2."""
+    """The call is wrong: an unknown key, a value out of range, a missing extra. Exit code 2."""
 
 
 class ModelError(LLM2VecError):
-    """A model folder or hub id cannot be loaded as what it was given for."""
+    """A model cannot be loaded, or is not of the kind that is needed."""
 
 
 class NotConvertible(ModelError):
-    """The decoder cannot be made fully bidirectional; the message says why and how much of it could."""
+    """The decoder cannot be made bidirectional in all layers; the message says why."""
 
 
 class ProofFailed(ModelError):
-    """A property that was just created does not hold when tested by behaviour."""
+    """A property that was just created does not hold: the model's behaviour disproves it."""
 
 
 class CorpusError(LLM2VecError):
-    """A corpus or data file cannot be read as texts."""
+    """A corpus or data file cannot be read, or holds wrong rows."""
 
 
 class RunError(LLM2VecError):
-    """A conversion cannot start or go on: a changed recipe, a NaN loss, no space left."""
+    """A run cannot start or continue: a changed recipe, a NaN loss, no space left."""
 
 
 def first_line(error: BaseException) -> str:
-    """What a library's error says, cut to one line that fits into ours."""
-    said = str(error).strip()
-    if isinstance(error, KeyError) or not said:  # of a missing key Python says the key alone
-        said = f"{type(error).__name__} {said}".rstrip()
-    return said.splitlines()[0][:300]
+    """The first line of a library's error, of at most 300 characters, for a message of ours."""
+    message = str(error).strip()
+    if isinstance(error, KeyError) or not message:  # the message of a KeyError is the key alone
+        message = f"{type(error).__name__} {message}".rstrip()
+    return message.splitlines()[0][:300]
