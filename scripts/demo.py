@@ -15,6 +15,8 @@ from rich.markdown import Markdown
 
 import llm2vec
 from llm2vec.cli.console import Drawn, people, results
+from llm2vec.conversion.budget import Budget
+from llm2vec.conversion.within import convert_within
 from llm2vec.recipe.files import merged
 from llm2vec.report.html import to_markdown, write_report
 from llm2vec.report.measure import measure
@@ -40,11 +42,14 @@ def main() -> None:
     convert_and_show(llm2vec.Recipe.read(recipe), out)
 
 
-def convert_and_show(recipe: llm2vec.Recipe, out: Path) -> None:
-    """Convert, measure, write the report, print its short parts and what they took."""
+def convert_and_show(recipe: llm2vec.Recipe, out: Path, *, budget: Budget | None = None) -> None:
+    """Convert, within a budget if there is one, write the report, print its short parts and what they took."""
     warnings.simplefilter("ignore")
     started = time.monotonic()
-    llm2vec.convert(recipe, out, keep_stages=True, progress=Drawn())
+    if budget is None:
+        llm2vec.convert(recipe, out, keep_stages=True, progress=Drawn())
+    else:
+        convert_within(recipe, budget, out, keep_stages=True, progress=Drawn())
     report = measure(out, progress=Drawn())
     page = write_report(report, out.parent)
     results.print(Markdown(to_markdown([part for part in sections(report) if part.title in SHOWN])))

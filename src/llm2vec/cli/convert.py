@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from llm2vec.backbone.source import Source
+from llm2vec.cli.budgets import BUDGET_PRESET, Hours, Tokens, budget_of, warn_of_hours
 from llm2vec.cli.legacy import refuse_beside_legacy_file, train_from_legacy_file
 from llm2vec.cli.options import (
     Decoder,
@@ -19,7 +20,7 @@ from llm2vec.cli.options import (
     TrustRemoteCode,
 )
 from llm2vec.cli.recipe import chosen_recipe
-from llm2vec.cli.run_recipe import RunOptions, run_recipe
+from llm2vec.cli.run_recipe import RunOptions, is_first_process, run_recipe
 from llm2vec.corpus.data_files import HUB, find_files
 from llm2vec.corpus.texts import SELF
 from llm2vec.recipe.knobs import CorpusRecipe
@@ -34,6 +35,7 @@ def register(app: typer.Typer) -> None:
         epilog="Examples. The first one converts the bundled decoder on texts that it writes "
         "itself; the last one trains as a file of version 0.2.3 says.\n\n"
         "`llm2vec convert --out encoder`\n\n"
+        "`llm2vec convert Qwen/Qwen3-0.6B --corpus texts.txt --out encoder --hours 2`\n\n"
         "`llm2vec convert Qwen/Qwen3-0.6B --corpus texts.txt --out encoder --set mntp.steps=500`\n\n"
         "`llm2vec convert ./decoder --corpus 'data/*.jsonl' --column body --out encoder "
         "--keep-stages`\n\n"
@@ -57,6 +59,8 @@ def convert(
     column: Annotated[
         str | None, typer.Option(help="Column of jsonl, csv, parquet or hub data.")
     ] = None,
+    hours: Hours = None,
+    tokens: Tokens = None,
     preset_name: PresetName = None,
     recipe_file: RecipeFile = None,
     legacy_file: LegacyFile = None,
@@ -70,13 +74,16 @@ def convert(
 
     Started again after it was stopped at any moment, the same command goes on where it was.
     """
-    options = RunOptions(keep_stages=keep_stages, start_over=start_over, json=json)
+    budget = budget_of(hours, tokens, sets)
+    options = RunOptions(keep_stages=keep_stages, start_over=start_over, json=json, budget=budget)
     if legacy_file is not None:
         refuse_beside_legacy_file(
             {
                 "DECODER": decoder != _DECODER,
                 "--corpus": corpus,
                 "--column": column,
+                "--hours": hours,
+                "--tokens": tokens,
                 "--preset": preset_name,
                 "--recipe": recipe_file,
                 "--trust-remote-code": trust_remote_code,
@@ -85,9 +92,12 @@ def convert(
         train_from_legacy_file(legacy_file, out, sets=sets, options=options)
         return
     named = _named_knobs(decoder, corpus, column, trust_remote_code=trust_remote_code)
-    recipe = chosen_recipe(decoder, preset_name, recipe_file, named=named, sets=sets)
+    large = "paper" if budget is None else BUDGET_PRESET
+    recipe = chosen_recipe(decoder, preset_name, recipe_file, named=named, sets=sets, large=large)
     Source.of(recipe.decoder).check()
     _check_corpus(recipe.corpus)
+    if budget is None and is_first_process():
+        warn_of_hours(recipe)
     run_recipe(recipe, out or _OUT, options)
 
 

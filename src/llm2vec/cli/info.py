@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llm2vec.backbone.source import Source
+from llm2vec.cli.budgets import BUDGET_PRESET, print_offers
 from llm2vec.cli.console import answer, results, table
 from llm2vec.cli.options import Decoder, Json, PresetName, RecipeFile, Sets, TrustRemoteCode
 from llm2vec.cli.recipe import chosen_recipe
@@ -50,8 +51,13 @@ def info(
     recipe = chosen_recipe(model, preset_name, recipe_file, named=named, sets=sets)
     Source.of(model).check()
     from llm2vec.conversion.info import describe
+    from llm2vec.conversion.within import offered
 
     found = describe(recipe)
+    planned = chosen_recipe(
+        model, preset_name, recipe_file, named=named, sets=sets, large=BUDGET_PRESET
+    )
+    offers = offered(planned) if found.convertible else []
     similarity = None
     if analyse and found.convertible:
         from llm2vec.evaluation.analysis import layer_similarity
@@ -59,9 +65,11 @@ def info(
         similarity = layer_similarity(Source(model, trust_remote_code=trust_remote_code))
     if json:
         analysed = {"similarity": similarity.cosine_LT} if similarity else {}
-        answer({**found.to_dict(), **analysed})
+        plans = [plan.to_dict() for plan, _ in offers]
+        answer({**found.to_dict(), "budgets": plans, **analysed})
         return
     _print_info(found)
+    print_offers(offers)
     if similarity is not None:
         _print_similarity(similarity)
 

@@ -52,6 +52,7 @@ def chosen_recipe(
     *,
     named: Mapping[str, Any],
     sets: list[str] | None,
+    large: str = "paper",
 ) -> Recipe:
     """The recipe that a command's options describe; later parts replace earlier ones.
 
@@ -61,6 +62,7 @@ def chosen_recipe(
         recipe_file: Recipe file, which replaces a preset that is not named.
         named: Knobs that have options of their own.
         sets: Values of `--set`.
+        large: Preset of a decoder that is not small, where nothing names one.
 
     Raises:
         UsageError: A preset, a file or a knob does not exist, or a value is not valid.
@@ -69,7 +71,7 @@ def chosen_recipe(
     if preset_name is not None:
         parts.append(preset(preset_name))
     elif recipe_file is None:
-        parts.append(preset("small" if _is_small(decoder) else "paper"))
+        parts.append(preset("small" if _is_small(decoder) else large))
     if recipe_file is not None:
         parts.append(read_yaml(recipe_file))
     return Recipe.read(merged(*parts, named, read_settings(sets or [])))

@@ -7,10 +7,12 @@ only the first one prints.
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm2vec.cli.console import Drawn, answer, print_ready, results, table
+from llm2vec.conversion.budget import Budget
 from llm2vec.recipe.knobs import Recipe
 
 if TYPE_CHECKING:
@@ -32,22 +34,26 @@ class RunOptions:
         keep_stages: Whether each stage's folder is kept beside the encoder.
         start_over: Whether an earlier run in the same place is deleted first.
         json: Whether the outcome is printed as JSON.
+        budget: What the conversion may take; None follows the recipe as it is.
     """
 
     keep_stages: bool = False
     start_over: bool = False
     json: bool = False
+    budget: Budget | None = None
 
 
 def run_recipe(recipe: Recipe, out: Path, options: RunOptions) -> None:
     """Follow a recipe to an encoder folder, draw the progress and print the outcome."""
     from llm2vec.conversion.convert import convert
+    from llm2vec.conversion.within import convert_within
 
+    job = partial(convert, recipe, out)
+    if options.budget is not None:
+        job = partial(convert_within, recipe, options.budget, out)
     display = Drawn()
     try:
-        conversion = convert(
-            recipe,
-            out,
+        conversion = job(
             keep_stages=options.keep_stages,
             start_over=options.start_over,
             progress=display if is_first_process() else None,

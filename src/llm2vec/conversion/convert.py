@@ -55,6 +55,7 @@ def convert(
     keep_stages: bool = False,
     start_over: bool = False,
     progress: Progress | None = None,
+    plan: Mapping[str, Any] | None = None,
 ) -> Conversion:
     """Turn a decoder into an encoder folder, going on where a killed run stopped.
 
@@ -64,12 +65,13 @@ def convert(
         keep_stages: Whether to keep the stage folders after the end.
         start_over: Whether to throw away an unfinished or finished run under the same `out`.
         progress: Hears of everything long.
+        plan: How the recipe was planned within a budget, for the run folder and the provenance.
 
     Raises:
         LLM2VecError: Whatever is wrong with decoder, corpus or recipe; finished stages are kept.
     """
     progress = progress or Silent()
-    work = Work(recipe, Source.of(recipe.decoder), Path(out), progress)
+    work = Work(recipe, Source.of(recipe.decoder), Path(out), progress, plan=plan)
     processes = PartialState(cpu=default_device().type == "cpu")
     if not start_over and work.finished():
         progress.note(f"{work.out} is finished already; --start-over makes it again")
@@ -164,6 +166,7 @@ def _finish(recipe: Recipe, work: Work, progress: Progress) -> None:
     stages = [read_stage_facts(stage) for stage in work.made]
     provenance = {
         **work.identity,
+        **work.plan,
         "places": work.places(),
         "versions": versions(),
         "machine": {"platform": platform.platform(), "device": str(encoder.device)},

@@ -151,6 +151,19 @@ def describe(recipe: Recipe) -> Info:
     )
 
 
+def estimates(recipe: Recipe) -> tuple[Estimate, ...]:
+    """What the stages of a recipe would take here, by its decoder's configuration alone.
+
+    Raises:
+        ModelError: There is no configuration, or it is none of a decoder-only language model.
+    """
+    source = Source.of(recipe.decoder, trust_remote_code=recipe.trust_remote_code)
+    model = _without_memory(load_config(source), recipe)
+    parameters = sum(weight.numel() for weight in model.parameters())
+    head = model.get_output_embeddings().weight.numel()
+    return _estimates(model, parameters, head, recipe)
+
+
 def _notes(source: Source, switch: Switch | None) -> tuple[str, ...]:
     about = (wrapper_note(source), quantization_note(source))
     of_switch = () if switch is None else switch.notes

@@ -58,9 +58,19 @@ class Work:
         out: Where the encoder will lie: a real path, without links.
         folder: The run folder.
         own_texts: The file of texts that the decoder wrote.
+        plan: How the recipe was planned within a budget, under the key `plan`; empty where it was not.
     """
 
-    def __init__(self, recipe: Recipe, source: Source, out: Path, progress: Progress) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        source: Source,
+        out: Path,
+        progress: Progress,
+        *,
+        plan: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.plan = {} if plan is None else {"plan": plan}
         self.out = resolved_folder(out, option="--out")
         self.folder = stages_folder(out)
         self.own_texts = self.folder / _OWN_TEXTS
@@ -76,6 +86,18 @@ class Work:
         """The stages' folders by name, also after the run that made them."""
         folders = (path for path in sorted(self.folder.glob(_STAGES)) if path.is_dir())
         return {path.name: path for path in folders if path.suffix not in (PARTIAL, _SCRATCH)}
+
+    def kept_plan(self) -> Mapping[str, Any] | None:
+        """The plan that an earlier run under this name was made by; None where there was none."""
+        for file in (self.folder / _RUN_FILE, self.out / PROVENANCE_FILE):
+            if file.is_file() and (plan := read_json(file).get("plan")) is not None:
+                kept: Mapping[str, Any] = plan
+                return kept
+        return None
+
+    def has_begun(self) -> bool:
+        """Whether a stage or the encoder is there."""
+        return any(self.folder.glob(_STAGES)) or (self.out / PROVENANCE_FILE).is_file()
 
     def finished(self) -> bool:
         """Whether the encoder is there.
@@ -157,7 +179,7 @@ class Work:
                 self._refuse(changes, self.folder)
             self._remove_bookkeeping()
         self._remove_partials()
-        write_json(known, self.identity)
+        write_json(known, {**self.identity, **self.plan})
 
     @cached_property
     def identity(self) -> dict[str, Any]:

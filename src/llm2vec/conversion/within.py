@@ -1,0 +1,166 @@
+"""Convert within a budget: measure, plan, say the plan, and follow it; a run that goes on follows the same plan.
+
+The plan is kept where the run is, in its run folder and then in the encoder's provenance.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from llm2vec.backbone.source import Source
+from llm2vec.conversion.budget import (
+    Budget,
+    Plan,
+    Speeds,
+    cannot_be_planned,
+    check_stages,
+    draft,
+    plan,
+    trains,
+)
+from llm2vec.conversion.convert import Conversion, convert
+from llm2vec.conversion.info import Estimate, estimates
+from llm2vec.conversion.rehearsal import rehearse
+from llm2vec.conversion.run_folder import Work
+from llm2vec.errors import RunError
+from llm2vec.recipe.knobs import Recipe
+from llm2vec.runtime.files import PARTIAL
+from llm2vec.runtime.hardware import default_device
+from llm2vec.runtime.progress import Progress, Silent
+
+_START_S = 20.0
+"""Seconds that loading, proofs and writing take, about; measured where it matters."""
+
+OFFERS = (0.5, 1.0, 10.0)
+"""Hours that `llm2vec info` plans for: half an hour, an hour, a night."""
+
+Measure = Callable[[Recipe, Plan, Path], Speeds]
+"""`(recipe, draft, folder to work in) -> speeds`."""
+
+
+def convert_within(
+    recipe: Recipe,
+    budget: Budget,
+    out: str | Path,
+    *,
+    keep_stages: bool = False,
+    start_over: bool = False,
+    progress: Progress | None = None,
+    measure: Measure = rehearse,
+) -> Conversion:
+    """Convert as `convert` does, with as many steps as a budget holds.
+
+    Args:
+        recipe: What to do; steps, batches, evaluations and the number of own texts are planned.
+        budget: What it may take.
+        out: The encoder folder to make.
+        keep_stages: Whether to keep the stage folders after the end.
+        start_over: Whether to throw away a run under the same `out`, and its plan.
+        progress: Hears of the plan, and of everything long.
+        measure: Says how fast this machine is.
+
+    Raises:
+        UsageError: The budget is too short for any training.
+        RunError: The run under `out` was planned for another budget, or not planned.
+        LLM2VecError: As `convert` says.
+    """
+    progress = progress or Silent()
+    check_stages(recipe)
+    work = Work(recipe, Source.of(recipe.decoder), Path(out), progress)
+    kept = None if start_over else work.kept_plan()
+    if kept is None:
+        found = _measured(recipe, budget, work, progress, measure, start_over=start_over)
+    else:
+        found = Plan.read(kept)
+        _check_budget(found, budget, work)
+    planned = found.applied(recipe)
+    progress.note(f"plan for {found.budget}: {found.described(planned)}")
+    return convert(
+        planned,
+        out,
+        keep_stages=keep_stages,
+        start_over=start_over,
+        progress=progress,
+        plan=found.to_dict(),
+    )
+
+
+def offered(recipe: Recipe) -> list[tuple[Plan, Recipe]]:
+    """What half an hour, an hour and a night would buy here, by estimated speeds.
+
+    Args:
+        recipe: The recipe that would be planned.
+
+    Returns:
+        Plans, and the recipe as each would have it; none for hours that are too short for any training, and for a
+        recipe that cannot be planned.
+    """
+    if cannot_be_planned(recipe) is not None:
+        return []
+    speeds = estimated_speeds(recipe, estimates(recipe))
+    plans = [draft(recipe, Budget(hours=hours), speeds) for hours in OFFERS]
+    return [(each, each.applied(recipe)) for each in plans if trains(recipe, each)]
+
+
+def estimated_speeds(recipe: Recipe, found: Sequence[Estimate]) -> Speeds:
+    """Speeds by what a recipe's stages are estimated to take.
+
+    Args:
+        recipe: The recipe.
+        found: Its stages' estimates.
+    """
+    steps_per_s = {each.stage: each.steps / max(each.seconds, 1e-9) for each in found}
+    blocks_per_s = recipe.mntp.batch_size * steps_per_s.get("MNTP", 1.0)
+    tokens_per_s = blocks_per_s * recipe.mntp.max_length
+    return Speeds(
+        fixed_s=_START_S,
+        evaluation_s=recipe.mntp.eval_blocks / 3 / blocks_per_s,
+        mntp_blocks_per_s=blocks_per_s,
+        simcse_texts_per_s=recipe.simcse.batch_size * steps_per_s.get("SimCSE", 1.0),
+        written_texts_per_s=tokens_per_s / recipe.corpus.self_tokens,
+        measured=False,
+    )
+
+
+def _measured(
+    recipe: Recipe,
+    budget: Budget,
+    work: Work,
+    progress: Progress,
+    measure: Measure,
+    *,
+    start_over: bool,
+) -> Plan:
+    """Plan by what this machine was seen doing; tokens need no clock."""
+    if not start_over:
+        _check_unplanned(work)
+    processes = PartialState(cpu=default_device().type == "cpu")
+    speeds, spent_s = estimated_speeds(recipe, estimates(recipe)), 0.0
+    if budget.hours is not None:
+        progress.note("measuring this machine: a conversion in miniature, which is thrown away")
+        with work.held() if processes.is_main_process else nullcontext():
+            processes.wait_for_everyone()
+            drafted = draft(recipe, budget, speeds)
+            speeds = measure(recipe, drafted, work.folder / f"rehearsal{PARTIAL}")
+        spent_s = budget.spent_s
+    speeds, spent_s = broadcast_object_list([speeds, spent_s])
+    return plan(recipe, budget, speeds, spent_s=spent_s, processes=processes.num_processes)
+
+
+def _check_unplanned(work: Work) -> None:
+    if work.has_begun():
+        raise RunError(
+            f"{work.folder} or {work.out} was made without --hours or --tokens: say --start-over to throw it away, "
+            "leave the option out to go on, or choose another --out"
+        )
+
+
+def _check_budget(found: Plan, budget: Budget, work: Work) -> None:
+    if found.budget != budget:
+        raise RunError(
+            f"{work.folder} was planned for {found.budget}, not {budget}: say --start-over to throw it away, or "
+            "choose another --out"
+        )
