@@ -17,7 +17,7 @@ import numpy as np
 
 from llm2vec.corpus.tagged import TaggedSentence, has_scheme, read_tagged
 from llm2vec.evaluation.bootstrap import interval
-from llm2vec.evaluation.word_metrics import counted, resampled, value
+from llm2vec.evaluation.word_metrics import resampled_values, sentence_counts, value
 from llm2vec.finetuning.finetune import train_tagger
 from llm2vec.finetuning.folder import open_tagger
 from llm2vec.finetuning.recipe import LEARNING_RATES, FinetuneRecipe
@@ -68,7 +68,7 @@ def measure(start, train, test, size, seed, options) -> None:
     trained = train_tagger(start, rest, development, out=folder, recipe=recipe, seed=seed)
     tags = [each.tags for each in tagged(folder, test)]
     metric = "entity-f1" if has_scheme({tag for each in test for tag in each.tags}) else "accuracy"
-    counts = counted(test, tags, metric)
+    counts = sentence_counts(test, tags, metric)
     shutil.rmtree(folder)
     np.savez(file, counts=counts, steps=trained.steps)
     print(json.dumps({"run": name, "metric": metric, "value": value(counts)}), flush=True)
@@ -94,7 +94,7 @@ def show(size, options) -> None:
         files = [options.out / f"{name}-{size}-{seed}.npz" for seed in options.seeds]
         counts_KS3 = np.stack([np.load(file)["counts"] for file in files])
         values = [value(counts) for counts in counts_KS3]
-        over_draws = resampled(counts_KS3)
+        over_draws = resampled_values(counts_KS3)
         first = over_draws if first is None else first
         low, high = interval(over_draws)
         less, more = interval(over_draws - first)

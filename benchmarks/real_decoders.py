@@ -21,7 +21,7 @@ import yaml
 from machine import heading
 
 from llm2vec.corpus.tagged import read_tagged
-from llm2vec.evaluation.bootstrap import difference
+from llm2vec.evaluation.bootstrap import paired_difference
 from llm2vec.evaluation.probe import probe
 from llm2vec.evaluation.sentence_tasks import classification, sts
 from llm2vec.evaluation.subjects import TFIDF, open_embedder, open_encoder
@@ -122,7 +122,7 @@ def cell(title: str, first: str, task: str, out: Path) -> str:
     shown = f"{100 * one.value:.1f} ({100 * one.low:.1f} to {100 * one.high:.1f})"
     if getattr(one, "reading", "own") != "own":
         shown += f", read {one.reading}"
-    if title == first or not other or (found := difference(one, other[0])) is None:
+    if title == first or not other or (found := paired_difference(one, other[0])) is None:
         return shown
     return f"{shown}; {100 * found.value:+.1f} ({100 * found.low:.1f} to {100 * found.high:.1f})"
 

@@ -9,7 +9,7 @@ from llm2vec import LLM2Vec
 from llm2vec.corpus.tagged import read_tagged
 from llm2vec.errors import UsageError
 from llm2vec.evaluation.analysis import BUNDLED_SETS
-from llm2vec.evaluation.bootstrap import difference, draws
+from llm2vec.evaluation.bootstrap import paired_difference, resamples
 from llm2vec.evaluation.probe import probe
 from llm2vec.evaluation.sentence_tasks import classification, clustering, pairs, sts
 
@@ -43,14 +43,14 @@ def test_a_model_is_exactly_as_good_as_itself(graded, encoder):
         for part in ("train", "test")
     ]
     for measured in (lambda: sts(letters, graded), lambda: probe(encoder, *sets, seeds=2)):
-        found = difference(measured(), measured())
+        found = paired_difference(measured(), measured())
         assert (found.value, found.low, found.high, found.clear) == (0.0, 0.0, 0.0, False)
 
 
 def test_a_plain_loop_over_the_same_draws_gives_the_same_difference(graded):
     from scipy.stats import spearmanr
 
-    found = difference(sts(letters, graded), sts(lengths, graded))
+    found = paired_difference(sts(letters, graded), sts(lengths, graded))
     rows = [line.split("\t") for line in graded.read_text().splitlines()]
     scores = np.array([float(row[0]) for row in rows])
     cosines = []
@@ -78,16 +78,18 @@ def test_a_paired_interval_of_two_probes_is_narrower_than_two_separate_ones(enco
     ]
     causal = LLM2Vec.from_pretrained("bundled", enable_bidirectional=False)
     one, other = (probe(each, *sets, seeds=1, reading="own") for each in (encoder, causal))
-    found = difference(one, other)
+    found = paired_difference(one, other)
     assert found.value == pytest.approx(one.value - other.value)
     assert found.low <= found.value <= found.high
     assert found.high - found.low < 0.9 * np.hypot(one.high - one.low, other.high - other.low)
 
 
 def test_the_draws_are_the_same_for_as_many_items_and_others_for_more():
-    assert all((one == other).all() for one, other in zip(draws(9), draws(9), strict=True))
-    assert max(each.max() for each in draws(9)) == 8
-    assert any((one != other[:9]).any() for one, other in zip(draws(9), draws(10), strict=True))
+    assert all((one == other).all() for one, other in zip(resamples(9), resamples(9), strict=True))
+    assert max(each.max() for each in resamples(9)) == 8
+    assert any(
+        (one != other[:9]).any() for one, other in zip(resamples(9), resamples(10), strict=True)
+    )
 
 
 def test_classification_pairs_its_ten_draws_and_clustering_says_nothing(tmp_path):
@@ -99,13 +101,13 @@ def test_classification_pairs_its_ten_draws_and_clustering_says_nothing(tmp_path
     path = tmp_path / "c.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     one, other = (classification(embed, path, train=path) for embed in (letters, lengths))
-    found = difference(one, other)
+    found = paired_difference(one, other)
     apart = one.resampled - other.resampled
     assert (found.low, found.high) == (apart.min(), apart.max())
-    assert difference(clustering(letters, path), clustering(lengths, path)) is None
+    assert paired_difference(clustering(letters, path), clustering(lengths, path)) is None
 
 
 def test_values_of_two_metrics_or_other_data_are_not_compared(graded, tmp_path):
     (tmp_path / "pairs.tsv").write_text("1\ta\taa\n1\tb\tb\n0\ta\tb\n0\tab\tc\n" * 10)
     with pytest.raises(UsageError, match="spearman and ap"):
-        difference(sts(letters, graded), pairs(letters, tmp_path / "pairs.tsv"))
+        paired_difference(sts(letters, graded), pairs(letters, tmp_path / "pairs.tsv"))

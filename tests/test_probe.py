@@ -17,7 +17,7 @@ from llm2vec.evaluation.probe import probe
 from llm2vec.evaluation.state_cache import encoder_fingerprint
 from llm2vec.evaluation.subjects import open_encoder
 from llm2vec.evaluation.tagger import Tagger, save_probe
-from llm2vec.evaluation.word_metrics import floors, resampled, value
+from llm2vec.evaluation.word_metrics import floors, resampled_values, value
 
 
 @pytest.mark.parametrize(
@@ -428,7 +428,10 @@ def test_a_data_set_of_the_hub_may_have_configurations(tmp_path):
 
 def test_an_interval_narrows_with_more_sentences():
     few = np.array([[[1, 2, 2], [2, 2, 2], [0, 2, 2]]])
-    wide, narrow = interval(resampled(few)), interval(resampled(np.tile(few, (1, 50, 1))))
+    wide, narrow = (
+        interval(resampled_values(few)),
+        interval(resampled_values(np.tile(few, (1, 50, 1)))),
+    )
     assert value(few[0]) == 0.5
     assert wide[1] - wide[0] > 3 * (narrow[1] - narrow[0])
 

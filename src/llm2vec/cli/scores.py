@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from llm2vec.cli.console import results, table
 
 if TYPE_CHECKING:
-    from llm2vec.evaluation.bootstrap import Difference
+    from llm2vec.evaluation.bootstrap import PairedDifference
     from llm2vec.evaluation.mteb import TaskScore
-    from llm2vec.evaluation.probe import Probed
+    from llm2vec.evaluation.probe import ProbeResult
     from llm2vec.evaluation.sentence_tasks import Score
 
 
@@ -30,7 +30,7 @@ class _Column:
 
 
 def with_differences(
-    scores: "Mapping[str, Probed] | Mapping[str, Score]",
+    scores: "Mapping[str, ProbeResult] | Mapping[str, Score]",
 ) -> dict[str, dict[str, Any]]:
     """Each model's score for JSON, with its difference from the first model's."""
     first = next(iter(scores))
@@ -68,7 +68,9 @@ def print_mteb_scores(scores: Mapping[str, "list[TaskScore]"]) -> None:
     table("", ["task", "metric", *scores], [*rows, ["mean", "", *means]])
 
 
-def print_probes(probes: Mapping[str, "Probed"], floors: Mapping[str, float], metric: str) -> None:
+def print_probes(
+    probes: Mapping[str, "ProbeResult"], floors: Mapping[str, float], metric: str
+) -> None:
     """A table of probes, a row a model after the floors; of one model, its labels too."""
     against = _difference_column(probes, times=100, digits=2)
     layers = _layers_column(probes)
@@ -86,13 +88,13 @@ def print_probes(probes: Mapping[str, "Probed"], floors: Mapping[str, float], me
         _print_labels(next(iter(probes.values())))
 
 
-def _read_from(probed: "Probed") -> str:
+def _read_from(probed: "ProbeResult") -> str:
     if probed.layer == -1:
         return probed.reading
     return f"{probed.reading}, layer {probed.layer}"
 
 
-def _layers_column(probes: Mapping[str, "Probed"]) -> _Column:
+def _layers_column(probes: Mapping[str, "ProbeResult"]) -> _Column:
     """The values of all layers; left out where only one layer was measured."""
     if not any(probed.by_layer for probed in probes.values()):
         return _Column([], {name: [] for name in probes})
@@ -102,7 +104,7 @@ def _layers_column(probes: Mapping[str, "Probed"]) -> _Column:
     return _Column(["layers"], cells)
 
 
-def _print_unscored(probes: Mapping[str, "Probed"]) -> None:
+def _print_unscored(probes: Mapping[str, "ProbeResult"]) -> None:
     """How many test words no model could label right."""
     unseen = max(probed.unseen for probed in probes.values())
     if unseen:
@@ -117,7 +119,7 @@ def _print_unscored(probes: Mapping[str, "Probed"]) -> None:
         )
 
 
-def _print_labels(probed: "Probed") -> None:
+def _print_labels(probed: "ProbeResult") -> None:
     """Each label as the first seed's classifier finds it, the most frequent first."""
     ordered = sorted(probed.by_label.items(), key=lambda each: -each[1]["count"])
     rows = []
@@ -131,7 +133,7 @@ def _print_labels(probed: "Probed") -> None:
 
 
 def _difference_column(
-    scores: "Mapping[str, Probed] | Mapping[str, Score]", *, times: int, digits: int
+    scores: "Mapping[str, ProbeResult] | Mapping[str, Score]", *, times: int, digits: int
 ) -> _Column:
     """Differences from the first model; left out where no two models can be compared.
 
@@ -151,15 +153,15 @@ def _difference_column(
 
 
 def _differences_from_first(
-    scores: "Mapping[str, Probed] | Mapping[str, Score]",
-) -> "dict[str, Difference]":
+    scores: "Mapping[str, ProbeResult] | Mapping[str, Score]",
+) -> "dict[str, PairedDifference]":
     """How far each model is above the first, where both were measured on the same resamples."""
-    from llm2vec.evaluation.bootstrap import difference
+    from llm2vec.evaluation.bootstrap import paired_difference
 
     first, *others = scores
     found = {}
     for name in others:
-        against_first = difference(scores[name], scores[first])
+        against_first = paired_difference(scores[name], scores[first])
         if against_first is not None:
             found[name] = against_first
     return found

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from llm2vec.corpus.tagged import TaggedSentence
     from llm2vec.encoder.encoder import Encoder
     from llm2vec.encoder.layers import Layer
-    from llm2vec.evaluation.probe import Probed
+    from llm2vec.evaluation.probe import ProbeResult
     from llm2vec.evaluation.tagger import TaggedText, Tagger
     from llm2vec.evaluation.word_metrics import Metric
 
@@ -242,7 +242,7 @@ def _probe_model(
     sentences: Mapping[str, "list[TaggedSentence]"],
     options: ProbeOptions,
     measuring: _Measuring,
-) -> "Probed":
+) -> "ProbeResult":
     """Probe one model, draw how many sentences it has read, and print its value."""
     from llm2vec.evaluation import probe as probing
 
@@ -268,7 +268,9 @@ def _probe_model(
     return probed
 
 
-def _save(probed: "Probed", folder: Path, encoder: "Encoder", name: str, *, merge: str) -> None:
+def _save(
+    probed: "ProbeResult", folder: Path, encoder: "Encoder", name: str, *, merge: str
+) -> None:
     from llm2vec.evaluation.tagger import save_probe
 
     save_probe(

@@ -1,1 +1,1 @@
-"""What an encoder is worth; each module is one kind of measurement."""
+"""What an encoder is worth: a module for each kind of measurement."""

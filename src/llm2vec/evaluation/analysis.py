@@ -1,4 +1,4 @@
-"""The paper's analyses: future tokens and causal against bidirectional states (section 4); vectors and neighbours."""
+"""The paper's analyses (section 4), how an encoder's vectors are spread, and nearest neighbours."""
 
 import json
 from collections.abc import Sequence
@@ -21,10 +21,19 @@ from llm2vec.errors import ModelError
 
 BUNDLED_SETS = Path(__file__).parents[1] / "assets" / "evaluation"
 
+_ENDINGS = ("start", "text", "paraphrase", "different")
+
 
 @dataclass(frozen=True)
 class Triple:
-    """One beginning with three endings: a text, the same in other words, and another sense of the beginning."""
+    """A beginning with three endings.
+
+    Attributes:
+        start: Beginning of the sentence.
+        text: One ending.
+        paraphrase: Ending that says the same in other words.
+        different: Ending that gives the beginning another sense.
+    """
 
     start: str
     text: str
@@ -34,11 +43,13 @@ class Triple:
 
 @dataclass(frozen=True)
 class FutureTokens:
-    """How much the states of a beginning tell of its ending; a causal model's tell nothing.
+    """How much the states of a beginning depend on its ending; those of a causal model do not.
 
     Attributes:
-        paraphrase: For each triple, cosine of the beginning before the text and before its paraphrase.
-        different: The same for the text and the other sense.
+        paraphrase: For each triple, the cosine of the beginning before the text and the beginning
+            before its paraphrase.
+        different: For each triple, the cosine of the beginning before the text and the beginning
+            before the other sense.
     """
 
     paraphrase: tuple[float, ...]
@@ -46,12 +57,12 @@ class FutureTokens:
 
     @property
     def gap(self) -> float:
-        """Mean of paraphrase minus different; 0 for a causal model."""
+        """The mean of paraphrase minus different; 0 for a causal model."""
         return float(np.mean(np.subtract(self.paraphrase, self.different)))
 
     @property
     def right(self) -> float:
-        """Share of the triples in which the paraphrase's beginning is the nearer one (a tie counts half)."""
+        """The share of triples in which the paraphrase's beginning is nearer; a tie counts half."""
         difference = np.subtract(self.paraphrase, self.different)
         return float(np.mean(np.where(np.abs(difference) < 1e-6, 0.5, difference > 0)))
 
@@ -60,7 +71,7 @@ def bundled_triples() -> list[Triple]:
     """The project's own triples."""
     lines = (BUNDLED_SETS / "future.jsonl").read_text(encoding="utf8").splitlines()
     rows = map(json.loads, lines)
-    return [Triple(row["start"], row["text"], row["paraphrase"], row["different"]) for row in rows]
+    return [Triple(**{key: row[key] for key in _ENDINGS}) for row in rows]
 
 
 def bundled_sentences() -> list[str]:
@@ -72,18 +83,20 @@ def future_tokens(encoder: Encoder, triples: Sequence[Triple]) -> FutureTokens:
     """Compare a beginning's pooled states under different endings (paper, section 4.1).
 
     Args:
-        encoder: Its pooling is used, over the beginning's own tokens.
+        encoder: Encoder to analyse; it pools the beginning's own tokens.
         triples: Beginnings with endings.
     """
     base = _beginnings(encoder, [(each.start, each.text) for each in triples])
     paraphrase = _beginnings(encoder, [(each.start, each.paraphrase) for each in triples])
     different = _beginnings(encoder, [(each.start, each.different) for each in triples])
     return FutureTokens(
-        tuple((base * paraphrase).sum(1).tolist()), tuple((base * different).sum(1).tolist())
+        paraphrase=tuple((base * paraphrase).sum(1).tolist()),
+        different=tuple((base * different).sum(1).tolist()),
     )
 
 
 def _beginnings(encoder: Encoder, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+    """The vectors of beginnings, pooled alone and of length 1, each before its ending."""
     starts, endings = zip(*pairs, strict=True)
     spaced = [" " + ending for ending in endings]
     before = borders(encoder.tokenizer).before
@@ -96,20 +109,20 @@ def _beginnings(encoder: Encoder, pairs: Sequence[tuple[str, str]]) -> np.ndarra
 
 @dataclass(frozen=True)
 class Similarity:
-    """How near a decoder's causal states are to those without the causal mask, nothing trained.
+    """How near a decoder's causal states are to those without the causal mask, before training.
 
-    Near everywhere: the model is at home with both, as Mistral-7B is in the paper, and may need little MNTP. Far:
-    without MNTP its bidirectional states are of little use.
+    If they are near in every layer, the model works with both, as Mistral-7B does in the paper, and
+    may need little MNTP. If they are far, its bidirectional states are of little use without MNTP.
 
     Attributes:
-        cosine_LT: For the embedding and each layer, the cosine at each token.
+        cosine_LT: Cosine at each token, for the embedding and each layer.
     """
 
     cosine_LT: tuple[tuple[float, ...], ...]
 
     @property
     def by_layer(self) -> tuple[float, ...]:
-        """Mean over tokens; the embedding, which no mask touches, is 1."""
+        """The mean over tokens of each layer; of the embedding, which no mask changes, it is 1."""
         return tuple(float(np.mean(row)) for row in self.cosine_LT)
 
 
@@ -123,11 +136,11 @@ def layer_similarity(source: str | Path | Source, text: str | None = None) -> Si
     """Compare a decoder's states of one text under both masks, layer by layer (paper, section 4.2).
 
     Args:
-        source: A decoder: folder, hub id or `bundled`, or one with how it is fetched.
-        text: None: the bundled paragraph; cut to the model's positions.
+        source: Decoder: a folder, a hub id or `bundled`, or a `Source` with the ways to fetch it.
+        text: Text to compare on, cut to the model's positions; None takes the bundled paragraph.
 
     Raises:
-        ModelError: It cannot be loaded or made bidirectional.
+        ModelError: The decoder cannot be loaded or made bidirectional.
     """
     tokenizer = load_tokenizer(source)
     model = load_decoder(source, head=False, dtype=torch.float32).eval()
@@ -148,12 +161,14 @@ def layer_similarity(source: str | Path | Source, text: str | None = None) -> Si
 
 @dataclass(frozen=True)
 class Geometry:
-    """How an encoder's vectors lie on the sphere; SimCSE is meant to spread them (Wang and Isola 2020).
+    """How an encoder's vectors are spread, which SimCSE should improve (Wang and Isola 2020).
 
     Attributes:
-        anisotropy: Mean cosine of different texts: 1 if all point one way, 0 if they are spread out.
-        uniformity: Log of the mean of exp(-2 d^2) over pairs of texts; lower is more evenly spread.
-        alignment: Mean d^2 of texts that mean the same; lower is nearer.
+        anisotropy: Mean cosine of different texts: 1 if all vectors point one way, 0 if they are
+            spread out.
+        uniformity: Logarithm of the mean of exp(-2 d^2) over pairs of texts at distance d; lower is
+            more evenly spread.
+        alignment: Mean d^2 over pairs of texts that mean the same; lower is nearer.
     """
 
     anisotropy: float
@@ -162,16 +177,16 @@ class Geometry:
 
 
 def geometry(encoder: Encoder, alike: Sequence[tuple[str, str]], others: Sequence[str]) -> Geometry:
-    """Spread of an encoder's vectors.
+    """How the vectors of an encoder are spread.
 
     Args:
-        encoder: What embeds them.
+        encoder: Encoder to analyse.
         alike: Pairs of texts that mean the same.
-        others: Texts that do not.
+        others: Texts that mean different things.
     """
-    first_PD, second_PD = (
-        encoder.encode(list(side), normalize=True) for side in zip(*alike, strict=True)
-    )
+    first_texts, second_texts = zip(*alike, strict=True)
+    first_PD = encoder.encode(list(first_texts), normalize=True)
+    second_PD = encoder.encode(list(second_texts), normalize=True)
     vectors_BD = encoder.encode(list(others), normalize=True)
     cosine_BB = vectors_BD @ vectors_BD.T
     apart = cosine_BB[~torch.eye(len(others), dtype=torch.bool)].double()
@@ -190,11 +205,11 @@ def bundled_pairs() -> list[tuple[float, str, str]]:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A text near another.
+    """A text that is near another one.
 
     Attributes:
-        text: The near one.
-        cosine: Of the two vectors.
+        text: Near text.
+        cosine: Cosine of the two vectors.
     """
 
     text: str
@@ -204,22 +219,22 @@ class Neighbour:
 def neighbours(
     encoder: Encoder, texts: Sequence[str], *, of: Sequence[int], count: int = 3
 ) -> list[list[Neighbour]]:
-    """The nearest of `texts` to some of them.
+    """The nearest neighbours of some texts.
 
     Args:
-        encoder: What embeds them.
+        encoder: Encoder to analyse.
         texts: All texts.
-        of: Numbers of the texts whose neighbours are wanted.
-        count: Neighbours of each.
+        of: Indices of the texts whose neighbours are wanted.
+        count: Number of neighbours of each.
 
     Returns:
-        For each wanted text, its neighbours, nearest first, without itself.
+        For each of these texts, its neighbours, nearest first, without the text itself.
     """
     vectors_BD = encoder.encode(list(texts), normalize=True, convert_to_numpy=True)
     cosine_QB = vectors_BD[list(of)] @ vectors_BD.T
     cosine_QB[np.arange(len(of)), list(of)] = -np.inf
     nearest = np.argsort(-cosine_QB, axis=1)[:, :count]
-    return [
-        [Neighbour(texts[place], float(row[place])) for place in places]
-        for row, places in zip(cosine_QB, nearest, strict=True)
-    ]
+    found = []
+    for cosine_B, indices in zip(cosine_QB, nearest, strict=True):
+        found.append([Neighbour(texts[index], float(cosine_B[index])) for index in indices])
+    return found

@@ -1,7 +1,8 @@
-"""Test items drawn again: the interval of a value, and that of the difference of two values over the same draws.
+"""Bootstrap: intervals of a metric, and of the difference of two models, over resampled test items.
 
-Two models meet the same hard and easy items, so the difference of their values moves far less than either does. The
-draws depend on the number of items alone: whoever measures on the same data has the same draws.
+Two models find the same items hard and easy, so their difference varies far less than either value:
+the paired bootstrap resamples both alike. The resamples depend on the number of items alone, so all
+models that are measured on the same data have the same ones.
 """
 
 from collections.abc import Iterator
@@ -13,31 +14,34 @@ import numpy as np
 from llm2vec.errors import UsageError
 
 _RESAMPLES = 1000
+_FEW_VALUES = 10
+"""Up to so many values have no percentiles; their interval is from the least to the largest."""
 
 
 class Measured(Protocol):
-    """A value with what it is on each draw of its test items; none, where others do not have the same draws."""
+    """A metric's value on all test items and on each resample of them."""
 
     @property
     def metric(self) -> str:
-        """What the value is."""
+        """Name of the metric."""
 
     @property
     def value(self) -> float:
-        """On all items."""
+        """Value on all items."""
 
     @property
     def resampled(self) -> np.ndarray:
-        """On each draw: values_R."""
+        """Values on the resamples: values_R. Empty if no other model has the same resamples."""
 
 
 @dataclass(frozen=True)
-class Difference:
-    """How far one model is from another.
+class PairedDifference:
+    """How far the value of one model is above that of another.
 
     Attributes:
-        value: The model's value minus the other's.
-        low, high: 95% of that difference on the same draws; of ten draws or fewer, the least and largest.
+        value: Value of the model minus that of the other.
+        low: Lower end of the 95% interval over the same resamples; the least of ten or fewer.
+        high: Upper end of the 95% interval over the same resamples; the largest of ten or fewer.
     """
 
     value: float
@@ -46,33 +50,37 @@ class Difference:
 
     @property
     def clear(self) -> bool:
-        """Whether the interval leaves 0 out."""
+        """Whether the interval leaves out 0."""
         return self.low > 0 or self.high < 0
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The difference as data for JSON."""
         return {**asdict(self), "clear": self.clear}
 
 
-def draws(count: int) -> Iterator[np.ndarray]:
-    """Which of `count` items each of 1,000 resamplings holds; the same ones at each call."""
+def resamples(count: int) -> Iterator[np.ndarray]:
+    """Indices of the items in each of 1,000 resamples of `count` items; the same at each call."""
     random = np.random.default_rng(0)
     for _ in range(_RESAMPLES):
         yield random.integers(count, size=count)
 
 
 def interval(values_R: np.ndarray) -> tuple[float, float]:
-    """95% of resampled values; of ten or fewer, the least and largest.
+    """The 95% interval of resampled values; of ten or fewer, the least and the largest.
 
-    A draw on which the value is not defined (a correlation of one item drawn over and over) is left out.
+    A resample on which the metric is not defined, such as a correlation of one item drawn over and
+    over, is left out.
     """
-    inner = [0, 100] if len(values_R) <= 10 else [2.5, 97.5]
-    low, high = np.nanpercentile(values_R, inner)
+    percentiles = [0, 100] if len(values_R) <= _FEW_VALUES else [2.5, 97.5]
+    low, high = np.nanpercentile(values_R, percentiles)
     return float(low), float(high)
 
 
-def difference(one: Measured, other: Measured) -> Difference | None:
-    """How far `one` is above `other`, measured on the same items; None where their draws are not the same ones.
+def paired_difference(one: Measured, other: Measured) -> PairedDifference | None:
+    """How far `one` is above `other`, measured on the same items.
+
+    Returns:
+        The difference, or None if the two do not have the same resamples.
 
     Raises:
         UsageError: They are values of two metrics.
@@ -81,8 +89,8 @@ def difference(one: Measured, other: Measured) -> Difference | None:
         >>> from types import SimpleNamespace as Value
         >>> one = Value(metric="accuracy", value=0.75, resampled=np.array([0.5, 1.0]))
         >>> other = Value(metric="accuracy", value=0.5, resampled=np.array([0.25, 0.5]))
-        >>> difference(one, other)
-        Difference(value=0.25, low=0.25, high=0.5)
+        >>> paired_difference(one, other)
+        PairedDifference(value=0.25, low=0.25, high=0.5)
     """
     if one.metric != other.metric:
         raise UsageError(
@@ -91,4 +99,4 @@ def difference(one: Measured, other: Measured) -> Difference | None:
     if not one.resampled.size or one.resampled.shape != other.resampled.shape:
         return None
     low, high = interval(one.resampled - other.resampled)
-    return Difference(one.value - other.value, low, high)
+    return PairedDifference(one.value - other.value, low, high)

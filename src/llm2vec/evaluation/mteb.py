@@ -1,7 +1,8 @@
-"""MTEB's tasks for an encoder, with the instructions of the paper's evaluation.
+"""MTEB's tasks for an encoder, with the instructions of the paper's evaluation as prompts.
 
-mteb loads the data, scores, and writes results in its own format; this module says what stands before which text. It
-knows no task by itself: names, types, splits and metrics are asked of the installed mteb.
+mteb loads the data, computes the scores and writes results in its own format; this module decides
+which prompt precedes which text. It knows no task by itself: names, types, splits and metrics come
+from the installed mteb.
 """
 
 import difflib
@@ -28,38 +29,42 @@ if TYPE_CHECKING:
     from llm2vec.encoder.encoder import Encoder
 
 PAPER15 = (
-    *("SciFact", "ArguAna", "NFCorpus", "StackOverflowDupQuestions", "SciDocsRR"),
-    *(
-        "BiorxivClusteringS2S",
-        "MedrxivClusteringS2S",
-        "TwentyNewsgroupsClustering",
-        "SprintDuplicateQuestions",
-    ),
-    *("Banking77Classification", "EmotionClassification", "MassiveIntentClassification"),
-    *("STS17", "SICK-R", "STSBenchmark"),
+    "SciFact",
+    "ArguAna",
+    "NFCorpus",
+    "StackOverflowDupQuestions",
+    "SciDocsRR",
+    "BiorxivClusteringS2S",
+    "MedrxivClusteringS2S",
+    "TwentyNewsgroupsClustering",
+    "SprintDuplicateQuestions",
+    "Banking77Classification",
+    "EmotionClassification",
+    "MassiveIntentClassification",
+    "STS17",
+    "SICK-R",
+    "STSBenchmark",
 )
 """The paper's subset of MTEB, by mteb's names."""
 
 _INSTRUCTIONS = Path(__file__).parents[1] / "assets" / "evaluation" / "instructions.json"
-_PAPER_BENCHMARK = (
-    "MTEB(eng, v1)"  # the 56 English tasks of the paper, each with the split that counts
-)
+_PAPER_BENCHMARK = "MTEB(eng, v1)"
+"""The 56 English tasks of the paper, each with the split that counts."""
 _QUERIES_ONLY = ("Retrieval", "Reranking", "InstructionRetrieval", "InstructionReranking")
-_TEXTS = (
-    1024  # handed over at once where no batch size is asked for; the encoder cuts them by tokens
-)
+_TEXTS = 1024
+"""Texts that mteb hands over at once by default; the encoder cuts them into batches by tokens."""
 _REVISED = re.compile(r"(HardNegatives)?(\.v\d+)?$")
 
 
 @dataclass(frozen=True)
 class TaskScore:
-    """What mteb found for one task.
+    """The score of one task of mteb.
 
     Attributes:
-        task: mteb's name for it.
-        type: mteb's type, such as "STS".
-        metric: What `value` is: the task's main metric.
-        value: Mean over the task's splits and subsets.
+        task: Name of the task in mteb.
+        type: Type of the task in mteb, such as "STS".
+        metric: Main metric of the task.
+        value: Value of the main metric, mean over the task's splits and subsets.
     """
 
     task: str
@@ -68,23 +73,23 @@ class TaskScore:
     value: float
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The score as data for JSON."""
         return asdict(self)
 
 
 @cache
 def shipped_instructions() -> Mapping[str, str]:
-    """The method's instructions by task name, without the colon that ends them."""
+    """The instructions of the paper's evaluation by task name, without the colon at their end."""
     found: dict[str, str] = json.loads(_INSTRUCTIONS.read_text(encoding="utf8"))
     return found
 
 
 def instruction_for(task_name: str, *, instructions: Mapping[str, str] | None = None) -> str | None:
-    """The instruction for a task, or for the task of which it is a revision; None: it has none.
+    """The instruction for a task or for the task that it revises; None if there is no instruction.
 
     Args:
-        task_name: mteb's name.
-        instructions: By task name; None: the method's own.
+        task_name: Name of the task in mteb.
+        instructions: Instructions by task name; None takes those of the paper's evaluation.
 
     Example:
         >>> instruction_for("FEVERHardNegatives.v2")
@@ -97,14 +102,17 @@ def instruction_for(task_name: str, *, instructions: Mapping[str, str] | None = 
 def as_mteb(
     encoder: "Encoder", *, name: str, instructions: Mapping[str, str] | None = None
 ) -> "EncoderProtocol":
-    """The encoder as a model that any of mteb's text tasks runs against; vectors are compared by cosine.
+    """The encoder as a model for any text task of mteb; vectors are compared by cosine.
 
-    Queries get their task's instruction and documents none; in tasks without queries every text gets it.
+    The task's instruction is the prompt of queries, not of documents; in tasks without queries it
+    is the prompt of every text.
 
     Args:
-        encoder: What encodes; its own prompts are not used.
-        name: What mteb files results under, `organization/model`; a name without a slash is put under `llm2vec/`.
-        instructions: By task name, without the colon; None: the method's own, an empty mapping: none at all.
+        encoder: Encoder of the texts. Its own prompts are not used.
+        name: Name that mteb files results under, `organization/model`; a name without a slash is
+            put under `llm2vec/`.
+        instructions: Instructions by task name, without the colon. None takes those of the paper's
+            evaluation, an empty mapping gives no prompt to any text.
 
     Raises:
         UsageError: mteb is not installed.
@@ -154,13 +162,16 @@ def as_mteb(
 
 
 def chosen_tasks(names: str) -> "list[AbsTask]":
-    """Tasks of mteb by name; of a multilingual one the English subset, of one in the paper the split that counts there.
+    """Tasks of mteb by name.
+
+    Of a multilingual task the English subset is taken, and of a task in the paper the split that
+    counts there. A benchmark is taken as mteb defines it.
 
     Args:
-        names: "paper15"; a benchmark, taken as mteb defines it; or task names with commas between.
+        names: "paper15", a benchmark, or task names with commas between.
 
     Raises:
-        UsageError: mteb is not installed, or there is no such task, in English, on texts.
+        UsageError: mteb is not installed, or has no such task on English texts.
     """
     benchmarks = {benchmark.name: benchmark for benchmark in _mteb().get_benchmarks()}
     name = names.strip()
@@ -170,11 +181,9 @@ def chosen_tasks(names: str) -> "list[AbsTask]":
         wanted = PAPER15 if name == "paper15" else [each.strip() for each in names.split(",")]
         paper_tasks = benchmarks[_PAPER_BENCHMARK].tasks
         splits = {task.metadata.name: task.eval_splits for task in paper_tasks}
-        found = [
-            _task_named(each, splits.get(each), others=list(benchmarks))
-            for each in dict.fromkeys(wanted)
-            if each
-        ]
+        others = list(benchmarks)
+        distinct = [each for each in dict.fromkeys(wanted) if each]
+        found = [_task_named(each, splits.get(each), others=others) for each in distinct]
     if not found:
         raise UsageError(
             "no task is named; name paper15, a benchmark such as MTEB(eng, v2), or tasks of mteb"
@@ -185,7 +194,7 @@ def chosen_tasks(names: str) -> "list[AbsTask]":
 
 
 def _task_named(name: str, splits: Any, *, others: Sequence[str]) -> "AbsTask":
-    """A task in English; `others` are names that a misspelt one is compared with too."""
+    """A task in English; an error also names what is close among the `others`."""
     try:
         task: AbsTask = _mteb().get_task(
             name, languages=["eng"], exclusive_language_filter=True, eval_splits=splits
@@ -213,28 +222,25 @@ def run_mteb(
     show_progress_bar: bool = False,
     on_score: Callable[[TaskScore], object] = lambda _: None,
 ) -> list[TaskScore]:
-    """Run tasks one by one; what a killed run finished is read back, not run again.
+    """Run tasks one by one; results that an earlier run finished are read, not computed again.
 
     Args:
-        encoder: What is scored.
-        tasks: As from `chosen_tasks`.
-        out: Folder for `results/NAME/FINGERPRINT/TASK.json`, in mteb's format. The fingerprint is of weights, settings
-            and instructions, so a changed encoder never answers with old results.
-        name: As for `as_mteb`.
-        instructions: As for `as_mteb`.
-        batch_size: At most so many texts at a time; None: as many as a token budget allows.
-        show_progress_bar: Draw mteb's and the encoder's.
-        on_score: Called with each score as soon as it is known.
+        encoder: Encoder to measure.
+        tasks: Tasks as `chosen_tasks` returns them.
+        out: Folder for `results/NAME/FINGERPRINT/TASK.json`, in mteb's format. The fingerprint is
+            of weights, settings and instructions, so that a changed encoder never has old results.
+        name: Name that mteb files results under, as of `as_mteb`.
+        instructions: Instructions by task name, as of `as_mteb`.
+        batch_size: Most texts in a batch; None cuts batches by tokens.
+        show_progress_bar: Whether mteb and the encoder draw their progress.
+        on_score: Function that is called with each score as soon as it is known.
 
     Raises:
         UsageError: mteb is not installed.
-        CorpusError: Some task's data could not be loaded; raised after all others have run.
+        CorpusError: The data of a task could not be loaded; raised after all others have run.
     """
-    mteb = _mteb()
-    model, results = (
-        as_mteb(encoder, name=name, instructions=instructions),
-        mteb.ResultCache(cache_path=out),
-    )
+    model = as_mteb(encoder, name=name, instructions=instructions)
+    results = _mteb().ResultCache(cache_path=out)
     options = {"batch_size": batch_size or _TEXTS, "show_progress_bar": show_progress_bar}
     scores, missing = [], []
     for task in tasks:
@@ -243,13 +249,13 @@ def run_mteb(
         except CorpusError as error:
             missing.append(error)
             continue
+        facts = task.metadata
         value = float(found.validate_and_filter_scores(task).get_score())
-        scores.append(
-            TaskScore(task.metadata.name, task.metadata.type, task.metadata.main_score, value)
-        )
-        on_score(scores[-1])
+        score = TaskScore(facts.name, facts.type, facts.main_score, value)
+        scores.append(score)
+        on_score(score)
     if missing:
-        done = f"scores of other tasks: {len(scores)}, kept in {out}, where the next run takes them from"
+        done = f"scores of other tasks: {len(scores)}, kept in {out}, where the next run finds them"
         raise CorpusError("\n".join([*map(str, missing), done])) from missing[0]
     return scores
 
@@ -264,7 +270,7 @@ def _mteb() -> ModuleType:
 
 
 def _fingerprint(encoder: "Encoder", instructions: Mapping[str, str]) -> str:
-    """Says whether results are of this encoder, in this precision, with these settings and instructions."""
+    """The fingerprint of everything that results depend on, by which mteb files them."""
     weights = fingerprint.of_weights(encoder.model)
     settings = [asdict(encoder.settings), dict(instructions), str(encoder.model.dtype)]
     return fingerprint.short(fingerprint.of_values(weights, settings), 16)
@@ -273,36 +279,50 @@ def _fingerprint(encoder: "Encoder", instructions: Mapping[str, str]) -> str:
 def _evaluated(
     model: "EncoderProtocol", task: "AbsTask", *, results: Any, options: Mapping[str, Any]
 ) -> "TaskResult":
-    """Run a task, or read its result; data are loaded apart, since only loading may fail without being a bug."""
-    from datasets.exceptions import DatasetsError
-
+    """The result of a task: a kept one, or that of running it."""
     for part in task.metadata.tasks if task.is_aggregate else ():
         _evaluated(model, part, results=results, options=options)
-    known = results.load_task_result(task.metadata.name, model.mteb_model_meta)
-    needed = (
-        not task.is_aggregate
-        and not task.data_loaded
-        and (known is None or known.get_missing_evaluations(task))
-    )
-    if needed:
-        try:
-            task.load_data()
-        except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-            told = f"the data of mteb's {task.metadata.name} cannot be loaded: {first_line(error)}"
-            raise CorpusError(
-                f"{told}; check the network, or fill the hub's cache first"
-            ) from error
+    needs_data = _needs_data(model, task, results)
+    if needs_data:
+        _load_data(task)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message=".*is superseded by"
-            )  # the paper's tasks are wanted as they were
-            kwargs = dict(options)  # mteb writes into it
+            # The paper's tasks are wanted as they were, whatever supersedes them.
+            warnings.filterwarnings("ignore", message=".*is superseded by")
             found = _mteb().evaluate(
-                model, task, cache=results, co2_tracker=False, encode_kwargs=kwargs
+                model,
+                task,
+                cache=results,
+                co2_tracker=False,
+                encode_kwargs=dict(options),  # a copy, because mteb writes into it
             )
     finally:
-        if needed:
+        if needs_data:
             task.unload_data()
     result: TaskResult = found.task_results[0]
     return result
+
+
+def _needs_data(model: "EncoderProtocol", task: "AbsTask", results: Any) -> bool:
+    """Whether a task will be run on data that are not loaded yet."""
+    if task.is_aggregate or task.data_loaded:
+        return False
+    kept = results.load_task_result(task.metadata.name, model.mteb_model_meta)
+    return kept is None or bool(kept.get_missing_evaluations(task))
+
+
+def _load_data(task: "AbsTask") -> None:
+    """Load a task's data, apart from running it: only here may an error of a library be no bug.
+
+    Raises:
+        CorpusError: The data cannot be loaded.
+    """
+    from datasets.exceptions import DatasetsError
+
+    try:
+        task.load_data()
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        raise CorpusError(
+            f"the data of mteb's {task.metadata.name} cannot be loaded: {first_line(error)}; check "
+            "the network, or fill the hub's cache first"
+        ) from error

@@ -1,6 +1,7 @@
-"""Sentence-level tasks on a user's own data: similarity, classification, clustering, retrieval, pairs.
+"""Sentence tasks on a user's own data: similarity, classification, clustering, retrieval, pairs.
 
-Scores as MTEB counts them, from files of one plain format each (`docs/evaluate.md`). Vectors are compared by cosine.
+They count as MTEB does, and read plain files, which `docs/evaluate.md` describes. Vectors are
+compared by cosine.
 """
 
 import warnings
@@ -16,7 +17,7 @@ from llm2vec.corpus.lines import valid_lines
 from llm2vec.corpus.row import Row
 from llm2vec.corpus.rows import existing_file, read_tab_rows, read_table
 from llm2vec.errors import CorpusError
-from llm2vec.evaluation.bootstrap import draws, interval
+from llm2vec.evaluation.bootstrap import interval, resamples
 from llm2vec.evaluation.subjects import Embedder
 
 if TYPE_CHECKING:
@@ -24,25 +25,28 @@ if TYPE_CHECKING:
 
 _SEED = 42  # MTEB's
 _PER_LABEL, _EXPERIMENTS, _ITERATIONS = 8, 10, 100
-"""MTEB's classification: texts of each label, how often they are drawn, and iterations of the classifier."""
+"""MTEB's classification: texts of each label, number of draws, iterations of the classifier."""
 _CLUSTERINGS, _CLUSTERING_BATCH = 3, 500  # the batch is MTEB's
 _SHALLOW, _DEEPEST = 10, 100
-"""Ranks that nDCG and MRR look at; ranks that MAP and recall look at."""
+"""Number of ranks that nDCG and MRR look at, and number that MAP and recall look at."""
 _QUERIES_AT_ONCE, _DOCUMENTS_AT_ONCE = 64, 8192
 
 
 @dataclass(frozen=True)
 class Score:
-    """A task's outcome.
+    """The outcome of a task.
 
     Attributes:
-        task: Its name.
-        metric: What `value` is.
-        value: Between -1 and 1, or 0 and 1.
-        low, high: 95% of resamplings, or the least and largest of several seeds.
+        task: Name of the task.
+        metric: Name of the main metric.
+        value: Value of the main metric, between -1 and 1 or between 0 and 1.
+        low: Lower end of the value's 95% interval over resampled items, or the least of several
+            seeds.
+        high: Upper end of that interval, or the largest of several seeds.
         others: Further metrics by name.
-        resampled: The value on each draw of the test items (classification: of the training texts), for `difference`:
-            values_R. Empty for clustering, whose seeds mean nothing from one model to another.
+        resampled: Values on the resamples of the test items (in classification, of the draws of
+            training texts), for `paired_difference`: values_R. Empty for clustering, because the
+            seeds of two models have nothing in common.
     """
 
     task: str
@@ -54,18 +58,28 @@ class Score:
     resampled: np.ndarray = field(default_factory=lambda: np.empty(0), compare=False, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: everything but the resampled values."""
-        return {key: value for key, value in asdict(self).items() if key != "resampled"}
+        """Everything but the resampled values, for JSON."""
+        facts = asdict(self)
+        del facts["resampled"]
+        return facts
+
+
+@dataclass(frozen=True)
+class _LabelledTexts:
+    """Texts of a file with a label each."""
+
+    texts: list[str]
+    labels: list[str]
 
 
 def sts(embed: Embedder, data: str | Path, *, prompt: str | None = None) -> Score:
     """Spearman correlation of cosines with graded similarity.
 
     Args:
-        embed: Texts to vectors.
-        data: Tab-separated `score, text, text`, or jsonl with `score`, `text1`, `text2`. Scores may be of any range:
-            only their order counts (for Pearson, their distances).
-        prompt: Put before every text.
+        embed: Function from texts to vectors.
+        data: File of tab-separated `score, text, text`, or jsonl with `score`, `text1`, `text2`.
+            Scores may have any range: only their order counts (for Pearson, their distances).
+        prompt: Prompt before every text.
     """
     from scipy.stats import pearsonr
 
@@ -74,143 +88,140 @@ def sts(embed: Embedder, data: str | Path, *, prompt: str | None = None) -> Scor
     if len(set(scores.tolist())) < 2:
         raise CorpusError(f"{data}: all scores are the same; there is nothing to correlate with")
     cosines = _cosines(embed, rows, prompt)
-    resampled = np.array([_spearman(cosines[drawn], scores[drawn]) for drawn in draws(len(scores))])
-    others = {"pearson": float(pearsonr(cosines, scores).statistic) if np.ptp(cosines) else 0.0}
-    return Score(
-        "sts", "spearman", _spearman(cosines, scores), *interval(resampled), others, resampled
-    )
+    pearson = float(pearsonr(cosines, scores).statistic) if np.ptp(cosines) else 0.0
+    value = _spearman(cosines, scores)
+    resampled = [_spearman(cosines[chosen], scores[chosen]) for chosen in resamples(len(scores))]
+    return _score("sts", "spearman", value, resampled, {"pearson": pearson})
 
 
 def pairs(embed: Embedder, data: str | Path, *, prompt: str | None = None) -> Score:
-    """Average precision of cosines at telling pairs that belong together (label 1) from others (0).
+    """Average precision of cosines at telling pairs that belong together from other pairs.
 
     Args:
-        embed: Texts to vectors.
-        data: Tab-separated `label, text, text`, or jsonl with `label`, `text1`, `text2`.
-        prompt: Put before every text.
+        embed: Function from texts to vectors.
+        data: File of tab-separated `label, text, text`, or jsonl with `label`, `text1`, `text2`.
+            The label of pairs that belong together is 1, that of others 0.
+        prompt: Prompt before every text.
     """
     rows = _pairs(data, "label")
     labels = np.array([row.number("label") for row in rows])
     if set(labels.tolist()) != {0.0, 1.0}:
         raise CorpusError(f"{data}: labels must be 0 and 1, and both must occur")
     cosines = _cosines(embed, rows, prompt)
-    resampled = np.array(
-        [_precision(labels[drawn], cosines[drawn]) for drawn in draws(len(labels))]
-    )
-    return Score("pairs", "ap", _precision(labels, cosines), *interval(resampled), {}, resampled)
+    value = _precision(labels, cosines)
+    resampled = [_precision(labels[chosen], cosines[chosen]) for chosen in resamples(len(labels))]
+    return _score("pairs", "ap", value, resampled, {})
 
 
 def classification(
     embed: Embedder, data: str | Path, *, train: str | Path, prompt: str | None = None
 ) -> Score:
-    """Accuracy of logistic regression on a few texts of each label: MTEB's draws, classifier and numbers.
+    """Accuracy of logistic regression on a few texts of each label, drawn and trained as by MTEB.
 
     Args:
-        embed: Texts to vectors.
-        data: jsonl with `text` and `label`, to test on.
-        train: The same, to draw 8 texts of each label from, ten times over (all of a label that has fewer).
-        prompt: Put before every text.
+        embed: Function from texts to vectors.
+        data: File of jsonl with `text` and `label`, to test on.
+        train: File of the same form, of which 8 texts of each label are drawn ten times (all texts
+            of a label that has fewer).
+        prompt: Prompt before every text.
 
     Returns:
-        Accuracy; macro F1, the deviation of the ten accuracies, and the share of test texts whose label no training
-        text has, which count as wrong.
+        Accuracy; macro F1, the deviation of the ten accuracies, and the share of test texts whose
+        label no training text has. These count as wrong.
 
     Raises:
         CorpusError: A file is not as described, or no label of the test texts occurs in training.
     """
-    from sklearn.metrics import accuracy_score, f1_score
-
-    train_texts, train_labels = _labelled(train)
-    test_texts, test_labels = _labelled(data)
-    known = set(train_labels)
-    unseen = float(np.mean([label not in known for label in test_labels]))
+    known, test = _labelled(train), _labelled(data)
+    unseen = _share_of_unseen(test.labels, known.labels)
     if unseen == 1:
         raise CorpusError(
-            f"no label of {data} ({_some_of(test_labels)}) occurs in {train} ({_some_of(train_labels)}); both need the "
-            "same labels"
+            f"no label of {data} ({_some_of(test.labels)}) occurs in {train} "
+            f"({_some_of(known.labels)}); both need the same labels"
         )
-    train_BD, test_BD = embed(train_texts, prompt=prompt), embed(test_texts, prompt=prompt)
+    known_BD = embed(known.texts, prompt=prompt)
+    test_BD = embed(test.texts, prompt=prompt)
     accuracies, f1s = [], []
-    for chosen in _few_of_each(train_labels):
-        classifier = _classifier(train_BD[chosen], [train_labels[index] for index in chosen])
-        guessed = classifier.predict(test_BD)
-        accuracies.append(accuracy_score(test_labels, guessed))
-        f1s.append(f1_score(test_labels, guessed, average="macro"))
-    values = np.array(accuracies)
-    others = {"f1": float(np.mean(f1s)), "deviation": float(np.std(values)), "unseen": unseen}
-    return Score(
-        "classification", "accuracy", float(values.mean()), *interval(values), others, values
-    )
+    for chosen in _few_of_each(known.labels):
+        classifier = _classifier(known_BD[chosen], [known.labels[index] for index in chosen])
+        accuracy, f1 = _accuracy_and_f1(test.labels, classifier.predict(test_BD))
+        accuracies.append(accuracy)
+        f1s.append(f1)
+    deviation = float(np.std(accuracies))
+    others = {"f1": float(np.mean(f1s)), "deviation": deviation, "unseen": unseen}
+    value = float(np.mean(accuracies))
+    return _score("classification", "accuracy", value, accuracies, others)
 
 
 def clustering(embed: Embedder, data: str | Path, *, prompt: str | None = None) -> Score:
     """V-measure of k-means with as many clusters as labels: MTEB's settings, three seeds.
 
     Args:
-        embed: Texts to vectors.
-        data: jsonl with `text` and `label`.
-        prompt: Put before every text.
+        embed: Function from texts to vectors.
+        data: File of jsonl with `text` and `label`.
+        prompt: Prompt before every text.
     """
     from sklearn.cluster import MiniBatchKMeans
     from sklearn.metrics import v_measure_score
 
-    texts, labels = _labelled(data)
-    vectors_BD = embed(texts, prompt=prompt)
+    labelled = _labelled(data)
+    vectors_BD = embed(labelled.texts, prompt=prompt)
+    cluster_count = len(set(labelled.labels))
     values = []
     for seed in range(_SEED, _SEED + _CLUSTERINGS):
         means = MiniBatchKMeans(
-            len(set(labels)), batch_size=_CLUSTERING_BATCH, n_init="auto", random_state=seed
+            cluster_count, batch_size=_CLUSTERING_BATCH, n_init="auto", random_state=seed
         )
-        values.append(float(v_measure_score(labels, means.fit(vectors_BD).labels_)))
-    return Score("clustering", "v-measure", float(np.mean(values)), *interval(np.array(values)), {})
+        clusters = means.fit(vectors_BD).labels_
+        values.append(float(v_measure_score(labelled.labels, clusters)))
+    low, high = interval(np.array(values))
+    return Score("clustering", "v-measure", float(np.mean(values)), low, high, {})
 
 
 def retrieval(embed: Embedder, data: str | Path, *, prompt: str | None = None) -> Score:
-    """nDCG@10 of cosine search, with MAP@100, recall@100 and MRR@10, as trec_eval and BEIR count them.
+    """nDCG@10 of cosine search, with MAP@100, recall@100 and MRR@10, as trec_eval and BEIR count.
 
-    A document that has the query's own id is the query itself (ArguAna, Quora) and is left out of its results, unless
-    the query's judgements name it as relevant. Documents of equal cosine are ranked by their ids, the later one first.
+    A document that has the query's own id is the query itself (ArguAna, Quora) and is left out of
+    its results, unless the query's judgements name it as relevant. Documents of equal cosine are
+    ranked by their ids, the later one first.
 
     Args:
-        embed: Texts to vectors.
-        data: A folder in BEIR's layout: `corpus.jsonl` (`_id`, `title`, `text`), `queries.jsonl`, `qrels/test.tsv`.
-        prompt: Put before queries, not before documents.
+        embed: Function from texts to vectors.
+        data: Folder in BEIR's layout: `corpus.jsonl` (`_id`, `title`, `text`), `queries.jsonl`,
+            `qrels/test.tsv`.
+        prompt: Prompt before queries, but not before documents.
 
     Raises:
         CorpusError: A file is not as described, or ids of different files do not belong together.
     """
-    documents = _by_id(f"{data}/corpus.jsonl")
-    relevant = _relevant(f"{data}/qrels/test.tsv")
-    if not any(name in documents for grades in relevant.values() for name in grades):
-        raise CorpusError(
-            f"{data}: no document that qrels name is in corpus.jsonl; their ids must be the same"
-        )
-    queries = {
-        name: text for name, text in _by_id(f"{data}/queries.jsonl").items() if name in relevant
-    }
-    if missing := [name for name in relevant if name not in queries]:
-        raise CorpusError(
-            f"{data}: qrels name the query {missing[0]!r}, which queries.jsonl has not"
-        )
+    search = _read_search(data)
     ranked = _ranked(
-        documents,
-        queries,
-        relevant,
-        document_BD=embed(list(documents.values())),
-        query_QD=embed(list(queries.values()), prompt=prompt),
+        search,
+        document_BD=embed(list(search.documents.values())),
+        query_QD=embed(list(search.queries.values()), prompt=prompt),
     )
-    measured = [
-        _measures([relevant[query].get(name, 0) for name in names], list(relevant[query].values()))
-        for query, names in ranked
-    ]
-    gains, *others = zip(*measured, strict=True)
-    values = np.array(gains)
-    resampled = np.array([values[drawn].mean() for drawn in draws(len(values))])
-    means = map(float, np.mean(others, axis=1))
-    named = dict(zip(("map@100", "recall@100", "mrr@10"), means, strict=True))
-    return Score(
-        "retrieval", "ndcg@10", float(values.mean()), *interval(resampled), named, resampled
-    )
+    measured = []
+    for query, names in ranked:
+        grades = search.relevant[query]
+        found = [grades.get(name, 0) for name in names]
+        measured.append(_measures(found, list(grades.values())))
+    gains = np.array([each.ndcg for each in measured])
+    resampled = [float(gains[chosen].mean()) for chosen in resamples(len(gains))]
+    others = {
+        "map@100": float(np.mean([each.average_precision for each in measured])),
+        "recall@100": float(np.mean([each.recall for each in measured])),
+        "mrr@10": float(np.mean([each.reciprocal_rank for each in measured])),
+    }
+    return _score("retrieval", "ndcg@10", float(gains.mean()), resampled, others)
+
+
+def _score(
+    task: str, metric: str, value: float, resampled: Sequence[float], others: Mapping[str, float]
+) -> Score:
+    """A score with the interval of its resampled values."""
+    values_R = np.array(resampled)
+    low, high = interval(values_R)
+    return Score(task, metric, value, low, high, others, values_R)
 
 
 TASKS: Mapping[str, Callable[..., Score]] = {
@@ -223,7 +234,7 @@ TASKS: Mapping[str, Callable[..., Score]] = {
 
 
 def _few_of_each(labels: Sequence[str]) -> Iterator[list[int]]:
-    """MTEB's draws: each shuffles the order of the last one by the same random numbers."""
+    """MTEB's draws of training texts: each shuffles the last one's order by the same numbers."""
     order = list(range(len(labels)))
     for _ in range(_EXPERIMENTS):
         np.random.RandomState(_SEED).shuffle(order)
@@ -236,8 +247,21 @@ def _few_of_each(labels: Sequence[str]) -> Iterator[list[int]]:
         yield chosen
 
 
+def _accuracy_and_f1(labels: Sequence[str], guessed: np.ndarray) -> tuple[float, float]:
+    from sklearn.metrics import accuracy_score, f1_score
+
+    macro_f1 = f1_score(labels, guessed, average="macro")
+    return float(accuracy_score(labels, guessed)), float(macro_f1)
+
+
+def _share_of_unseen(labels: Sequence[str], known: Sequence[str]) -> float:
+    """The share of labels that are not among those known."""
+    distinct = set(known)
+    return float(np.mean([label not in distinct for label in labels]))
+
+
 def _classifier(vectors_BD: np.ndarray, labels: Sequence[str]) -> "LogisticRegression":
-    """MTEB's classifier; that its hundred iterations may end early is part of the measure."""
+    """MTEB's classifier, which may stop before it converges: that is part of the measure."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
@@ -246,55 +270,95 @@ def _classifier(vectors_BD: np.ndarray, labels: Sequence[str]) -> "LogisticRegre
         return LogisticRegression(max_iter=_ITERATIONS, random_state=_SEED).fit(vectors_BD, labels)
 
 
+@dataclass(frozen=True)
+class _Search:
+    """A search task.
+
+    Attributes:
+        documents: Texts of the documents by id.
+        queries: Texts of the judged queries by id.
+        relevant: For each query, the grades of its judged documents by id.
+    """
+
+    documents: dict[str, str]
+    queries: dict[str, str]
+    relevant: dict[str, dict[str, int]]
+
+
+def _read_search(data: str | Path) -> _Search:
+    documents = _by_id(f"{data}/corpus.jsonl")
+    relevant = _relevant(f"{data}/qrels/test.tsv")
+    judged = {name for grades in relevant.values() for name in grades}
+    if not judged & documents.keys():
+        raise CorpusError(
+            f"{data}: no document that qrels name is in corpus.jsonl; their ids must be the same"
+        )
+    texts = _by_id(f"{data}/queries.jsonl")
+    queries = {name: text for name, text in texts.items() if name in relevant}
+    missing = [name for name in relevant if name not in queries]
+    if missing:
+        raise CorpusError(
+            f"{data}: qrels name the query {missing[0]!r}, which queries.jsonl does not have"
+        )
+    return _Search(documents, queries, relevant)
+
+
 def _ranked(
-    documents: Mapping[str, str],
-    queries: Mapping[str, str],
-    relevant: Mapping[str, Mapping[str, int]],
-    *,
-    document_BD: np.ndarray,
-    query_QD: np.ndarray,
+    search: _Search, *, document_BD: np.ndarray, query_QD: np.ndarray
 ) -> Iterator[tuple[str, list[str]]]:
-    """Each query with the names of its nearest documents, nearest first."""
-    names = np.array(list(documents), dtype=object)
-    latest = np.array(sorted(range(len(names)), key=names.__getitem__, reverse=True))
-    names, document_BD = names[latest], document_BD[latest]
+    """Each query's id with the ids of its nearest documents, nearest first."""
+    names = np.array(list(search.documents), dtype=object)
+    latest_first = np.array(sorted(range(len(names)), key=names.__getitem__, reverse=True))
+    names, document_BD = names[latest_first], document_BD[latest_first]
     for start in range(0, len(query_QD), _QUERIES_AT_ONCE):
-        some = list(queries)[start : start + _QUERIES_AT_ONCE]
-        cosine_QB = _cosine_table(query_QD[start : start + len(some)], document_BD)
-        for query, cosine_B in zip(some, cosine_QB, strict=True):
+        queries = list(search.queries)[start : start + _QUERIES_AT_ONCE]
+        cosine_QB = _cosine_table(query_QD[start : start + len(queries)], document_BD)
+        for query, cosine_B in zip(queries, cosine_QB, strict=True):
             nearest = names[np.argsort(-cosine_B, kind="stable")[: _DEEPEST + 1]]
-            itself = query if not relevant[query].get(query) else None
+            itself = None if search.relevant[query].get(query) else query
             yield query, [name for name in nearest if name != itself][:_DEEPEST]
 
 
 def _cosine_table(query_QD: np.ndarray, document_BD: np.ndarray) -> np.ndarray:
     """Cosines of every query with every document: cosine_QB."""
     query_QD = _normalised(query_QD)
-    parts = [
-        (query_QD @ _normalised(document_BD[start : start + _DOCUMENTS_AT_ONCE]).T).astype(
-            np.float32
-        )
-        for start in range(0, len(document_BD), _DOCUMENTS_AT_ONCE)
-    ]
+    parts = []
+    for start in range(0, len(document_BD), _DOCUMENTS_AT_ONCE):
+        some_BD = _normalised(document_BD[start : start + _DOCUMENTS_AT_ONCE])
+        parts.append((query_QD @ some_BD.T).astype(np.float32))
     table: np.ndarray = np.concatenate(parts, axis=1)
     return table
 
 
-def _measures(found: Sequence[int], judged: Sequence[int]) -> tuple[float, float, float, float]:
-    """nDCG@10, MAP@100, recall@100 and MRR@10 of one query.
+@dataclass(frozen=True)
+class _QueryMeasures:
+    """nDCG@10, MAP@100 (before the mean), recall@100 and MRR@10 (before the mean) of one query."""
+
+    ndcg: float
+    average_precision: float
+    recall: float
+    reciprocal_rank: float
+
+
+def _measures(found: Sequence[int], judged: Sequence[int]) -> _QueryMeasures:
+    """The measures of one query.
 
     Args:
-        found: Grades of its results, nearest first; 0 for what is not judged.
+        found: Grades of its results, nearest first; 0 for results that are not judged.
         judged: Grades of all its judged documents.
     """
     best = sorted(judged, reverse=True)[:_SHALLOW]
-    gain = _discounted(found[:_SHALLOW]) / max(_discounted(best), 1e-12)
-    right = max(sum(grade > 0 for grade in judged), 1)
-    places = [place for place, grade in enumerate(found, start=1) if grade > 0]
-    precisions = [count / place for count, place in enumerate(places, start=1)]
-    first = places[0] if places else np.inf
-    rank = 1 / first if first <= _SHALLOW else 0.0
-    return gain, sum(precisions) / right, len(places) / right, rank
+    ndcg = _discounted(found[:_SHALLOW]) / max(_discounted(best), 1e-12)
+    relevant_count = max(sum(grade > 0 for grade in judged), 1)
+    ranks = [rank for rank, grade in enumerate(found, start=1) if grade > 0]
+    precisions = [count / rank for count, rank in enumerate(ranks, start=1)]
+    has_shallow = bool(ranks) and ranks[0] <= _SHALLOW
+    return _QueryMeasures(
+        ndcg,
+        average_precision=sum(precisions) / relevant_count,
+        recall=len(ranks) / relevant_count,
+        reciprocal_rank=1 / ranks[0] if has_shallow else 0.0,
+    )
 
 
 def _discounted(grades: Sequence[int]) -> float:
@@ -302,7 +366,7 @@ def _discounted(grades: Sequence[int]) -> float:
 
 
 def _normalised(vectors_BD: np.ndarray) -> np.ndarray:
-    """Vectors of length 1 in float64, so that products of equal ones are equal once rounded to float32."""
+    """Vectors of length 1 in float64: products of equal ones are equal when rounded to float32."""
     vectors_BD = vectors_BD.astype(np.float64)
     lengths = np.linalg.norm(vectors_BD, axis=1, keepdims=True)
     scaled: np.ndarray = vectors_BD / np.clip(lengths, 1e-12, None)
@@ -310,10 +374,8 @@ def _normalised(vectors_BD: np.ndarray) -> np.ndarray:
 
 
 def _cosines(embed: Embedder, rows: Sequence[Row], prompt: str | None) -> np.ndarray:
-    both_BD = _normalised(
-        embed([row.text(side) for side in ("text1", "text2") for row in rows], prompt=prompt)
-    )
-    first_BD, second_BD = np.split(both_BD, 2)
+    texts = [row.text("text1") for row in rows] + [row.text("text2") for row in rows]
+    first_BD, second_BD = np.split(_normalised(embed(texts, prompt=prompt)), 2)
     cosines: np.ndarray = (first_BD * second_BD).sum(1).astype(np.float32)
     return cosines
 
@@ -346,14 +408,14 @@ def _by_id(path: str | Path) -> dict[str, str]:
     return found
 
 
-def _labelled(path: str | Path) -> tuple[list[str], list[str]]:
+def _labelled(path: str | Path) -> _LabelledTexts:
     rows = read_table(path)
     labels = [row.label("label") for row in rows]
     if len(set(labels)) < 2:
         raise CorpusError(
             f"{path}: every text has the label {labels[0]!r}; there must be two labels or more"
         )
-    return [row.text("text") for row in rows], labels
+    return _LabelledTexts([row.text("text") for row in rows], labels)
 
 
 def _some_of(labels: Sequence[str]) -> str:
@@ -369,18 +431,24 @@ def _pairs(path: str | Path, first: str) -> list[Row]:
 def _relevant(path: str | Path) -> dict[str, dict[str, int]]:
     """Grades of judged documents by query; a negative grade is 0."""
     found: dict[str, dict[str, int]] = {}
-    for number, line in ((each.number, each.text) for each in valid_lines(existing_file(path))):
-        cells = line.split("\t")
-        if not line.strip() or (number == 1 and not cells[-1].strip().lstrip("-").isdigit()):
-            continue  # the heading
+    for line in valid_lines(existing_file(path)):
+        cells = line.text.split("\t")
+        is_heading = line.number == 1 and not _is_whole_number(cells[-1])
+        if is_heading or not line.text.strip():
+            continue
+        location = f"{path}, line {line.number}"
         if len(cells) != 3:
-            raise CorpusError(f"{path}, line {number}: needs three columns, query, document, grade")
+            raise CorpusError(f"{location}: needs three columns, query, document, grade")
         query, document, grade = cells
         if document in found.setdefault(query, {}):
-            raise CorpusError(f"{path}, line {number}: {query} and {document} are judged twice")
-        if not grade.strip().lstrip("-").isdigit():
-            raise CorpusError(f"{path}, line {number}: the grade {grade!r} is no whole number")
+            raise CorpusError(f"{location}: {query} and {document} are judged twice")
+        if not _is_whole_number(grade):
+            raise CorpusError(f"{location}: the grade {grade!r} is no whole number")
         found[query][document] = max(int(grade), 0)
     if not found:
         raise CorpusError(f"{path} holds no judgement")
     return found
+
+
+def _is_whole_number(text: str) -> bool:
+    return text.strip().lstrip("-").isdigit()

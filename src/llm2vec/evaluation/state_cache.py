@@ -1,7 +1,8 @@
-"""Word states kept in a folder, so that another probe over the same sentences does not run the model again.
+"""Word states kept in a folder, so that a second probe of the same sentences runs no model.
 
-A file is found by the fingerprint of all that its numbers depend on: every weight, the configuration, the tokens of
-every word, layer, readings, merging. Other labels, metrics and seeds find the same file. Nothing is ever removed.
+A file's name is the fingerprint of everything that its numbers depend on: the weights, the
+configuration, the tokens of every word, the layer, the readings and how tokens are merged. Other
+labels, metrics and seeds find the same file. Nothing is ever removed.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,12 +23,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Kept:
-    """Where an encoder's states are kept.
+class StateCache:
+    """The kept word states of one encoder.
 
     Attributes:
-        folder: Holds a safetensors file for each encoder, set of sentences and way of reading.
-        encoder: Its fingerprint.
+        folder: Folder with a safetensors file for each set of sentences and way of reading them.
+        encoder: Fingerprint of the encoder.
     """
 
     folder: Path
@@ -42,21 +43,31 @@ class Kept:
         merge: Merge,
         layer: Layer,
     ) -> dict[Reading, Tensor]:
-        """Vectors of words as `read` gives them; from the folder, if they are there, else into it."""
-        asked = [self.encoder, [asdict(each) for each in tokens], list(readings), merge, layer]
-        path = self.folder / f"{fingerprint.short(fingerprint.of_values(asked), 32)}.safetensors"
+        """The vectors of words by reading, from the folder; `read` computes those not in it.
+
+        Args:
+            tokens: Tokens of each text's words.
+            read: Function that computes the vectors.
+            readings: Readings that are wanted.
+            merge: How the tokens of a word make one vector.
+            layer: Layer that is read.
+        """
+        key = [self.encoder, [asdict(each) for each in tokens], list(readings), merge, layer]
+        name = fingerprint.short(fingerprint.of_values(key), 32)
+        path = self.folder / f"{name}.safetensors"
         if not path.is_file():
+            tensors = {str(each): vectors.contiguous() for each, vectors in read().items()}
             with atomic_file(path) as partial:
-                save_file(
-                    {str(name): vectors_LND.contiguous() for name, vectors_LND in read().items()},
-                    partial,
-                )
+                save_file(tensors, partial)
         found = load_file(path)
         return {reading: found[reading] for reading in readings}
 
 
 def encoder_fingerprint(model: "PreTrainedModel") -> str:
-    """Of all that states depend on beside the tokens: every number, its type, the configuration, how it attends."""
+    """Fingerprint of everything but the tokens that states depend on.
+
+    That is: weights and buffers, their data types, the configuration, the kind of attention.
+    """
     types = [str(weight.dtype) for weight in model.parameters()]
     config = [model.config.to_json_string(use_diff=False), str(model.config._attn_implementation)]
     return fingerprint.of_values(fingerprint.of_weights(model, buffers=True), types, config)

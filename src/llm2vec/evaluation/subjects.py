@@ -1,8 +1,8 @@
-"""What is compared: an encoder folder, a decoder read causally, other encoders, and floors that know nothing.
+"""Models that are compared, by name: encoders, causal decoders, other encoders, and floors.
 
-A model is named by a folder, GGUF file or hub id; `uni:DECODER` reads a decoder causally, `auto:ENCODER` any encoder
-that `AutoModel` opens (BERT, DeBERTa ...), `random:DECODER` is the architecture before any training, `tfidf` counts
-words.
+A name is a folder, a GGUF file or a hub id. `uni:DECODER` reads a decoder causally, `auto:ENCODER`
+is any encoder that `AutoModel` opens (BERT, DeBERTa ...), `random:DECODER` is the architecture
+before any training, and `tfidf` counts words.
 """
 
 import copy
@@ -25,23 +25,27 @@ from llm2vec.runtime.hardware import default_device
 UNI, AUTO, RANDOM, TFIDF = "uni:", "auto:", "random:", "tfidf"
 
 _LONGEST = 512
+"""Longest sequence of an encoder of another kind, in tokens."""
 
 
 class Embedder(Protocol):
-    """Something that turns texts into vectors."""
+    """A function from texts to vectors."""
 
     def __call__(self, texts: Sequence[str], *, prompt: str | None = None) -> np.ndarray:
-        """Vectors of texts: embedding_BD."""
+        """The vectors of texts, each after the prompt: embedding_BD."""
 
 
-def name_seen_from(folder: Path, name: str) -> str:
-    """A model's name for a file in `folder`: folders by their paths from there, so that both can be moved together."""
+def relative_model_name(folder: Path, name: str) -> str:
+    """A model's name as a file in `folder` keeps it, so that both can be moved together.
+
+    A folder's path is then relative to `folder`; other names stay as they are.
+    """
     prefix, model = _split(name)
     return prefix + relative_name(folder, model)
 
 
-def name_found_from(folder: Path, name: str) -> str:
-    """The model that a file in `folder` names, the inverse of `name_seen_from`."""
+def resolved_model_name(folder: Path, name: str) -> str:
+    """The model that a file in `folder` names: the inverse of `relative_model_name`."""
     prefix, model = _split(name)
     return prefix + resolved_name(folder, model)
 
@@ -52,33 +56,34 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def open_encoder(name: str, *, pooling: str | None = None, adapters: Sequence[str] = ()) -> Encoder:
-    """An encoder by its name.
+    """Open an encoder by its name.
 
     Args:
-        name: As above.
-        pooling: Instead of its own.
-        adapters: Merged into a decoder or `uni:DECODER`, in the order they were trained in.
+        name: Name of the model, as the module describes it.
+        pooling: Pooling to use; None keeps the encoder's own.
+        adapters: Adapters to merge into a decoder, in the order they were trained.
 
     Raises:
-        ModelError: There is no such model.
+        ModelError: The model does not exist, or has no states.
     """
     if name == TFIDF:
         raise ModelError(f"{TFIDF} counts words and has no states to read; name an encoder")
-    if name.startswith(UNI):
+    prefix, model = _split(name)
+    if prefix == AUTO:
+        return _open_any(model, pooling=pooling)
+    if prefix == UNI:
         return Encoder.from_pretrained(
-            name.removeprefix(UNI), adapters=adapters, bidirectional=False, pooling=pooling
+            model, adapters=adapters, bidirectional=False, pooling=pooling
         )
-    if name.startswith(AUTO):
-        return _open_any(name.removeprefix(AUTO), pooling=pooling)
-    if not name.startswith(RANDOM):
-        return Encoder.from_pretrained(name, adapters=adapters, pooling=pooling)
-    encoder = Encoder.from_pretrained(name.removeprefix(RANDOM), pooling=pooling)
-    _forget(encoder.model)
-    return encoder
+    if prefix == RANDOM:
+        encoder = Encoder.from_pretrained(model, pooling=pooling)
+        _reset_weights(encoder.model)
+        return encoder
+    return Encoder.from_pretrained(model, adapters=adapters, pooling=pooling)
 
 
-def _forget(model: PreTrainedModel) -> None:
-    """Give every weight, norms and biases included, the value that its family starts training from."""
+def _reset_weights(model: PreTrainedModel) -> None:
+    """Give every weight, also norms and biases, the value at which its family begins training."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         fresh = type(model)(copy.deepcopy(model.config))
@@ -86,28 +91,25 @@ def _forget(model: PreTrainedModel) -> None:
 
 
 def _open_any(name: str, *, pooling: str | None) -> Encoder:
-    """An encoder of any kind, as it is: nothing is switched and nothing proven."""
+    """Open an encoder of any kind as it is, without switching or proving anything."""
     source = Source.of(name)
     tokenizer = load_tokenizer(source)
     try:
-        model = (
-            AutoModel.from_pretrained(str(source), dtype=torch.float32).to(default_device()).eval()
-        )
+        model = AutoModel.from_pretrained(str(source), dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot load {name} as an encoder: {first_line(error)}") from error
     fit_tokenizer(tokenizer, rows=embedding_rows(model))
+    # Some models have positions that they cannot use, and their tokenizer knows it.
     positions = int(getattr(model.config, "max_position_embeddings", None) or _LONGEST)
-    longest = min(
-        _LONGEST, positions, int(tokenizer.model_max_length)
-    )  # some models have positions they cannot use
+    longest = min(_LONGEST, positions, int(tokenizer.model_max_length))
     settings = Settings(max_length=longest, bidirectional=False)
-    return Encoder(
-        model, tokenizer, settings=settings.changed(pooling=pooling and pooling_named(pooling))
-    )
+    if pooling is not None:
+        settings = settings.changed(pooling=pooling_named(pooling))
+    return Encoder(model.to(default_device()).eval(), tokenizer, settings=settings)
 
 
 def open_embedder(name: str, *, pooling: str | None = None) -> Embedder:
-    """A model as a function from texts to vectors."""
+    """Open a model as a function from texts to vectors; arguments as of `open_encoder`."""
     if name == TFIDF:
         return _Tfidf()
     encoder = open_encoder(name, pooling=pooling)
@@ -119,7 +121,7 @@ def open_embedder(name: str, *, pooling: str | None = None) -> Embedder:
 
 
 class _Tfidf:
-    """Weighted word counts, the vocabulary and weights of the first texts it is given."""
+    """Weighted word counts; the first texts decide on the vocabulary and the weights."""
 
     def __init__(self) -> None:
         from sklearn.feature_extraction.text import TfidfVectorizer

@@ -1,6 +1,7 @@
-"""A trained probe as a tool: kept in a folder with the name of its encoder, it labels raw texts with spans and offsets.
+"""A saved probe as a tool that labels texts with spans and character offsets.
 
-The folder holds `probe.json` and `probe.safetensors`; the encoder itself stays where it is.
+Its folder holds `probe.json` and `probe.safetensors`, with the name of the encoder. The encoder
+itself stays where it is.
 """
 
 import shlex
@@ -10,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from llm2vec.corpus.tagged import entities, has_scheme
 from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.layers import states_width
 from llm2vec.encoder.words import Merge, Reading, Words
 from llm2vec.errors import ModelError
-from llm2vec.evaluation.probe import Classifier, Probed
-from llm2vec.evaluation.subjects import name_found_from, name_seen_from, open_encoder
+from llm2vec.evaluation.linear_classifier import Classifier
+from llm2vec.evaluation.probe import ProbeResult
+from llm2vec.evaluation.subjects import open_encoder, relative_model_name, resolved_model_name
 from llm2vec.runtime import fingerprint
 from llm2vec.runtime.files import (
     folder_beside,
@@ -37,9 +40,10 @@ class Span:
     """A labelled piece of a text.
 
     Attributes:
-        start, end: First character and one past the last.
-        text: What stands there.
-        label: A word's label, or an entity's type.
+        start: Index of the first character.
+        end: Index after the last character.
+        text: Characters of the piece.
+        label: Label of a word, or type of an entity.
     """
 
     start: int
@@ -53,9 +57,9 @@ class TaggedText:
     """A text's words with their labels.
 
     Attributes:
-        words: The words.
-        tags: The label of each word; None for a word that was not read.
-        spans: The labelled pieces, as `Tagger.tag` gives them.
+        words: Words of the text.
+        tags: Label of each word; None for a word that has no vector.
+        spans: Labelled pieces, as `Tagger.tag` returns them.
     """
 
     words: tuple[str, ...]
@@ -65,15 +69,19 @@ class TaggedText:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a saved probe says of itself, beside its weights.
+    """What a saved probe knows of itself, beside its weights.
 
     Attributes:
-        encoder: Its encoder: a hub id, or a folder by its path from the probe's folder; `uni:` and the like before it.
-        labels: In the classifier's order.
-        reading, merge: Where a word is read.
-        metric, value: What it reached on its test set.
-        layer: Whose states are read; probes of earlier versions, which do not say, read the last.
-        weights: The fingerprint of the encoder, so that another in its place is noticed; empty: not known.
+        encoder: Name of the encoder: a hub id, or a folder's path relative to the probe's folder,
+            after `uni:` or another prefix.
+        labels: Labels in the classifier's order.
+        reading: Reading of a word's states.
+        merge: How the tokens of a word make one vector.
+        metric: Metric that the probe was measured by.
+        value: Value of the metric on the test sentences.
+        layer: Layer that is read. Probes of earlier versions do not say it and read the last one.
+        weights: Fingerprint of the encoder, by which another one in its place is noticed; empty if
+            it is not known.
     """
 
     encoder: str
@@ -91,7 +99,7 @@ class Tagger:
 
     Example:
         >>> Tagger.open("probe").tag(["Anna lives in Berlin."])  # doctest: +SKIP
-        [[Span(start=0, end=4, text='Anna', label='PER'), Span(start=14, end=20, text='Berlin', label='LOC')]]
+        [[Span(start=0, end=4, text='Anna', label='PER'), Span(start=14, end=20, ...)]]
     """
 
     def __init__(self, encoder: Encoder, classifier: Classifier, facts: Facts) -> None:
@@ -99,55 +107,40 @@ class Tagger:
 
     @classmethod
     def open(cls, folder: str | Path, *, encoder: str | None = None) -> "Tagger":
-        """A saved probe with its encoder.
+        """Open a saved probe with its encoder.
 
         Args:
-            folder: The probe's folder.
-            encoder: The name of its encoder, where it is not where the probe's folder says; None: it is.
+            folder: Folder of the probe.
+            encoder: Name of the probe's encoder; None takes the name that the probe knows.
 
         Raises:
-            ModelError: The folder holds no probe, or its encoder is gone or is another one now.
+            ModelError: The folder holds no probe, or its encoder is gone or has changed.
         """
         folder = Path(folder)
-        if not _is_probe(folder):
-            save = shlex.quote(str(folder))
-            raise ModelError(
-                f"{folder} holds no probe; `llm2vec probe ... --save {save}` makes one"
-            )
-        values: dict[str, Any] = read_json(folder / _FACTS)
-        facts = Facts(**{**values, "labels": tuple(values["labels"])})
-        weights = load_file(folder / _WEIGHTS)
-        name = encoder or name_found_from(folder, facts.encoder)
+        facts, weights = _read_probe(folder)
+        name = encoder or resolved_model_name(folder, facts.encoder)
         try:
             opened = open_encoder(name)
         except ModelError as error:
             raise ModelError(
                 f"{error}; the probe in {folder} was trained on it: say --encoder where it is now"
             ) from error
-        width = weights["weight"].shape[1]
-        if states_width(opened.model, layer=facts.layer) != width:
-            raise ModelError(
-                f"{folder} was trained on vectors of {width} numbers; {name} has others now"
-            )
-        known = fingerprint.comparable(facts.weights)
-        if known and facts.weights != _fingerprint(opened):
-            raise ModelError(
-                f"{name} is not the encoder that {folder} was trained on; probe it again (--save)"
-            )
+        _check_encoder(opened, name, folder, facts, weights)
         return cls(opened, Classifier(weights["weight"], weights["bias"]), facts)
 
     def tag(self, texts: Sequence[str] | Sequence[Sequence[str]]) -> list[list[Span]]:
-        """Spans of each text: whole entities where labels follow a scheme such as BIO, else every word.
+        """The spans of each text: whole entities if labels follow a scheme such as BIO, else words.
 
-        A word beyond the longest sequence, or without any token, gets none.
+        A word beyond the longest sequence, or without any token, has no span.
 
         Args:
-            texts: Raw texts, which are cut into words, or lists of words, which are joined by spaces.
+            texts: Raw texts, which are cut into words, or lists of words, which are joined by
+                spaces.
         """
         return [list(each.spans) for each in self.read(texts)]
 
     def read(self, texts: Sequence[str | Sequence[str]]) -> list["TaggedText"]:
-        """Words, tags and spans of each text; arguments as of `tag`."""
+        """The words, tags and spans of each text; arguments as of `tag`."""
         facts = self.facts
         words_of_texts = self.encoder.words(
             texts,  # type: ignore[arg-type]  # raw texts beside lists of words
@@ -160,13 +153,8 @@ class Tagger:
         ]
 
     def _tagged(self, text: str | Sequence[str], words: Words) -> "TaggedText":
-        labels = self.facts.labels
-        numbers = self.classifier(words.vectors_WD).tolist() if words.words else []
-        was_read = words.vectors_WD.any(1).tolist()
-        tags = [
-            labels[number] if read else None for number, read in zip(numbers, was_read, strict=True)
-        ]
-        if has_scheme(labels):
+        tags = self._tags(words)
+        if has_scheme(self.facts.labels):
             pieces = sorted(entities([tag or "O" for tag in tags]))
         else:
             pieces = [(index, index + 1, tag) for index, tag in enumerate(tags) if tag is not None]
@@ -177,23 +165,64 @@ class Tagger:
             spans.append(Span(start, end, whole[start:end], label))
         return TaggedText(words.words, tuple(tags), tuple(spans))
 
+    def _tags(self, words: Words) -> list[str | None]:
+        """The label of each word; None for a word with the zero vector."""
+        if not words.words:
+            return []
+        indices = self.classifier(words.vectors_WD).tolist()
+        has_vector = words.vectors_WD.any(1).tolist()
+        labels = self.facts.labels
+        return [
+            labels[index] if known else None
+            for index, known in zip(indices, has_vector, strict=True)
+        ]
+
+
+def _read_probe(folder: Path) -> tuple[Facts, dict[str, Tensor]]:
+    if not _is_probe(folder):
+        save = shlex.quote(str(folder))
+        raise ModelError(f"{folder} holds no probe; `llm2vec probe ... --save {save}` makes one")
+    values: dict[str, Any] = read_json(folder / _FACTS)
+    facts = Facts(**{**values, "labels": tuple(values["labels"])})
+    return facts, load_file(folder / _WEIGHTS)
+
+
+def _check_encoder(
+    encoder: Encoder, name: str, folder: Path, facts: Facts, weights: dict[str, Tensor]
+) -> None:
+    """Refuse an encoder that the probe was not trained on."""
+    width = weights["weight"].shape[1]
+    if states_width(encoder.model, layer=facts.layer) != width:
+        raise ModelError(
+            f"{folder} was trained on vectors of {width} numbers; {name} has others now"
+        )
+    is_known = fingerprint.comparable(facts.weights)
+    if is_known and facts.weights != _fingerprint(encoder):
+        raise ModelError(
+            f"{name} is not the encoder that {folder} was trained on; probe it again (--save)"
+        )
+
 
 def probe_folder(path: Path) -> Path:
     """The real path of a folder that a probe can be saved into.
 
     Raises:
-        RunError: There is something in it, but no probe.
-        UsageError: It is a file.
+        RunError: The folder holds something other than a probe.
+        UsageError: The path is a file.
     """
     folder = resolved_folder(path, option="--save")
-    half = folder.is_dir() and {each.name for each in folder.iterdir()} <= {_FACTS, _WEIGHTS}
-    if not _is_probe(folder) and not half:
+    if not _is_probe(folder) and not _is_part_of_probe(folder):
         refuse_occupied(folder)
     return folder
 
 
+def _is_part_of_probe(folder: Path) -> bool:
+    """Whether a folder holds no more than a part of a probe, which a stopped `--save` leaves."""
+    return folder.is_dir() and {each.name for each in folder.iterdir()} <= {_FACTS, _WEIGHTS}
+
+
 def _fingerprint(encoder: Encoder) -> str:
-    """The fingerprint of what a probe's vectors come from: weights that attend to one side or to both."""
+    """The fingerprint of what a probe's vectors depend on: weights and kind of attention."""
     return fingerprint.of_values(
         fingerprint.of_weights(encoder.model), encoder.settings.bidirectional
     )
@@ -204,29 +233,31 @@ def _is_probe(folder: Path) -> bool:
 
 
 def save_probe(
-    probed: Probed,
+    probed: ProbeResult,
     folder: Path,
     *,
     encoder: str,
     merge: Merge = "mean",
     model: Encoder | None = None,
 ) -> None:
-    """Keep the first seed's classifier; a probe that is in the folder already is replaced, and all else stays.
+    """Save the first seed's classifier. A probe in the folder is replaced, other files stay.
 
     Args:
-        probed: As from `probe`.
-        folder: The folder to make, or one that holds a probe.
-        encoder: The encoder's name; a folder is kept by its path from the probe's, so that both can be moved together.
-        merge: As the probe was trained with.
-        model: The encoder itself; its fingerprint is kept, so that `Tagger.open` notices another in its place.
+        probed: Result of `probe`.
+        folder: Folder to make, or one that holds a probe.
+        encoder: Name of the encoder. The path of a folder is kept relative to the probe's folder,
+            so that both can be moved together.
+        merge: How the tokens of a word made one vector in training.
+        model: Encoder itself, whose fingerprint is kept so that `Tagger.open` notices another in
+            its place; None keeps no fingerprint.
 
     Raises:
-        RunError: There is something in the folder, but no probe.
+        RunError: The folder holds something other than a probe.
     """
     folder = probe_folder(folder)
     weights = "" if model is None else _fingerprint(model)
     facts = Facts(
-        name_seen_from(folder, encoder),
+        relative_model_name(folder, encoder),
         probed.labels,
         probed.reading,
         merge,

@@ -19,7 +19,7 @@ from llm2vec.backbone.loading import quiet
 from llm2vec.backbone.switch import save_model
 from llm2vec.encoder.encoder import Encoder
 from llm2vec.errors import ModelError, RunError
-from llm2vec.evaluation.probe import Classifier
+from llm2vec.evaluation.linear_classifier import Classifier
 from llm2vec.evaluation.subjects import open_encoder
 from llm2vec.evaluation.tagger import Facts, Tagger
 from llm2vec.finetuning.calibration import probabilities

@@ -12,7 +12,7 @@ import numpy as np
 from llm2vec.corpus.tagged import TaggedSentence, entities, has_scheme
 from llm2vec.encoder.words import Merge
 from llm2vec.encoder.words import Reading as WordReading
-from llm2vec.evaluation.word_metrics import by_label, counted, value
+from llm2vec.evaluation.word_metrics import by_label, sentence_counts, value
 from llm2vec.finetuning.calibration import probabilities
 from llm2vec.finetuning.examples import Example, Sentence, sentence_examples
 from llm2vec.finetuning.labels import IGNORED, Labels, unseen
@@ -125,9 +125,9 @@ def tagger_score(
     """The score that training stops by, and the accuracy: entity F1 where labels have entities, else macro F1."""
     guesses = guessed_tags(sentences, logits_WC, labels)
     words = [each.words for each in sentences]
-    accuracy = value(counted(words, guesses, "accuracy"))
+    accuracy = value(sentence_counts(words, guesses, "accuracy"))
     if has_scheme(labels.names):
-        score = value(counted(words, guesses, "entity-f1"))
+        score = value(sentence_counts(words, guesses, "entity-f1"))
     else:
         score = macro_f1(_flat([each.tags for each in words]), _flat(guesses))
     return {"score": score, "accuracy": accuracy}

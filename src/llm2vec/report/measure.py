@@ -19,8 +19,8 @@ from llm2vec.encoder.folder import CHECKPOINTS, PROVENANCE_FILE
 from llm2vec.errors import ModelError, RunError
 from llm2vec.evaluation import analysis
 from llm2vec.evaluation.analysis import BUNDLED_SETS
-from llm2vec.evaluation.bootstrap import difference
-from llm2vec.evaluation.probe import Probed, Split, probe_splits, read_split, with_development
+from llm2vec.evaluation.bootstrap import paired_difference
+from llm2vec.evaluation.probe import ProbeResult, Split, probe_splits, read_split, with_development
 from llm2vec.evaluation.sentence_tasks import Score, sts
 from llm2vec.evaluation.subjects import (
     AUTO,
@@ -191,7 +191,7 @@ def _measure_all(
 ) -> None:
     """Measure each subject on each task into the report's entries, then the changes between them."""
     entries = [*report["words"], *report["sentences"]]
-    measured: list[dict[str, Probed | Score]] = [{} for _ in entries]
+    measured: list[dict[str, ProbeResult | Score]] = [{} for _ in entries]
     _measure_floors(report["sentences"], measured[len(words) :], sentences, decoder)
     names = [each.title for each in subjects]
     ends = (names[0], names[-1])
@@ -214,7 +214,7 @@ def _measure_all(
 
 def _values(
     encoder: Encoder, words: Sequence[WordTask], sentences: Sequence[SentenceTask]
-) -> list[Probed | Score]:
+) -> list[ProbeResult | Score]:
     scores = [sts(_embedder(encoder), task.path) for task in sentences]
     return [*_probed(words, encoder), *scores]
 
@@ -335,7 +335,7 @@ def _sentence_head(task: SentenceTask) -> dict[str, Any]:
     return {"task": task.name, "metric": "spearman", "data": task.data, "rows": []}
 
 
-def _probed(tasks: Sequence[WordTask], encoder: Encoder) -> list[Probed]:
+def _probed(tasks: Sequence[WordTask], encoder: Encoder) -> list[ProbeResult]:
     """Probe an encoder on each task; tasks over the same sentences share the states, and the reading of the first."""
     read: dict[int, Split] = {}
     found = []
@@ -359,7 +359,7 @@ def _only(split: Split, reading: Any) -> Split:
 
 def _measure_floors(
     entries: Sequence[dict[str, Any]],
-    measured: Sequence[dict[str, Probed | Score]],
+    measured: Sequence[dict[str, ProbeResult | Score]],
     tasks: Sequence[SentenceTask],
     decoder: str,
 ) -> None:
@@ -376,7 +376,7 @@ def _measure_floors(
 
 
 def _changes(
-    measured: Mapping[str, Probed | Score], names: Sequence[str]
+    measured: Mapping[str, ProbeResult | Score], names: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
     """Each stage against Uni and against the stage before it, on the same draws of the test items.
 
@@ -387,13 +387,15 @@ def _changes(
     if _WEIGHTED in measured:
         steps.append((_WEIGHTED, stages[-1]))
     for before, after in steps:
-        found = difference(measured[after], measured[before])
+        found = paired_difference(measured[after], measured[before])
         if found is not None:
             yield {"before": before, "after": after, **found.to_dict()}
 
 
-def _row(name: str, found: Probed | Score) -> dict[str, Any]:
-    reading = {"reading": found.reading, "seeds": found.seeds} if isinstance(found, Probed) else {}
+def _row(name: str, found: ProbeResult | Score) -> dict[str, Any]:
+    reading = (
+        {"reading": found.reading, "seeds": found.seeds} if isinstance(found, ProbeResult) else {}
+    )
     return {"model": name, "value": found.value, "low": found.low, "high": found.high, **reading}
 
 
