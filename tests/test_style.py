@@ -15,8 +15,6 @@ MOST_IN_ROOT = 4
 STILL_DENSE = {
     ("conversion/info.py", "_estimate"): 342,
     ("conversion/info.py", "describe"): 301,
-    ("report/figures.py", "bars"): 266,
-    ("report/measure.py", "_measure_all"): 303,
     ("serving/export/export.py", "export"): 295,
     ("serving/export/to_onnx.py", "_open"): 263,
     ("training/mntp.py", "__call__"): 262,

@@ -7,7 +7,7 @@ from typing import Any
 from llm2vec.finetuning.folder import LABELS_FILE, METRICS_FILE
 from llm2vec.report.figures import PALETTE, Bar, cells, ranking
 from llm2vec.report.html import page
-from llm2vec.report.sections import Section
+from llm2vec.report.section import Section
 from llm2vec.runtime.files import atomic_file, read_json
 
 PAGE = "report.html"

@@ -1,1 +1,1 @@
-"""One page that shows what a conversion gained."""
+"""One page that shows what a conversion gained: measured, set in sections, and drawn."""

@@ -65,12 +65,17 @@ def bars(title: str, values: Sequence[Bar], *, lines: Mapping[str, float]) -> st
         _label(axes, index, 100 * each.high, f"{height:.1f}")
     levels = {name: 100 * value for name, value in lines.items()}
     for name, level in levels.items():
-        axes.axhline(level, color=_TEXT, linewidth=1, linestyle=_DASHES)
-        _label(axes, len(values) - 0.5, level, name, anchor="right")
+        _draw_level(axes, name, level, right=len(values) - 0.5)
     axes.set_xticks(range(len(values)), [_wrapped(each.name) for each in values])
     axes.set_xlim(-0.5, len(values) - 0.5)
     axes.set_ylim(*_bounds([*_ends(values), *levels.values()]))
     return _svg(figure, title)
+
+
+def _draw_level(axes: "Axes", name: str, level: float, *, right: float) -> None:
+    """A dashed line over the whole width, with its name above its right end."""
+    axes.axhline(level, color=_TEXT, linewidth=1, linestyle=_DASHES)
+    _label(axes, right, level, name, anchor="right")
 
 
 def ranking(title: str, values: Sequence[Bar]) -> str:

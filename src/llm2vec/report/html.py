@@ -1,7 +1,6 @@
-"""The report as something to look at: one HTML page that needs nothing else, and the same as Markdown.
+"""The report as one HTML page that loads nothing, and as Markdown, from the same sections.
 
-Both are drawn from the same sections. The page has no scripts and loads nothing; it follows the
-reader's light or dark setting and narrows to a phone.
+The page has no scripts. It follows the reader's light or dark setting, and fits on a phone.
 """
 
 import re
@@ -12,7 +11,8 @@ from typing import Any
 
 from llm2vec.conversion.run_folder import REPORT_FACTS, REPORT_FILES, report_files
 from llm2vec.errors import RunError
-from llm2vec.report.sections import Facts, Section, sections
+from llm2vec.report.section import Facts, Section
+from llm2vec.report.sections import sections
 from llm2vec.runtime.files import atomic_file, resolved_folder, write_json
 from llm2vec.runtime.optional import optional
 
@@ -24,8 +24,8 @@ def report_folder(path: Path) -> Path:
     """The real path of a folder that a report can be written into.
 
     Raises:
-        RunError: It holds files of these names that are no report of ours.
-        UsageError: It is a file.
+        RunError: The folder holds files of these names that this program did not write.
+        UsageError: The path is a file.
     """
     folder = resolved_folder(path, option="--out")
     there = [name for name in REPORT_FILES if (folder / name).exists()]
@@ -37,10 +37,14 @@ def report_folder(path: Path) -> Path:
 
 
 def write_report(report: Facts, folder: Path) -> Path:
-    """Write `report.html`, `report.md` and `report.json` into a folder; returns the page.
+    """Write `report.html`, `report.md` and `report.json` into a folder.
+
+    Returns:
+        Path of the page.
 
     Raises:
-        RunError, UsageError: As `report_folder` says.
+        RunError: The folder holds files of these names that this program did not write.
+        UsageError: The path is a file.
     """
     report_folder(folder).mkdir(parents=True, exist_ok=True)
     write_json(folder / REPORT_FACTS, report)
@@ -53,7 +57,7 @@ def write_report(report: Facts, folder: Path) -> Path:
 
 
 def to_html(report: Facts) -> str:
-    """One page with everything in it."""
+    """The report as one HTML page."""
     return page(_title(report), sections(report))
 
 
@@ -86,7 +90,7 @@ def _numeric_columns(table: Sequence[Sequence[str]]) -> list[bool]:
 
 
 def to_markdown(parts: Sequence[Section]) -> str:
-    """Sections without their figures."""
+    """Sections as Markdown, without their figures."""
     return "\n".join(line for section in parts for line in _markdown_lines(section))
 
 

@@ -1,21 +1,24 @@
-"""What a conversion gained, measured in one go: the facts behind `llm2vec report`, as plain data.
+"""The facts behind `llm2vec report`: what a conversion gained, measured, as plain data.
 
-The decoder read causally (Uni), each stage of the run, and other encoders go through the same small sets, which are the
-project's own unless the user names others. `page` turns the facts into something to look at.
+The causal decoder (Uni), each stage of the run and other encoders are measured on the same small
+sets, which are bundled unless the user names others. `sections` turns the facts into a page.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from llm2vec.backbone.source import Source, resolved_name
 from llm2vec.conversion.run_folder import stages_folder
 from llm2vec.corpus.tagged import TaggedSentence, read_tagged
 from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.folder import CHECKPOINTS, PROVENANCE_FILE
+from llm2vec.encoder.words import Reading
 from llm2vec.errors import ModelError, RunError
 from llm2vec.evaluation import analysis
 from llm2vec.evaluation.analysis import BUNDLED_SETS
@@ -27,7 +30,6 @@ from llm2vec.evaluation.subjects import (
     RANDOM,
     TFIDF,
     UNI,
-    Embedder,
     open_embedder,
     open_encoder,
 )
@@ -37,13 +39,13 @@ from llm2vec.runtime.files import read_json
 from llm2vec.runtime.progress import Progress, Silent
 
 _TITLES = {"bi": "Bi", "mntp": "MNTP", "simcse": "SimCSE", "supervised": "supervised"}
-"""Stages and what the paper calls them."""
+"""The paper's names of the stages."""
 
 _ALIKE = 4.0
-"""Pairs graded so or higher (of 5) mean the same."""
+"""Least grade (of 5) of pairs that mean the same."""
 
 _WEIGHTED = "Uni, weighted mean"
-"""The causal decoder's better pooling."""
+"""The causal decoder with the pooling that suits it better."""
 
 _SHOWN = (
     "My sister sings in a choir.",
@@ -55,13 +57,14 @@ _SHOWN = (
 
 @dataclass(frozen=True)
 class WordTask:
-    """A word-level measurement.
+    """A task of labelled words.
 
     Attributes:
-        name: What is labelled.
-        train, test: Sentences with labels.
+        name: Name of the labels.
+        train: Labelled sentences to train on.
+        test: Labelled sentences to measure on.
         metric: Accuracy, or F1 of entities.
-        data: What the sentences are, for the reader.
+        data: Description of the sentences for the reader.
     """
 
     name: str
@@ -73,7 +76,13 @@ class WordTask:
 
 @dataclass(frozen=True)
 class SentenceTask:
-    """Graded pairs: a name, the file, and what it is."""
+    """A task of graded pairs.
+
+    Attributes:
+        name: Name of the task.
+        path: File of the pairs.
+        data: Description of the pairs for the reader.
+    """
 
     name: str
     path: Path
@@ -85,18 +94,45 @@ class _Subject:
     """A model that is measured.
 
     Attributes:
-        title: What was done to the decoder.
-        source: What opens it.
-        adapters: Merged into it then.
+        title: Name in the report: the stages behind the model, or a baseline's name.
+        source: Name to open the model by.
+        adapters: Adapters to merge into it.
+        baseline: Whether the model is not a part of the run, but is compared with it.
     """
 
     title: str
     source: str
     adapters: tuple[str, ...] = ()
+    baseline: bool = False
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What is known of one task.
+
+    Attributes:
+        entry: Facts of the task for the report.
+        scores: Score of each model by title, which differences are computed from.
+    """
+
+    entry: dict[str, Any]
+    scores: dict[str, ProbeResult | Score] = field(default_factory=dict)
+
+    def add(self, title: str, score: ProbeResult | Score, *, baseline: bool) -> None:
+        """Add the score of a model."""
+        self.scores[title] = score
+        row = {"model": title, "value": score.value, "low": score.low, "high": score.high}
+        if isinstance(score, ProbeResult):
+            row |= {"reading": score.reading, "seeds": score.seeds}
+        self.entry["rows"].append({**row, "baseline": baseline})
+
+    def with_changes(self, of_run: Sequence[str]) -> dict[str, Any]:
+        """The facts with the changes between the models of the run, by their titles in order."""
+        return {**self.entry, "changes": list(_changes(self.scores, of_run))}
 
 
 def bundled_words() -> list[WordTask]:
-    """Part-of-speech, chunks and entities of the project's own sentences."""
+    """The bundled word tasks: parts of speech, chunks and entities of the project's sentences."""
     kinds: dict[str, tuple[str, Metric]] = {
         "part-of-speech": ("pos", "accuracy"),
         "chunks": ("chunks", "accuracy"),
@@ -104,21 +140,17 @@ def bundled_words() -> list[WordTask]:
     }
     tasks = []
     for name, (column, metric) in kinds.items():
-        train, test = (
-            read_tagged(BUNDLED_SETS / f"words.{part}.jsonl", column=column)
-            for part in ("train", "test")
-        )
+        train = read_tagged(BUNDLED_SETS / "words.train.jsonl", column=column)
+        test = read_tagged(BUNDLED_SETS / "words.test.jsonl", column=column)
         about = f"bundled, small: {len(train)} sentences to train on, {len(test)} to test on"
         tasks.append(WordTask(name, train, test, metric, about))
     return tasks
 
 
 def bundled_sentences() -> list[SentenceTask]:
-    """The project's own graded pairs."""
-    path = BUNDLED_SETS / "pairs.jsonl"
-    return [
-        SentenceTask("similarity", path, f"bundled, small: {len(analysis.bundled_pairs())} pairs")
-    ]
+    """The bundled sentence task: the project's graded pairs."""
+    about = f"bundled, small: {len(analysis.bundled_pairs())} pairs"
+    return [SentenceTask("similarity", BUNDLED_SETS / "pairs.jsonl", about)]
 
 
 def measure(
@@ -130,118 +162,100 @@ def measure(
     sentences: Sequence[SentenceTask] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Measure everything the report shows.
+    """Measure everything that the report shows.
 
     Args:
-        run: An encoder folder that `convert` made; its stages are measured where they were kept.
-        decoder: The decoder it was made from, where it is not where the run's folder says; None: it is.
-        baselines: Other encoders by name (`auto:NAME`, or a folder), shown as dashed lines.
-        words: Word-level tasks; None: the bundled ones.
-        sentences: Graded pairs; None: the bundled ones.
-        progress: Told of each model.
+        run: Encoder folder that `convert` made; its stages are measured where they were kept.
+        decoder: Name of the decoder that was converted; None takes the one that the run names.
+        baselines: Names of other encoders (`auto:NAME`, or a folder), shown as dashed lines.
+        words: Word tasks; None takes the bundled ones.
+        sentences: Sentence tasks; None takes the bundled one.
+        progress: Listener that is told of each model.
 
     Returns:
-        Plain data for JSON; `docs/evaluate.md` says what is in it.
+        Plain data for JSON, which `docs/evaluate.md` describes.
 
     Raises:
         RunError: The folder is no finished run.
-        ModelError: The decoder it was made from is gone, or is another one now.
+        ModelError: The decoder is gone, or is another one now.
     """
     provenance = _provenance(run)
     decoder = _decoder(run, provenance, decoder)
     words = bundled_words() if words is None else words
     sentences = bundled_sentences() if sentences is None else sentences
-    report = _empty_report(words, sentences)
     subjects = _subjects(run, decoder)
-    others = [_Subject(_short(each), each) for each in baselines]
-    _measure_all(report, words, sentences, subjects, others, decoder, progress or Silent())
+    subjects += [_Subject(_short(each), each, baseline=True) for each in baselines]
+    tables = _measure_subjects(subjects, words, sentences, decoder, progress or Silent())
     similarity = analysis.layer_similarity(decoder)
-    trained = [stage for stage in provenance["stages"] if stage["metrics"]]
     return {
         "encoder": run.name,
         "decoder": str(decoder),
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        **report,
+        **tables,
         "efficiency": list(_efficiency(run, words[:1], sentences[:1])),
         "layers": {"cosine_LT": similarity.cosine_LT, "by_layer": similarity.by_layer},
-        "training": {stage["stage"]: stage["metrics"] for stage in trained},
+        "training": _training(provenance),
         "proofs": list(_proofs(provenance)),
         "run": {key: provenance[key] for key in ("recipe", "versions", "machine", "corpora")},
     }
 
 
-def _empty_report(words: Sequence[WordTask], sentences: Sequence[SentenceTask]) -> dict[str, Any]:
-    return {
-        "words": list(map(_head, words)),
-        "sentences": list(map(_sentence_head, sentences)),
-        "future": [],
-        "geometry": [],
-        "neighbours": [],
-    }
-
-
-def _measure_all(
-    report: dict[str, Any],
+def _measure_subjects(
+    subjects: Sequence[_Subject],
     words: Sequence[WordTask],
     sentences: Sequence[SentenceTask],
-    subjects: Sequence[_Subject],
-    others: Sequence[_Subject],
     decoder: str,
     progress: Progress,
-) -> None:
-    """Measure each subject on each task into the report's entries, then the changes between them."""
-    entries = [*report["words"], *report["sentences"]]
-    measured: list[dict[str, ProbeResult | Score]] = [{} for _ in entries]
-    _measure_floors(report["sentences"], measured[len(words) :], sentences, decoder)
-    names = [each.title for each in subjects]
-    ends = (names[0], names[-1])
-    everybody = [*subjects, *others]
-    progress.start("measuring", total=len(everybody))
-    for subject in everybody:
-        title, is_baseline = subject.title, subject in others
+) -> dict[str, list[Any]]:
+    """The report's facts of each task and of each model's vectors."""
+    tables = [_Measured(_word_entry(task)) for task in words]
+    tables += [_with_floors(task, decoder) for task in sentences]
+    of_run = [each.title for each in subjects if not each.baseline]
+    analyses: dict[str, list[Any]] = {"future": [], "geometry": [], "neighbours": []}
+    progress.start("measuring", total=len(subjects))
+    for subject in subjects:
         encoder = open_encoder(subject.source, adapters=subject.adapters)
-        values = _values(encoder, words, sentences)
-        for entry, known, value in zip(entries, measured, values, strict=True):
-            known[title] = value
-            entry["rows"].append({**_row(title, value), "baseline": is_baseline})
-        if not is_baseline:
-            _analyse(report, encoder, title, near=title in ends)
+        scores = [*_probed(words, encoder), *_similarities(sentences, encoder)]
+        for table, score in zip(tables, scores, strict=True):
+            table.add(subject.title, score, baseline=subject.baseline)
+        if not subject.baseline:
+            _analyse(encoder, subject.title, analyses, of_run=of_run)
         progress.advance(1)
     progress.finish()
-    for entry, known in zip(entries, measured, strict=True):
-        entry["changes"] = list(_changes(known, names))
-
-
-def _values(
-    encoder: Encoder, words: Sequence[WordTask], sentences: Sequence[SentenceTask]
-) -> list[ProbeResult | Score]:
-    scores = [sts(_embedder(encoder), task.path) for task in sentences]
-    return [*_probed(words, encoder), *scores]
+    entries = [table.with_changes(of_run) for table in tables]
+    return {"words": entries[: len(words)], "sentences": entries[len(words) :], **analyses}
 
 
 def _efficiency(
     run: Path, words: Sequence[WordTask], sentences: Sequence[SentenceTask]
 ) -> Iterator[dict[str, Any]]:
-    """Scores of the encoders kept along the way, by stage and step (paper, section 5); the first task of each kind."""
-    folders = stages_folder(run) / CHECKPOINTS
-    kept = [(each.name.rpartition("-"), each) for each in folders.glob("[0-9]-*-*")]
-    for (stage, _, step), folder in sorted(kept, key=lambda each: (each[0][0], int(each[0][2]))):
+    """Scores of the encoders kept during training, by stage and step (paper, section 5)."""
+    for stage, step, folder in _kept_checkpoints(run):
         encoder = open_encoder(str(folder))
-        found: dict[str, float] = {}
+        scores: dict[str, float] = {}
         for task in words:
-            train, dev = with_development(task.train, ())
-            splits = [
-                read_split(encoder, part, readings=("own",)) for part in (train, dev, task.test)
-            ]
-            found[task.name] = probe_splits(*splits, metric=task.metric).value
-        found |= {task.name: sts(_embedder(encoder), task.path).value for task in sentences}
-        yield {"stage": stage, "step": int(step), "scores": found}
+            parts = (*with_development(task.train, ()), task.test)
+            splits = [read_split(encoder, part, readings=("own",)) for part in parts]
+            scores[task.name] = probe_splits(*splits, metric=task.metric).value
+        for pairs, score in zip(sentences, _similarities(sentences, encoder), strict=True):
+            scores[pairs.name] = score.value
+        yield {"stage": stage, "step": step, "scores": scores}
+
+
+def _kept_checkpoints(run: Path) -> list[tuple[str, int, Path]]:
+    """Stage, step and folder of each encoder that was kept during training, in order."""
+    found = []
+    for folder in (stages_folder(run) / CHECKPOINTS).glob("[0-9]-*-*"):
+        stage, _, step = folder.name.rpartition("-")
+        found.append((stage, int(step), folder))
+    return sorted(found)
 
 
 def _provenance(run: Path) -> Mapping[str, Any]:
     if not (run / PROVENANCE_FILE).is_file():
         raise RunError(
-            f"{run} is no finished conversion: there is no {PROVENANCE_FILE} in it; run `llm2vec convert`"
+            f"{run} is no finished conversion: there is no {PROVENANCE_FILE} in it; run "
+            "`llm2vec convert`"
         )
     provenance: Mapping[str, Any] = read_json(run / PROVENANCE_FILE)
     if "recipe" not in provenance:
@@ -249,64 +263,82 @@ def _provenance(run: Path) -> Mapping[str, Any]:
     return provenance
 
 
+def _training(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics of each stage that was trained."""
+    stages = provenance["stages"]
+    return {stage["stage"]: stage["metrics"] for stage in stages if stage["metrics"]}
+
+
 def _decoder(run: Path, provenance: Mapping[str, Any], named: str | None) -> str:
-    """The name of the decoder that a run was made from, after a look whether it is still that one."""
+    """The name of the decoder that was converted, after a check that it is still the same one."""
     given = provenance["recipe"]["decoder"]
-    seen = provenance.get("places", {}).get("decoder", given)
-    name = named or _where_now(run, seen, given)
+    relative = provenance.get("places", {}).get("decoder", given)
+    name = named or _current_name(run, relative, given)
     try:
         found = Source.of(name).path
     except ModelError as error:
         raise ModelError(
-            f"{error}; {run} was made from it, and the report compares with it: say --decoder where it is now"
+            f"{error}; {run} was made from it, and the report compares with it: say --decoder "
+            "where it is now"
         ) from error
-    was = provenance["decoder"]
+    then = provenance["decoder"]
     if found is None:
-        changed = not fingerprint.comparable(was) and was != name
+        changed = not fingerprint.comparable(then) and then != name
     else:
-        changed = fingerprint.comparable(was) and was != fingerprint.of_path(found)
+        changed = fingerprint.comparable(then) and then != fingerprint.of_path(found)
     if changed:
         raise ModelError(
-            f"{name} is not the decoder that {run} was made from, or its files have changed since: say --decoder "
-            "where that one is"
+            f"{name} is not the decoder that {run} was made from, or its files have changed since: "
+            "say --decoder where that one is"
         )
     return name
 
 
-def _where_now(run: Path, seen: str, given: str) -> str:
-    """Where a model is that a run names: as seen from the run, or as it was given if the run was moved alone."""
-    told = resolved_name(run, seen)
-    return given if Path(given).exists() and not Path(told).exists() else told
+def _current_name(run: Path, relative: str, given: str) -> str:
+    """The current name of a model that a run names.
+
+    Args:
+        run: Folder of the run.
+        relative: Path of the model from that folder, which holds if both were moved together.
+        given: Name that was given to the conversion, which holds if only the run was moved.
+    """
+    moved = resolved_name(run, relative)
+    if Path(given).exists() and not Path(moved).exists():
+        return given
+    return moved
 
 
 def _subjects(run: Path, decoder: str) -> list[_Subject]:
-    """Uni, Bi, each stage that is there, and the encoder itself, called what was done."""
+    """The causal decoder, each stage that was kept, and the encoder itself."""
     provenance = _provenance(run)
-    made = [stage["stage"] for stage in provenance["stages"]]
-    given = provenance["recipe"].get("adapters", ())
-    seen = provenance.get("places", {}).get("adapters", given)
-    adapters = tuple(_where_now(run, *each) for each in zip(seen, given, strict=True))
-    folders = {"bi": (decoder, adapters), **_kept_stages(run)}
-    folders[made[-1]] = (str(run), ())
+    stages = [stage["stage"] for stage in provenance["stages"]]
+    adapters = _adapters(run, provenance)
+    folders = {**_kept_stages(run), stages[-1]: run}
     subjects = [_Subject("Uni", f"{UNI}{decoder}")]
-    for place_of, stage in enumerate(made):
+    for count, stage in enumerate(stages, start=1):
+        title = _title(stages[:count], adapted=bool(adapters))
         if stage in folders:
-            title = _title(made[: place_of + 1], adapted=bool(adapters))
-            subjects.append(_Subject(title, *folders[stage]))
+            subjects.append(_Subject(title, str(folders[stage])))
+        elif stage == "bi":
+            subjects.append(_Subject(title, decoder, adapters))
     return subjects
 
 
-def _kept_stages(run: Path) -> dict[str, tuple[str, tuple[str, ...]]]:
-    """The folder of each stage that was kept; no adapter is to be merged into them."""
-    return {
-        folder.name.partition("-")[2]: (str(folder), ())
-        for folder in stages_folder(run).glob("[0-9]-*")
-        if folder.is_dir()
-    }
+def _adapters(run: Path, provenance: Mapping[str, Any]) -> tuple[str, ...]:
+    """The current names of the adapters that were merged into the decoder."""
+    given = provenance["recipe"].get("adapters", ())
+    relative = provenance.get("places", {}).get("adapters", given)
+    return tuple(_current_name(run, *names) for names in zip(relative, given, strict=True))
+
+
+def _kept_stages(run: Path) -> dict[str, Path]:
+    """The folder of each stage that was kept."""
+    folders = [each for each in stages_folder(run).glob("[0-9]-*") if each.is_dir()]
+    return {folder.name.partition("-")[2]: folder for folder in folders}
 
 
 def _title(stages: Sequence[str], *, adapted: bool) -> str:
-    """What was done, in order.
+    """The paper's names of the stages behind a model, in order.
 
     Example:
         >>> _title(["bi", "simcse"], adapted=False)
@@ -320,113 +352,110 @@ def _short(baseline: str) -> str:
     return Path(baseline.removeprefix(AUTO)).name
 
 
-def _head(task: WordTask) -> dict[str, Any]:
-    least = floors(task.train, task.test, task.metric)
+def _word_entry(task: WordTask) -> dict[str, Any]:
     return {
         "task": task.name,
         "metric": task.metric,
         "data": task.data,
-        "floors": least,
+        "floors": floors(task.train, task.test, task.metric),
         "rows": [],
     }
 
 
-def _sentence_head(task: SentenceTask) -> dict[str, Any]:
+def _sentence_entry(task: SentenceTask) -> dict[str, Any]:
     return {"task": task.name, "metric": "spearman", "data": task.data, "rows": []}
 
 
-def _probed(tasks: Sequence[WordTask], encoder: Encoder) -> list[ProbeResult]:
-    """Probe an encoder on each task; tasks over the same sentences share the states, and the reading of the first."""
-    read: dict[int, Split] = {}
-    found = []
+def _probed(tasks: Sequence[WordTask], encoder: Encoder) -> list[ProbeResult | Score]:
+    """Probe an encoder on each task.
+
+    Tasks over the same sentences share the states, and the reading that suits the first of them.
+    """
+    known: dict[int, Split] = {}
+    results: list[ProbeResult | Score] = []
     for task in tasks:
         splits = []
-        train, dev = with_development(task.train, ())
-        for part in (train, dev, task.test):
+        for part in (*with_development(task.train, ()), task.test):
             key = hash(tuple(sentence.words for sentence in part))
-            read[key] = replace(
-                read[key] if key in read else read_split(encoder, part), sentences=part
-            )
-            splits.append(read[key])
-        found.append(probe_splits(*splits, metric=task.metric))
-        read = {key: _only(split, found[-1].reading) for key, split in read.items()}
-    return found
+            if key not in known:
+                known[key] = read_split(encoder, part)
+            splits.append(replace(known[key], sentences=part))
+        result = probe_splits(*splits, metric=task.metric)
+        known = {key: _with_one_reading(split, result.reading) for key, split in known.items()}
+        results.append(result)
+    return results
 
 
-def _only(split: Split, reading: Any) -> Split:
+def _with_one_reading(split: Split, reading: Reading) -> Split:
     return replace(split, vectors={reading: split.vectors[reading]})
 
 
-def _measure_floors(
-    entries: Sequence[dict[str, Any]],
-    measured: Sequence[dict[str, ProbeResult | Score]],
-    tasks: Sequence[SentenceTask],
-    decoder: str,
-) -> None:
-    """Each sentence task with what knows nothing, and the causal decoder's better pooling."""
-    known: dict[str, tuple[str, str | None]] = {
+def _similarities(tasks: Sequence[SentenceTask], encoder: Encoder) -> list[Score]:
+    def embed(texts: Sequence[str], *, prompt: str | None = None) -> np.ndarray:
+        return encoder.encode(list(texts), prompt=prompt, convert_to_numpy=True)
+
+    return [sts(embed, task.path) for task in tasks]
+
+
+def _with_floors(task: SentenceTask, decoder: str) -> _Measured:
+    """A sentence task with its floors, and the causal decoder with the pooling that suits it."""
+    table = _Measured(_sentence_entry(task))
+    models: dict[str, tuple[str, str | None]] = {
         "tf-idf": (TFIDF, None),
         "random weights": (f"{RANDOM}{decoder}", None),
         _WEIGHTED: (f"{UNI}{decoder}", "weighted_mean"),
     }
-    for entry, values, task in zip(entries, measured, tasks, strict=True):
-        for name, (source, pooling) in known.items():
-            values[name] = sts(open_embedder(source, pooling=pooling), task.path)
-            entry["rows"].append({**_row(name, values[name]), "baseline": True})
+    for title, (source, pooling) in models.items():
+        embed = open_embedder(source, pooling=pooling)
+        table.add(title, sts(embed, task.path), baseline=True)
+    return table
 
 
 def _changes(
-    measured: Mapping[str, ProbeResult | Score], names: Sequence[str]
+    scores: Mapping[str, ProbeResult | Score], of_run: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
-    """Each stage against Uni and against the stage before it, on the same draws of the test items.
+    """Differences of each stage from Uni and from the stage before it, on the same resamples.
 
-    The last is also compared with the causal decoder's better pooling, where that was measured.
+    The last stage is also compared with the causal decoder's better pooling, if it was measured.
     """
-    uni, *stages = names
+    uni, *stages = of_run
     steps = [(uni, stage) for stage in stages] + list(pairwise(stages))
-    if _WEIGHTED in measured:
+    if _WEIGHTED in scores:
         steps.append((_WEIGHTED, stages[-1]))
     for before, after in steps:
-        found = paired_difference(measured[after], measured[before])
-        if found is not None:
-            yield {"before": before, "after": after, **found.to_dict()}
+        difference = paired_difference(scores[after], scores[before])
+        if difference is not None:
+            yield {"before": before, "after": after, **difference.to_dict()}
 
 
-def _row(name: str, found: ProbeResult | Score) -> dict[str, Any]:
-    reading = (
-        {"reading": found.reading, "seeds": found.seeds} if isinstance(found, ProbeResult) else {}
-    )
-    return {"model": name, "value": found.value, "low": found.low, "high": found.high, **reading}
-
-
-def _embedder(encoder: Encoder) -> Embedder:
-    return lambda texts, prompt=None: encoder.encode(
-        list(texts), prompt=prompt, convert_to_numpy=True
-    )
-
-
-def _analyse(report: dict[str, Any], encoder: Encoder, name: str, *, near: bool) -> None:
-    """Future tokens, geometry and, for the first and the last model, neighbours."""
+def _analyse(
+    encoder: Encoder, title: str, analyses: Mapping[str, list[Any]], *, of_run: Sequence[str]
+) -> None:
+    """Add a model's future tokens and geometry, and, of the first and last, its neighbours."""
     future = analysis.future_tokens(encoder, analysis.bundled_triples())
-    report["future"].append(
-        {"model": name, **asdict(future), "gap": future.gap, "right": future.right}
-    )
+    summary = {"gap": future.gap, "right": future.right}
+    analyses["future"].append({"model": title, **asdict(future), **summary})
     pairs = analysis.bundled_pairs()
-    alike = [(first, second) for score, first, second in pairs if score >= _ALIKE]
-    spread = analysis.geometry(encoder, alike, sorted({first for _, first, _ in pairs}))
-    report["geometry"].append({"model": name, **asdict(spread)})
-    if near:
-        texts = analysis.bundled_sentences()
-        found = analysis.neighbours(encoder, texts, of=[texts.index(text) for text in _SHOWN])
-        rows = [
-            {"text": text, "near": [asdict(each) for each in nearest]}
-            for text, nearest in zip(_SHOWN, found, strict=True)
-        ]
-        report["neighbours"].append({"model": name, "rows": rows})
+    alike = [(first, second) for grade, first, second in pairs if grade >= _ALIKE]
+    others = sorted({first for _, first, _ in pairs})
+    geometry = analysis.geometry(encoder, alike, others)
+    analyses["geometry"].append({"model": title, **asdict(geometry)})
+    if title in (of_run[0], of_run[-1]):
+        analyses["neighbours"].append({"model": title, "rows": _neighbours(encoder)})
+
+
+def _neighbours(encoder: Encoder) -> list[dict[str, Any]]:
+    """The nearest neighbours of the sentences that are shown."""
+    texts = analysis.bundled_sentences()
+    shown = [texts.index(text) for text in _SHOWN]
+    rows = []
+    for text, nearest in zip(_SHOWN, analysis.neighbours(encoder, texts, of=shown), strict=True):
+        rows.append({"text": text, "near": [asdict(each) for each in nearest]})
+    return rows
 
 
 def _proofs(provenance: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The last stage's proofs of each kind, and the read-back."""
+    """The last proof of each kind, and the proof that the folder was read back."""
     found = {}
     for stage in provenance["stages"]:
         for proof in stage["switch"]["proofs"]:
