@@ -427,7 +427,7 @@ def test_training_arguments_become_knobs(translate, added, expected, note):
         assert len([line for line in translated.notes if line.startswith(note)]) == 1
 
 
-def test_own_texts_are_read_from_their_file_and_a_data_set_stands_above_them(translate):
+def test_own_texts_are_read_from_their_file_and_a_data_set_takes_precedence(translate):
     rest = {key: value for key, value in SHEARED_MNTP.items() if not key.startswith("dataset")}
     own = recipe_of(
         translate(rest | {"train_file": "mine.txt", "line_by_line": True, "max_train_samples": 9})
@@ -435,7 +435,7 @@ def test_own_texts_are_read_from_their_file_and_a_data_set_stands_above_them(tra
     assert (own.corpus.source, own.corpus.max_texts, own.mntp.held_out) == ("mine.txt", 9, 0.05)
     both = translate(SHEARED_MNTP | {"train_file": "mine.txt", "dataset_name": "some/texts"})
     assert recipe_of(both).corpus.source == "hub:some/texts"
-    assert "train_file: dataset_name stands above it" in both.notes
+    assert "train_file: dataset_name takes precedence" in both.notes
 
 
 def test_a_causal_contrastive_run_and_another_pooling_are_noted(translate):

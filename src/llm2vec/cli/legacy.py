@@ -17,7 +17,7 @@ from llm2vec.cli.run_recipe import RunOptions, is_first_process, run_recipe
 from llm2vec.corpus.data_files import HUB, TABLES, TEXTS, find_files
 from llm2vec.corpus.texts import SELF
 from llm2vec.errors import CorpusError, UsageError
-from llm2vec.legacy.config_keys import STAGES, WORD_TASKS, Kind
+from llm2vec.legacy.config_schema import STAGES, WORD_TASKS, Kind
 from llm2vec.legacy.configs import Translated, read_config
 from llm2vec.recipe.files import merged, read_settings
 from llm2vec.recipe.knobs import Recipe
