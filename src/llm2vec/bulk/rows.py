@@ -157,6 +157,7 @@ def read_windows(
     shard_rows: int,
     id_type: IdType | None,
     wanted: Callable[[int], bool],
+    window_characters: int = WINDOW_CHARACTERS,
 ) -> Iterator[Window]:
     """All rows in windows, shard after shard; of a shard that is not wanted, one window without rows.
 
@@ -166,6 +167,7 @@ def read_windows(
         shard_rows: Rows of the input in a shard.
         id_type: How ids are kept; None: there are none.
         wanted: Whether a shard's rows are to be encoded.
+        window_characters: Characters of texts after which a window ends.
 
     Raises:
         CorpusError: The input cannot be read on.
@@ -174,14 +176,14 @@ def read_windows(
     while (first := next(rows, None)) is not None:
         part = chain([first], islice(rows, shard_rows - 1))
         if wanted(shard):
-            yield from _windows_of(shard, part, given, id_type)
+            yield from _windows_of(shard, part, given, id_type, window_characters)
         else:
             yield _left_out(shard, part)
         shard += 1
 
 
 def _windows_of(
-    shard: int, rows: Iterator[TextRow], given: Input, id_type: IdType | None
+    shard: int, rows: Iterator[TextRow], given: Input, id_type: IdType | None, most: int
 ) -> Iterator[Window]:
     digest, read, characters = hashlib.sha256(), 0, 0
     window = Window(shard)
@@ -194,7 +196,7 @@ def _windows_of(
         else:
             window.rows.append(taken)
             characters += len(taken.text)
-        if len(window.rows) == WINDOW_ROWS or characters >= WINDOW_CHARACTERS:
+        if len(window.rows) == WINDOW_ROWS or characters >= most:
             window.read = read
             yield window
             window, characters = Window(shard), 0

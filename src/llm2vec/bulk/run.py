@@ -18,9 +18,8 @@ from llm2vec.bulk.shards import (
     Facts,
     Made,
     ShardWriter,
+    all_facts,
     join_rejected,
-    read_facts,
-    shard_files,
 )
 from llm2vec.bulk.threads import Behind, ahead
 from llm2vec.bulk.vectors import VectorOptions, VectorTask
@@ -110,6 +109,10 @@ class Task(Protocol):
     def settings(self) -> dict[str, Any]:
         """Everything that the rows depend on beside model and text."""
 
+    @property
+    def window_characters(self) -> int:
+        """Characters after which a window ends."""
+
     def prepare(self, window: Window) -> Any:
         """What can be done before the model is free; called in another thread."""
 
@@ -154,13 +157,14 @@ def run(
     with _held(folder, part):
         with FileLock(folder / _JOBS / "manifest.lock"):
             agree(manifest, folder)
-        done = {shard: read_facts(path) for shard, path in shard_files(folder).items()}
+        done = all_facts(folder)
         windows = read_windows(
             rows,
             given,
             shard_rows=shard_rows,
             id_type=id_type,
             wanted=part.others_than(done),
+            window_characters=task.window_characters,
         )
         writer = ShardWriter(folder, shard_rows=shard_rows, job=part.name)
         heard = _Heard(progress or Silent(), total=given.count())
@@ -283,7 +287,7 @@ def _check_digest(window: Window, done: dict[int, Facts]) -> None:
 
 def _finish(folder: Path, manifest: Manifest, shards: int, resumed: int, seconds: float) -> Summary:
     """Join what was rejected, and write down that all is finished where it is."""
-    facts = [read_facts(path) for path in shard_files(folder).values()]
+    facts = list(all_facts(folder).values())
     finished = len(facts) == shards
     join_rejected(folder)
     summary = Summary(

@@ -111,6 +111,15 @@ def read_facts(path: Path) -> Facts:
         ) from error
 
 
+def all_facts(folder: Path) -> dict[int, Facts]:
+    """What the finished shards of a folder say of themselves, by their numbers.
+
+    Raises:
+        RunError: One of them is damaged, or not one of ours.
+    """
+    return {shard: read_facts(path) for shard, path in shard_files(folder).items()}
+
+
 class ShardWriter:
     """Writes one shard after another, window by window; a shard is in its place when its last window is written.
 

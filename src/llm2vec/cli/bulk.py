@@ -1,4 +1,4 @@
-"""Encoding to a folder of shards, and the command `search`, which answers from one."""
+"""Encoding to a folder of shards: of texts, of words (`words`); and `search`, which answers from one."""
 
 import re
 import sys
@@ -12,13 +12,15 @@ import typer
 from llm2vec.backbone.source import Source
 from llm2vec.cli.console import Drawn, answer, one_of, people, results
 from llm2vec.cli.inputs import TextSource, given_texts, unread_source
-from llm2vec.cli.options import Json, TextColumn, Texts
+from llm2vec.cli.options import Delimiter, Json, TextColumn, TextFile, TextFormat, Texts
 from llm2vec.errors import UsageError
 
 if TYPE_CHECKING:
-    from llm2vec.bulk.run import Part, Summary
+    from llm2vec.bulk.rows import Input
+    from llm2vec.bulk.run import Part, Summary, Task
     from llm2vec.bulk.search import Hit
     from llm2vec.bulk.vectors import VectorOptions
+    from llm2vec.encoder.encoder import Encoder
 
 IdColumn = Annotated[str | None, typer.Option(help="Folder out: column of ids, kept beside.")]
 PromptColumn = Annotated[
@@ -41,6 +43,10 @@ Deterministic = Annotated[
     bool,
     typer.Option("--deterministic", help="Folder out: equal texts, equal bits; a text at a time."),
 ]
+Int8 = Annotated[
+    bool,
+    typer.Option("--int8", help="Folder out: linear layers in int8, on a CPU; less exact."),
+]
 NoText = Annotated[bool, typer.Option("--no-text", help="Folder out: keep no texts.")]
 ShardRows = Annotated[int | None, typer.Option(help="Folder out: rows in a shard (16384).")]
 Shard = Annotated[
@@ -62,6 +68,11 @@ def register(app: typer.Typer) -> None:
         "`llm2vec search vectors 'how do I reset my card?'`\n\n"
         "`llm2vec search vectors --file queries.txt --top 3 --json`"
     )(search)
+    app.command(
+        epilog="Examples:\n\n"
+        "`llm2vec words encoder --file texts.txt --out word-vectors`\n\n"
+        "`llm2vec words encoder --file big.parquet --column body --id-column id --unit sentence --out chunks`"
+    )(words)
 
 
 def is_folder(out: Path | None) -> bool:
@@ -103,48 +114,21 @@ def encode_folder(
     Raises:
         UsageError: An option has no such value.
     """
-    for name, known in _KNOWN.items():
-        if given[name] is not None:
-            one_of(f"--{name}", given[name], known)
-    part = _part(given["shard"])
-    read = unread_source(source, stdin=sys.stdin)
-    from llm2vec.bulk.rows import Input, check_source
-    from llm2vec.bulk.run import SHARD_ROWS, run
+    _check_values(given)
+    _part(given["shard"])
+    rows = _input(source, given)
     from llm2vec.bulk.vectors import VectorTask
-
-    rows = Input(
-        read,
-        source.column,
-        given["id_column"],
-        given["prompt_column"],
-        source.as_format,  # type: ignore[arg-type]  # checked by unread_source
-        source.delimiter,
-    )
-    check_source(rows)
     from llm2vec.encoder.encoder import Encoder
 
-    encoder = Encoder.from_pretrained(model)
+    encoder, drawn = Encoder.from_pretrained(model), Drawn()
     prompt = asked["prompt"]
     options = _options(
         given,
         prompt=encoder.prompt_named(asked["prompt_name"]) if prompt is None else prompt,
         normalize=asked["normalize"] or encoder.settings.normalize,
     )
-    drawn = Drawn()
-    try:
-        summary = run(
-            VectorTask(encoder, options, on_note=drawn.note),
-            encoder,
-            rows,
-            out,
-            name=model,
-            shard_rows=given["shard_rows"] or SHARD_ROWS,
-            part=part,
-            progress=drawn,
-        )
-    finally:
-        drawn.close()
-    _tell(summary, json=json)
+    task = VectorTask(encoder, options, on_note=drawn.note)
+    _tell(_run(task, encoder, rows, out, model, given, drawn), json=json)
 
 
 def _options(given: Mapping[str, Any], *, prompt: str, normalize: bool) -> "VectorOptions":
@@ -159,7 +143,91 @@ def _options(given: Mapping[str, Any], *, prompt: str, normalize: bool) -> "Vect
         deterministic=given["deterministic"],
         keep_text=not given["no_text"],
         vectors_in=given["to"] or "parquet",
+        int8=given["int8"],
     )
+
+
+def words(
+    model: Annotated[str, typer.Argument(help="Encoder folder, hub id, or GGUF file.")],
+    out: Annotated[Path, typer.Option(help="Folder of Parquet shards: a row for each word.")],
+    file: TextFile = None,
+    column: TextColumn = None,
+    as_format: TextFormat = None,
+    delimiter: Delimiter = None,
+    unit: Annotated[
+        str, typer.Option(help="What texts are cut into: word, sentence or token.")
+    ] = "word",
+    id_column: IdColumn = None,
+    store: Store = None,
+    shard_rows: ShardRows = None,
+    shard: Shard = None,
+    json: Json = False,
+) -> None:
+    """Encode the words, sentences or tokens of texts, each as it is in its whole text, with offsets.
+
+    The same command goes on where it was stopped. Rows that cannot be read are in rejected.jsonl.
+    """
+    Source.of(model).check()
+    one_of("--unit", unit, ("word", "sentence", "token"))
+    given = {"id_column": id_column, "store": store, "shard_rows": shard_rows, "shard": shard}
+    _check_values(given)
+    rows = _input(TextSource(file, column, as_format, delimiter), given)
+    from llm2vec.bulk.parts import PartOptions, PartTask
+    from llm2vec.encoder.encoder import Encoder
+
+    encoder, drawn = Encoder.from_pretrained(model), Drawn()
+    options = PartOptions(unit, store or "float32")  # type: ignore[arg-type]  # checked above
+    task = PartTask(encoder, options, on_note=drawn.note)
+    _tell(_run(task, encoder, rows, out, model, given, drawn), json=json)
+
+
+def _check_values(given: Mapping[str, Any]) -> None:
+    for name, known in _KNOWN.items():
+        if given.get(name) is not None:
+            one_of(f"--{name}", given[name], known)
+
+
+def _input(source: TextSource, given: Mapping[str, Any]) -> "Input":
+    """Where the rows are; a file that is not there is an error before a model is loaded."""
+    read = unread_source(source, stdin=sys.stdin)
+    from llm2vec.bulk.rows import Input, check_source
+
+    rows = Input(
+        read,
+        source.column,
+        given["id_column"],
+        given.get("prompt_column"),
+        source.as_format,  # type: ignore[arg-type]  # checked by unread_source
+        source.delimiter,
+    )
+    check_source(rows)
+    return rows
+
+
+def _run(
+    task: "Task",
+    encoder: "Encoder",
+    rows: "Input",
+    out: Path,
+    model: str,
+    given: Mapping[str, Any],
+    drawn: Drawn,
+) -> "Summary":
+    from llm2vec.bulk.run import SHARD_ROWS, run
+
+    try:
+        return run(
+            task,
+            encoder,
+            rows,
+            out,
+            name=model,
+            shard_rows=given["shard_rows"] or SHARD_ROWS,
+            part=_part(given["shard"]),
+            progress=drawn,
+        )
+    finally:
+        drawn.close()
 
 
 def _part(shard: str | None) -> "Part":

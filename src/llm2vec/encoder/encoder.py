@@ -29,6 +29,7 @@ from llm2vec.encoder.batching import (
     plan_batches,
     token_states,
 )
+from llm2vec.encoder.chunks import Chunks, Unit, chunks_of
 from llm2vec.encoder.folder import (
     CONFIG_FILE,
     PROVENANCE_FILE,
@@ -43,7 +44,7 @@ from llm2vec.encoder.pooling import pool_tokens
 from llm2vec.encoder.settings import Settings
 from llm2vec.encoder.templates import split_template
 from llm2vec.encoder.tokenization import Tokens, forget_truncation, shortened, tokenize
-from llm2vec.encoder.words import Merge, Reading, Words, words_of
+from llm2vec.encoder.words import Merge, Range, Reading, Words, words_of
 from llm2vec.errors import UsageError
 from llm2vec.runtime.files import (
     folder_beside,
@@ -415,6 +416,40 @@ class Encoder(nn.Module):
             reading=reading,
             merge=merge,
             layer=layer,
+        )
+
+    def chunks(
+        self,
+        texts: str | Sequence[str],
+        spans: Sequence[Sequence[Range]] | None = None,
+        *,
+        unit: Unit = "sentence",
+        max_length: int | None = None,
+    ) -> list[Chunks]:
+        """Parts of texts, and a vector for each that knows the whole text (late chunking).
+
+        Args:
+            texts: Whole texts, or one.
+            spans: Character ranges for each text, in any order; they may overlap. None: those of `unit`.
+            unit: What texts are cut into where there are no spans: `sentence`, `word` or `token`.
+            max_length: Longest sequence, in tokens, which a decoder with more positions may read; None is what the
+                settings say. Parts beyond it have the zero vector.
+
+        Raises:
+            UsageError: A span is not within its text.
+
+        Example:
+            >>> encoder.chunks(["It rained. We stayed in."])[0].texts  # doctest: +SKIP
+            ('It rained.', 'We stayed in.')
+        """
+        return chunks_of(
+            self.model,
+            self.tokenizer,
+            [texts] if isinstance(texts, str) else texts,
+            spans=spans,
+            unit=unit,
+            max_length=max_length or self.settings.max_length,
+            max_tokens=self.max_tokens,
         )
 
     def save(self, folder: str | Path) -> None:

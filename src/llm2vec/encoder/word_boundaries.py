@@ -1,4 +1,4 @@
-"""Words of raw text by Unicode's rules (UAX #29), as ICU implements them.
+"""Words and sentences of raw text by Unicode's rules (UAX #29), as ICU implements them.
 
 Combining marks stay with their letters. In scripts that are written without spaces (Chinese, Japanese, Thai, Khmer,
 Lao, Burmese), ICU finds words by its dictionaries; what no dictionary knows falls into short pieces. A mark of
@@ -34,10 +34,30 @@ def find_words(text: str) -> list[tuple[int, int]]:
     return found
 
 
-def _segments(text: str) -> Iterator[tuple[int, int]]:
-    from icu4py.breakers import WordBreaker
+def find_sentences(text: str) -> list[tuple[int, int]]:
+    """Character ranges of the sentences of a text, without the spaces around them.
 
-    spans = list(WordBreaker(text, "root").segments())
+    Example:
+        >>> find_sentences("It rained. We stayed in!")
+        [(0, 10), (11, 24)]
+    """
+    text = well_formed(text)
+    found = []
+    for start, end in _segments(text, sentences=True):
+        while start < end and not _is_visible(text[start]):
+            start += 1
+        while start < end and not _is_visible(text[end - 1]):
+            end -= 1
+        if start < end:
+            found.append((start, end))
+    return found
+
+
+def _segments(text: str, *, sentences: bool = False) -> Iterator[tuple[int, int]]:
+    from icu4py.breakers import SentenceBreaker, WordBreaker
+
+    breaker = SentenceBreaker if sentences else WordBreaker
+    spans = list(breaker(text, "root").segments())
     if spans and spans[-1][1] != len(text):  # counted in units of UTF-16
         positions = _positions(text)
         spans = [(positions[start], positions[end]) for start, end in spans]
