@@ -131,7 +131,7 @@ def test_a_killed_mixture_of_experts_goes_on_from_its_checkpoint(tmp_path):
 
 def test_a_family_without_gradient_checkpointing_trains_without_it_and_says_so(tmp_path):
     _, notes = trained("ctrl", tmp_path, steps=1, gradient_checkpointing=True)
-    assert notes == ["ctrl has no gradient checkpointing: every layer's states are kept"]
+    assert notes == ["ctrl has no gradient checkpointing, so the states of every layer are kept"]
     _, notes = trained("llama", tmp_path / "llama", steps=1, gradient_checkpointing=True)
     assert notes == []
 

@@ -112,7 +112,7 @@ def test_a_conversion_killed_twice_ends_with_the_weights_of_an_uninterrupted_one
     assert not out.exists()
     listener = Recorder()
     convert(chosen, out, progress=listener)
-    assert "1-mntp is there already" in listener.notes
+    assert "1-mntp is finished already" in listener.notes
     assert not work.exists()
     for name, weight in weights(tmp_path / "whole").items():
         torch.testing.assert_close(weights(out)[name], weight, atol=1e-6, rtol=1e-5, msg=name)
@@ -150,7 +150,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(corpus, tmp_path):
     assert not out.exists()
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "0-bi is there already" in done.stderr
+    assert "0-bi is finished already" in done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +199,7 @@ def test_what_is_already_bidirectional_is_refused(finished, corpus, tmp_path):
 def test_a_folder_that_is_not_ours_is_never_touched(corpus, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("years of work")
-    with pytest.raises(RunError, match="is no encoder made here"):
+    with pytest.raises(RunError, match="was not made by this program"):
         convert(recipe(corpus), tmp_path / "out")
     assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
 
@@ -209,7 +209,7 @@ def test_starting_over_makes_it_again_but_never_removes_what_is_not_ours(
 ):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("years of work")
-    with pytest.raises(RunError, match="is no encoder made here"):
+    with pytest.raises(RunError, match="was not made by this program"):
         convert(recipe(corpus), tmp_path / "out", start_over=True)
     assert (tmp_path / "out" / "thesis.txt").exists()
 
@@ -227,7 +227,7 @@ def test_starting_over_makes_it_again_but_never_removes_what_is_not_ours(
         ({"encoder": {"max_length": 513}}, UsageError, r"--set encoder.max_length=512"),
         ({"mntp": {"report_to": ["nowhere"]}}, UsageError, "report_to nowhere"),
         ({"mntp": {"accumulation": 3}}, UsageError, "not a multiple of accumulation 3"),
-        ({"simcse": {"batch_size": 5000}}, UsageError, "is more than the corpus's 120 texts"),
+        ({"simcse": {"batch_size": 5000}}, UsageError, "but the corpus has only 120 texts"),
         ({"mntp": {"mask_token": "<none>"}}, UsageError, "no token of the vocabulary"),
     ],
 )

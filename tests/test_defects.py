@@ -24,6 +24,7 @@ from llm2vec.backbone.lora import add_adapters
 from llm2vec.backbone.source import Source
 from llm2vec.backbone.switch import make_bidirectional, save_model
 from llm2vec.corpus.tagged import TaggedSentence
+from llm2vec.corpus.text_store import store_texts
 from llm2vec.corpus.token_store import store_tokens
 from llm2vec.corpus.triples import store_triples
 from llm2vec.encoder.batching import is_packed
@@ -169,7 +170,8 @@ def test_simcse_pools_a_texts_own_tokens_whatever_they_are_padded_to(pooling, tm
         weight_T = torch.arange(1.0, len(states_TD) + 1) ** (pooling == "weighted_mean")
         alone.append(weight_T @ states_TD / weight_T.sum())
     expected = float(contrastive_loss(torch.stack(alone), torch.stack(alone), scale=20.0))
-    store = store_tokens(tokenizer, TEXTS, tmp_path / "tokens", max_length=32)
+    settings = Settings(max_length=32, pooling=pooling)
+    store = store_texts(tokenizer, TEXTS, tmp_path / "texts", settings=settings)
     changes = {"log_every": 1, "lora": {"dropout": 0.0}, "precision": "float32"}
     recipe = SimcseRecipe(steps=1, batch_size=len(TEXTS), max_length=32, **changes)
     task = simcse_task(model, tokenizer, store, recipe, pooling=pooling, seed=0)

@@ -140,7 +140,7 @@ def test_two_prompts_for_one_text_are_refused(encoder):
 
 
 def test_an_unknown_prompt_name_is_answered_with_the_known_ones(encoder):
-    with pytest.raises(UsageError, match="no prompt named 'query'; there are: none"):
+    with pytest.raises(UsageError, match="no prompt named 'query'; the prompts are: none"):
         encoder.encode(TEXTS, prompt_name="query")
 
 

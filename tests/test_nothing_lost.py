@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from llm2vec import LLM2Vec, Recipe, convert
 from llm2vec.backbone.adapter_chain import find_chain
 from llm2vec.backbone.source import BUNDLED_FOLDER, Source
-from llm2vec.conversion.run_folder import Work
+from llm2vec.conversion.run_folder import RunFolder
 from llm2vec.corpus.tagged import TaggedSentence
 from llm2vec.errors import LLM2VecError, ModelError, RunError, UsageError
 from llm2vec.evaluation.mteb import as_mteb
@@ -141,7 +141,7 @@ def test_a_decoder_that_changed_in_the_middle_of_its_weights_is_refused(tmp_path
     chosen = recipe(corpus, decoder=str(tmp_path / "decoder"))
 
     def work():
-        return Work(chosen, Source.of(tmp_path / "decoder"), tmp_path / "out", Silent())
+        return RunFolder(chosen, Source.of(tmp_path / "decoder"), tmp_path / "out", Silent())
 
     work().folder.mkdir()
     work().begin()
@@ -412,7 +412,7 @@ def test_a_decoder_that_does_not_load_leaves_nothing_and_another_is_taken(corpus
 
 def test_a_start_that_was_killed_before_its_first_stage_claims_nothing(corpus, tmp_path):
     other = recipe(corpus, decoder=str(DECODERS / "qwen3"))
-    work = Work(other, Source.of(DECODERS / "qwen3"), tmp_path / "out", Silent())
+    work = RunFolder(other, Source.of(DECODERS / "qwen3"), tmp_path / "out", Silent())
     work.folder.mkdir()
     work.begin()
     convert(recipe(corpus), tmp_path / "out")

@@ -38,9 +38,10 @@ def one_text(states_TD, first, end, pooling):
 @pytest.mark.parametrize("pooling", ["mean", "weighted_mean", "last", "first"])
 @given(ranges=RANGES)
 def test_flat_pooling_equals_a_loop_over_texts(pooling, ranges):
-    lengths_B, first_B, end_B = torch.tensor(ranges).unbind(1)
+    ranges_B3 = torch.tensor(ranges)
+    lengths_B = ranges_B3[:, 0]
     states_ND = torch.randn(int(lengths_B.sum()), 5, generator=torch.Generator().manual_seed(0))
-    found_BD = pool(states_ND, lengths_B=lengths_B, first_B=first_B, end_B=end_B, pooling=pooling)
+    found_BD = pool(states_ND, ranges_B3, pooling=pooling)
     parts = states_ND.split(lengths_B.tolist())
     wanted_BD = [
         one_text(part, first, end, pooling)

@@ -215,5 +215,5 @@ def test_training_on_both_sides_of_the_border_is_refused_before_it_begins(
     for each in sets:
         asked += ["--set", each]
     done = CliRunner().invoke(app, asked)
-    assert "longer texts than 16 tokens change the decoder's frequencies" in str(done.exception)
+    assert "texts of more than 16 tokens change the decoder's frequencies" in str(done.exception)
     assert "--set mntp.max_length=16" in str(done.exception)

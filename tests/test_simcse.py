@@ -10,9 +10,10 @@ from llm2vec import LLM2Vec
 from llm2vec.backbone.loading import load_decoder, load_tokenizer
 from llm2vec.backbone.proofs import prove_dropout
 from llm2vec.backbone.switch import make_bidirectional
+from llm2vec.corpus.text_store import store_texts
 from llm2vec.corpus.texts import read_texts
-from llm2vec.corpus.token_store import store_tokens
-from llm2vec.errors import ProofFailed, UsageError
+from llm2vec.encoder.settings import Settings
+from llm2vec.errors import CorpusError, ProofFailed, UsageError
 from llm2vec.recipe.knobs import CorpusRecipe, SimcseRecipe
 from llm2vec.runtime.progress import Silent
 from llm2vec.training.contrastive import contrastive_loss
@@ -61,7 +62,29 @@ def test_a_family_without_attention_dropout_is_refused(tmp_path):
 def store(corpus, tmp_path):
     tokenizer = load_tokenizer(DECODERS / "qwen3")
     texts = read_texts(CorpusRecipe(source=str(corpus)))
-    return store_tokens(tokenizer, texts, tmp_path / "tokens", max_length=32)
+    return store_texts(tokenizer, texts, tmp_path / "texts", settings=Settings(max_length=32))
+
+
+@pytest.mark.parametrize("template", [None, "user: {text} [/end]"])
+def test_simcse_trains_on_the_tokens_that_encode_reads_and_pools(template, corpus, tmp_path):
+    encoder = LLM2Vec.from_pretrained(DECODERS / "qwen3", template=template, max_length=12)
+    texts = ["", *read_texts(CorpusRecipe(source=str(corpus), max_texts=20)), "ends in a space "]
+    folder = tmp_path / "texts"
+    store = store_texts(encoder.tokenizer, texts, folder, settings=encoder.settings)
+    trained_on = [store[index] for index in range(len(store))]
+    assert trained_on == encoder.tokens(texts[1:]), "all but the empty text, which has no token"
+    assert any(len(tokens.ids) == 12 for tokens in trained_on), "one of them is cut"
+
+
+def test_a_template_makes_no_text_long_enough(corpus, tmp_path):
+    tokenizer = load_tokenizer(DECODERS / "qwen3")
+    settings = Settings(max_length=32, template="one two three four {text} five six seven")
+    store = store_texts(
+        tokenizer, ["a", "a b c d"], tmp_path / "t", settings=settings, min_tokens=3
+    )
+    assert len(store) == 1
+    with pytest.raises(CorpusError, match="none of the 1 texts has 3 tokens or more"):
+        store_texts(tokenizer, ["a"], tmp_path / "none", settings=settings, min_tokens=3)
 
 
 def trained(store, folder, **changes):
@@ -89,7 +112,7 @@ def test_a_text_that_two_passes_bring_into_one_batch_is_no_negative_of_itself(tm
     scores_BB = (cosine_BB @ cosine_BB.T * 2.0).exp()
     others_B = 2 * (scores_BB.sum(1) - scores_BB.diag())
     expected = float(-(scores_BB.diag() / (scores_BB.diag() + others_B)).log().mean())
-    store = store_tokens(tokenizer, texts, tmp_path / "tokens", max_length=32)
+    store = store_texts(tokenizer, texts, tmp_path / "texts", settings=Settings(max_length=32))
     recipe = SimcseRecipe(
         steps=1,
         batch_size=6,

@@ -419,7 +419,7 @@ def test_a_conversion_ends_with_the_supervised_stage_and_its_folder_opens(corpus
     stage = done.provenance["stages"][-1]
     assert (stage["stage"], stage["corpus"]["data_sets"][0]["skipped"]) == ("supervised", 1)
     assert set(done.provenance["corpora"]) == {"corpus", "supervised.corpus"}
-    assert "events: 1 of 150 rows have an empty text" in listener.notes
+    assert "events: 1 of 150 rows are left out, because a text of theirs is empty" in listener.notes
     encoder = LLM2Vec.from_pretrained(tmp_path / "out")
     assert encoder.settings.separator == "\n"
     assert encoder.encode("A text.", prompt="Find the same event:").isfinite().all()
@@ -445,7 +445,7 @@ def test_an_interrupted_run_ends_with_the_weights_of_a_whole_one(corpus, tmp_pat
     assert (tmp_path / "cut.stages" / "3-supervised.work" / "checkpoint-2" / "complete").exists()
     listener = Recorder()
     convert(chosen, tmp_path / "cut", progress=listener)
-    assert "1-mntp is there already" in listener.notes
+    assert "1-mntp is finished already" in listener.notes
     assert "reading triples" not in listener.tasks
     same_weights(tmp_path / "cut", tmp_path / "whole", atol=1e-6)
 

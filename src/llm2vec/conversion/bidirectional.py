@@ -1,4 +1,4 @@
-"""Stage 0 of a conversion: the decoder, bidirectional and proven, with nothing trained yet."""
+"""Stage 0 of a conversion: the decoder, made bidirectional and proven, before anything is trained."""
 
 from collections.abc import Sequence
 from itertools import chain
@@ -38,11 +38,11 @@ def make_bidirectional_folder(recipe: Recipe, folder: Path, *, progress: Progres
     Args:
         recipe: What to do.
         folder: The folder to make, whole or not at all.
-        progress: Hears of what a person should know.
+        progress: Listener for notes.
 
     Raises:
-        ModelError: The decoder cannot be loaded or cannot be made bidirectional.
-        UsageError: A stage cannot train it.
+        ModelError: The decoder cannot be loaded, or cannot be made bidirectional.
+        UsageError: A stage of the recipe cannot train the decoder.
     """
     source = Source.of(recipe.decoder, trust_remote_code=recipe.trust_remote_code)
     tokenizer = load_tokenizer(source)
@@ -77,41 +77,41 @@ def settings_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Settings:
 
 
 def _load(recipe: Recipe, source: Source, adapters: Sequence[Path]) -> PreTrainedModel:
-    """The decoder with the recipe's adapters merged, with its LM head if a stage trains it."""
-    head = recipe.mntp.steps > 0
+    """The decoder with the recipe's adapters merged, with its LM head if a stage trains the head."""
+    needs_head = recipe.mntp.steps > 0
     config = load_config(source)
-    model = load_decoder(
-        source,
-        head=head or any(trained_with_head(each, config) for each in adapters),
-        dtype=weights_dtype(_first_knobs(recipe), default_device()),
-    )
+    adapters_have_head = any(trained_with_head(folder, config) for folder in adapters)
+    dtype = weights_dtype(_first_knobs(recipe), default_device())
+    model = load_decoder(source, head=needs_head or adapters_have_head, dtype=dtype)
     merged = merge_chain(model, adapters)
-    return merged if head else body(merged)
+    return merged if needs_head else body(merged)
 
 
 def _first_knobs(recipe: Recipe) -> StageRecipe:
-    """The knobs of the stage that trains first; its precision is what the decoder is kept in until then."""
+    """The knobs of the stage that trains first; the decoder has that stage's precision until then."""
     all_knobs = [stage.knobs(recipe) for stage in STAGES]
     return next((knobs for knobs in all_knobs if knobs.steps), all_knobs[0])
 
 
 def _separator(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> str:
-    """What stands between prompt and text, the same in training with prompts as in encoding."""
-    encoder, supervised = recipe.encoder, recipe.supervised
+    """The characters between prompt and text, which are the same in training and in encoding."""
+    encoder = recipe.encoder
+    supervised = recipe.supervised
     if encoder.separator is not None:
         return encoder.separator
-    trained = supervised.corpus.prompts.values() if supervised.steps else ()
-    prompts = [*encoder.prompts.values(), *chain.from_iterable(trained)]
-    return separator_for(tokenizer, (prompt for prompt in prompts if prompt.strip()))
+    prompts = list(encoder.prompts.values())
+    if supervised.steps:
+        prompts += chain.from_iterable(supervised.corpus.prompts.values())
+    return separator_for(tokenizer, [prompt for prompt in prompts if prompt.strip()])
 
 
 def write_own_texts(recipe: Recipe, own_texts: Path, *, progress: Progress) -> None:
-    """Let the decoder, still causal, write the corpus where the recipe asks for that and it is not there yet.
+    """Let the decoder, still causal, write the corpus, if the recipe asks for that and no earlier run has done it.
 
     Args:
         recipe: What to do.
         own_texts: The file to write.
-        progress: Hears of the texts.
+        progress: Listener that the texts are reported to.
     """
     if not recipe.trains_on_own_texts or own_texts.is_file():
         return
@@ -125,6 +125,7 @@ def write_own_texts(recipe: Recipe, own_texts: Path, *, progress: Progress) -> N
 
 
 def _note_switch(switch: Switch, progress: Progress) -> None:
+    """Tell a person what the switch could not do, and which windows stay."""
     for note in switch.notes:
         progress.note(note)
     windows = [window for window in switch.windows if window is not None]

@@ -1,6 +1,6 @@
 """The main job: a recipe's stages in order, each a folder in and a folder out, proven at the end.
 
-A killed run is started again by the same call: finished stages are folders that exist (`run_folder`).
+The same call goes on with a killed run: a stage is finished if its folder exists (see `run_folder`).
 """
 
 import json
@@ -20,7 +20,7 @@ from llm2vec.backbone.source import Source
 from llm2vec.conversion.bidirectional import make_bidirectional_folder, write_own_texts
 from llm2vec.conversion.preflight import check
 from llm2vec.conversion.read_back import prove_read_back
-from llm2vec.conversion.run_folder import Work, read_stage_facts, scratch_beside
+from llm2vec.conversion.run_folder import RunFolder, read_stage_facts, scratch_beside
 from llm2vec.conversion.stage_folder import write_stage
 from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.folder import PROVENANCE_FILE, about_template, model_card, read_settings
@@ -35,12 +35,12 @@ from llm2vec.training.stages import STAGES
 
 @dataclass(frozen=True)
 class Conversion:
-    """What came of a recipe.
+    """The result of a conversion.
 
     Attributes:
         folder: The encoder folder.
         stages: The stage folders that were kept, by name, `0-bi` first.
-        provenance: The content of `provenance.json` in the folder.
+        provenance: The content of `provenance.json` in the encoder folder.
     """
 
     folder: Path
@@ -57,53 +57,34 @@ def convert(
     progress: Progress | None = None,
     plan: Mapping[str, Any] | None = None,
 ) -> Conversion:
-    """Turn a decoder into an encoder folder, going on where a killed run stopped.
+    """Turn a decoder into an encoder folder; a killed run goes on where it stopped.
 
     Args:
         recipe: What to do.
-        out: The encoder folder to make; work in progress lies beside it in `OUT.stages`.
+        out: The encoder folder to make. Unfinished work is kept beside it, in `OUT.stages`.
         keep_stages: Whether to keep the stage folders after the end.
-        start_over: Whether to throw away an unfinished or finished run under the same `out`.
-        progress: Hears of everything long.
-        plan: How the recipe was planned within a budget, for the run folder and the provenance.
+        start_over: Whether to remove an earlier run of the same `out`, finished or not, and begin again.
+        progress: Listener that everything long is reported to. None reports to nobody.
+        plan: How the recipe was planned within a budget, for the run folder and the provenance. None for a
+            recipe that was not planned.
 
     Raises:
-        LLM2VecError: Whatever is wrong with decoder, corpus or recipe; finished stages are kept.
+        LLM2VecError: Something is wrong with the decoder, the corpus or the recipe. Finished stages are kept.
     """
-    progress = progress or Silent()
-    work = Work(recipe, Source.of(recipe.decoder), Path(out), progress, plan=plan)
-    processes = PartialState(cpu=default_device().type == "cpu")
-    if not start_over and work.finished():
-        progress.note(f"{work.out} is finished already; --start-over makes it again")
-        return _result(work)
-    with _held(work, processes):
+    run = _Run(recipe, Path(out), progress or Silent(), plan=plan)
+    if not start_over and run.folder.finished():
+        run.progress.note(f"{run.folder.out} is finished already; --start-over makes it again")
+        return run.result()
+    with run.locked():
         if start_over:
-            _on_main(processes, work.forget)
-        if not work.finished():  # another process may have finished it in the meantime
-            _make(recipe, work, processes, progress)
+            run.on_main_process(run.folder.start_over)
+        # Another process may have finished the encoder before this one got the lock.
+        if not run.folder.finished():
+            run.make_stages()
+            run.on_main_process(run.make_encoder)
         if not keep_stages:
-            _on_main(processes, work.remove)
-        return _result(work)
-
-
-@contextmanager
-def _held(work: Work, processes: PartialState) -> Iterator[None]:
-    """Hold the run folder against other runs; of the processes of this one, the main one does."""
-    with work.held() if processes.is_main_process else nullcontext():
-        processes.wait_for_everyone()
-        yield
-
-
-def _make(recipe: Recipe, work: Work, processes: PartialState, progress: Progress) -> None:
-    """Make the stages that are not there yet, in order, and the encoder of the last one."""
-    _on_main(processes, work.begin)
-    if (note := idle_gpus(processes.num_processes, torch.cuda.device_count())) is not None:
-        progress.note(note)
-    work.stage("0-bi", partial(_stage_zero, recipe, processes, progress))
-    _on_main(processes, partial(write_own_texts, recipe, work.own_texts, progress=progress))
-    for name, stage in stages_of(recipe).items():
-        work.stage(name, partial(_train, stage, recipe, work, processes, progress))
-    _on_main(processes, partial(_finish, recipe, work, progress))
+            run.on_main_process(run.folder.remove)
+        return run.result()
 
 
 def stages_of(recipe: Recipe) -> dict[str, Stage[Any]]:
@@ -114,78 +95,131 @@ def stages_of(recipe: Recipe) -> dict[str, Stage[Any]]:
     }
 
 
-def _on_main(processes: PartialState, job: Callable[[], None]) -> None:
-    """Do what only one of several processes should do, while the others wait."""
-    if processes.is_main_process:
-        job()
-    processes.wait_for_everyone()
+class _Run:
+    """One conversion: the order of its steps, and which of them one process does alone.
 
+    Args:
+        recipe: What to do.
+        out: The encoder folder to make.
+        progress: Listener that everything long is reported to.
+        plan: How the recipe was planned within a budget; None for a recipe that was not planned.
 
-def _stage_zero(recipe: Recipe, processes: PartialState, progress: Progress, folder: Path) -> None:
-    def job() -> None:
-        check(recipe, processes=processes.num_processes, progress=progress)
-        make_bidirectional_folder(recipe, folder, progress=progress)
+    Attributes:
+        recipe: What to do.
+        folder: The run folder.
+        processes: The processes that run the conversion together.
+        progress: Listener that everything long is reported to.
+    """
 
-    _on_main(processes, job)
+    def __init__(
+        self, recipe: Recipe, out: Path, progress: Progress, *, plan: Mapping[str, Any] | None
+    ) -> None:
+        self.recipe = recipe
+        self.folder = RunFolder(recipe, Source.of(recipe.decoder), out, progress, plan=plan)
+        self.processes = PartialState(cpu=default_device().type == "cpu")
+        self.progress = progress
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other runs out of the run folder inside the block; the main process does so for all of this run."""
+        with self.folder.locked() if self.processes.is_main_process else nullcontext():
+            self.processes.wait_for_everyone()
+            yield
 
-def _train(
-    stage: Stage[Any],
-    recipe: Recipe,
-    work: Work,
-    processes: PartialState,
-    progress: Progress,
-    folder: Path,
-) -> None:
-    source = _newest(recipe, work)
-    settings = read_settings(source)
-    if settings is None:
-        raise RunError(f"{source} has lost its settings; say --start-over to make it again")
-    with scratch_beside(folder) as scratch:
-        run = StageRun(recipe, source, settings, scratch, work.own_texts, processes, progress)
-        trained = run_stage(stage, run)
-        write = partial(write_stage, trust_remote_code=recipe.trust_remote_code)
-        _on_main(processes, partial(write, folder, trained, settings, scratch))
+    def on_main_process(self, job: Callable[[], None]) -> None:
+        """Do a job in the main process alone, while the other processes wait."""
+        if self.processes.is_main_process:
+            job()
+        self.processes.wait_for_everyone()
 
+    def make_stages(self) -> None:
+        """Make the folders of the stages that are not finished yet, in order."""
+        self.on_main_process(self.folder.begin)
+        idle = idle_gpus(self.processes.num_processes, torch.cuda.device_count())
+        if idle is not None:
+            self.progress.note(idle)
+        self.folder.stage("0-bi", self._make_first_stage)
+        self.on_main_process(self._write_own_texts)
+        for name, stage in stages_of(self.recipe).items():
+            self.folder.stage(name, partial(self._train_stage, stage))
 
-def _newest(recipe: Recipe, work: Work) -> Source:
-    """The newest stage's folder; the decoder's own code, which lies in it, runs where it ran before."""
-    return Source.of(work.made[-1], trust_remote_code=recipe.trust_remote_code)
+    def _make_first_stage(self, folder: Path) -> None:
+        def job() -> None:
+            check(self.recipe, processes=self.processes.num_processes, progress=self.progress)
+            make_bidirectional_folder(self.recipe, folder, progress=self.progress)
 
+        self.on_main_process(job)
 
-def _finish(recipe: Recipe, work: Work, progress: Progress) -> None:
-    """Write the encoder from the last stage, open it as others would, compare, and publish it."""
-    built = work.folder / ("encoder" + PARTIAL)
-    shutil.rmtree(built, ignore_errors=True)
-    encoder = Encoder.from_pretrained(_newest(recipe, work))
-    built.mkdir(parents=True)
-    encoder.write(built)
-    if (note := about_template(encoder.settings)) is not None:
-        progress.note(note)
-    proof = prove_read_back(encoder, built, trust_remote_code=recipe.trust_remote_code)
-    stages = [read_stage_facts(stage) for stage in work.made]
-    provenance = {
-        **work.identity,
-        **work.plan,
-        "places": work.places(),
-        "versions": versions(),
-        "machine": {"platform": platform.platform(), "device": str(encoder.device)},
-        "stages": stages,
-        "read_back": proof.to_dict(),
-    }
-    card = model_card(work.out.name, provenance)
-    (built / "README.md").write_text(card, encoding="utf8")
-    _write_metrics(built / "metrics.jsonl", stages)
-    write_json(built / PROVENANCE_FILE, {**provenance, "files": files_in(built)})
-    work.publish(built)
+    def _write_own_texts(self) -> None:
+        write_own_texts(self.recipe, self.folder.own_texts, progress=self.progress)
+
+    def _train_stage(self, stage: Stage[Any], folder: Path) -> None:
+        source = self._last_stage()
+        settings = read_settings(source)
+        if settings is None:
+            raise RunError(
+                f"{source} has lost its settings file; say --start-over to make the stage again"
+            )
+        with scratch_beside(folder) as scratch:
+            run = StageRun(
+                self.recipe,
+                source,
+                settings,
+                scratch,
+                self.folder.own_texts,
+                self.processes,
+                self.progress,
+            )
+            trained = run_stage(stage, run)
+            trust_remote_code = self.recipe.trust_remote_code
+
+            def job() -> None:
+                write_stage(folder, trained, settings, scratch, trust_remote_code=trust_remote_code)
+
+            self.on_main_process(job)
+
+    def _last_stage(self) -> Source:
+        """The folder of the last finished stage. The decoder's own code lies in it, and may run if it might before."""
+        folder = self.folder.finished_stages[-1]
+        return Source.of(folder, trust_remote_code=self.recipe.trust_remote_code)
+
+    def make_encoder(self) -> None:
+        """Write the encoder of the last stage, open it as others would, compare the vectors, and publish it."""
+        built = self.folder.folder / ("encoder" + PARTIAL)
+        shutil.rmtree(built, ignore_errors=True)
+        encoder = Encoder.from_pretrained(self._last_stage())
+        built.mkdir(parents=True)
+        encoder.write(built)
+        note = about_template(encoder.settings)
+        if note is not None:
+            self.progress.note(note)
+        trust_remote_code = self.recipe.trust_remote_code
+        proof = prove_read_back(encoder, built, trust_remote_code=trust_remote_code)
+        stages = [read_stage_facts(folder) for folder in self.folder.finished_stages]
+        provenance = {
+            **self.folder.identity,
+            **self.folder.plan,
+            "places": self.folder.source_paths(),
+            "versions": versions(),
+            "machine": {"platform": platform.platform(), "device": str(encoder.device)},
+            "stages": stages,
+            "read_back": proof.to_dict(),
+        }
+        card = model_card(self.folder.out.name, provenance)
+        (built / "README.md").write_text(card, encoding="utf8")
+        _write_metrics(built / "metrics.jsonl", stages)
+        write_json(built / PROVENANCE_FILE, {**provenance, "files": files_in(built)})
+        self.folder.publish(built)
+
+    def result(self) -> Conversion:
+        """The finished conversion."""
+        provenance = read_json(self.folder.out / PROVENANCE_FILE)
+        return Conversion(self.folder.out, self.folder.stage_folders(), provenance)
 
 
 def _write_metrics(path: Path, stages: Sequence[Mapping[str, Any]]) -> None:
+    """Write the log lines of all stages, one to a line."""
     with atomic_file(path) as partial_path, partial_path.open("w", encoding="utf8") as file:
         for stage in stages:
             for line in stage["metrics"]:
                 file.write(json.dumps({"stage": stage["stage"], **line}) + "\n")
-
-
-def _result(work: Work) -> Conversion:
-    return Conversion(work.out, work.kept(), read_json(work.out / PROVENANCE_FILE))

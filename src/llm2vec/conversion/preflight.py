@@ -1,6 +1,6 @@
-"""What is told before anything is trained: a decoder, adapters and triples that a recipe cannot do with.
+"""Checks before anything is trained: whether decoder, adapters and triples suit the recipe.
 
-Reads configurations and rows, no weights.
+This module reads configurations and rows, but no weights.
 """
 
 from collections.abc import Mapping
@@ -25,18 +25,19 @@ from llm2vec.training.stages import STAGES
 
 
 def check(recipe: Recipe, *, processes: int, progress: Progress) -> None:
-    """Look whether a recipe can be followed.
+    """Check that a recipe can be followed.
 
     Args:
-        recipe: What is to be done.
-        processes: How many share a training step.
-        progress: Told of what is not used.
+        recipe: What to do.
+        processes: Number of processes that share a training step.
+        progress: Listener for notes.
 
     Raises:
-        ModelError: The decoder is none, or is bidirectional already and MNTP or writing texts is asked for; an adapter
-            is none.
-        UsageError: The decoder has too few positions, or no attention dropout where SimCSE needs it.
-        CorpusError: A data set of triples is wrong, or too small for a step.
+        ModelError: The decoder is no decoder, or the recipe has MNTP or lets the decoder write texts and it is
+            bidirectional already; or an adapter is no adapter.
+        UsageError: The decoder has too few positions, or no attention dropout for SimCSE; or sentence-transformers
+            could not give the encoder's vectors.
+        CorpusError: A data set of triples has errors, or is too small for a step.
     """
     source = Source.of(recipe.decoder, trust_remote_code=recipe.trust_remote_code)
     config = load_config(source)
@@ -51,8 +52,8 @@ def check(recipe: Recipe, *, processes: int, progress: Progress) -> None:
     border = longrope_limit(config)
     if border is not None and recipe.encoder.max_length > border:
         progress.note(
-            f"longer texts than {border} tokens change the decoder's frequencies for all texts of a call: encode keeps "
-            "them apart, other libraries do not; encode there in batches of one, or lower encoder.max_length"
+            f"texts of more than {border} tokens change the decoder's frequencies for all texts of a call. `encode` "
+            "keeps them apart, other libraries do not: encode there in batches of one, or lower encoder.max_length"
         )
     if recipe.simcse.steps:
         noise = dict.fromkeys(attention_dropouts(source), recipe.simcse.dropout)
@@ -64,13 +65,13 @@ def check(recipe: Recipe, *, processes: int, progress: Progress) -> None:
             on_note=progress.note,
         )
     elif recipe.supervised.corpus.source is not None:
-        progress.note("supervised.corpus is not used: supervised.steps is 0")
+        progress.note("supervised.corpus is not used, because supervised.steps is 0")
 
 
 def _check_dropout(
     config: PreTrainedConfig, noise: Mapping[str, float], *, trust_remote_code: bool
 ) -> None:
-    """Try SimCSE's dropout on a small copy of the decoder, where one can be built."""
+    """Try SimCSE's dropout on a small model of the decoder's family, if one can be built."""
     try:
         miniature_model(config, trust_remote_code=trust_remote_code)
     except NoMiniature:
@@ -81,35 +82,39 @@ def _check_dropout(
     except (NoMiniature, ProofFailed) as error:
         raise UsageError(
             f"{config.model_type} has no live attention dropout, the noise that SimCSE needs "
-            f"({error}); leave it out: simcse.steps=0"
+            f"({error}); leave the stage out: simcse.steps=0"
         ) from error
 
 
 def _check_pooling(recipe: Recipe, source: Source) -> None:
-    """Refuse settings that the encoder's folder could not tell other libraries."""
+    """Refuse settings that the files of sentence-transformers cannot express."""
     tokenizer = load_tokenizer(source)
     reason = unlike_elsewhere(settings_of(recipe, tokenizer), tokenizer)
     if reason is not None:
         raise UsageError(
-            f"encoder.pooling={recipe.encoder.pooling}: {reason}. Its folder could not give the same vectors there; "
+            f"encoder.pooling={recipe.encoder.pooling}: {reason}. The encoder would have other vectors there; "
             "choose encoder.pooling=mean, or other prompts"
         )
 
 
 def _check_lengths(recipe: Recipe, config: PreTrainedConfig) -> None:
-    limit, border = position_limit(config), longrope_limit(config)
-    lengths = {"encoder.max_length": recipe.encoder.max_length}
+    """Refuse lengths for which the decoder has no positions, or stages in which frequencies would change."""
+    limit = position_limit(config)
+    border = longrope_limit(config)
+    stage_lengths = {}
     for stage in STAGES:
         knobs = stage.knobs(recipe)
         if knobs.steps:
-            lengths[f"{stage.name}.max_length"] = knobs.max_length
+            stage_lengths[f"{stage.name}.max_length"] = knobs.max_length
+    lengths = {"encoder.max_length": recipe.encoder.max_length, **stage_lengths}
     for name, length in lengths.items():
         if limit is not None and length > limit:
             raise UsageError(
                 f"{name} is {length}, but the decoder has {limit} positions: --set {name}={limit}"
             )
-        if border is not None and length > border and name != "encoder.max_length":
+    for name, length in stage_lengths.items():
+        if border is not None and length > border:
             raise UsageError(
-                f"{name} is {length}, but longer texts than {border} tokens change the decoder's frequencies for all "
+                f"{name} is {length}, but texts of more than {border} tokens change the decoder's frequencies for all "
                 f"texts of a batch: --set {name}={border}"
             )

@@ -1,4 +1,4 @@
-"""The last proof: a folder that was written gives the same vectors when others open it, with none of our code."""
+"""The last proof: a saved folder gives the same vectors in other libraries, with none of our code."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -23,19 +23,19 @@ _PROBE_TEXTS = (
     "A short one, then.",
 )
 _READ_BACK_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
-"""Largest difference allowed between vectors here and in sentence-transformers, relative to their length: rounding of
-another batch shape in that type."""
+"""Largest difference between vectors here and in sentence-transformers, relative to their length, by data type. Another
+batch shape rounds in another way."""
 
 
 def prove_read_back(encoder: Encoder, folder: Path, *, trust_remote_code: bool = False) -> Proof:
     """Open a saved folder as other people would, with none of our code, and compare vectors.
 
-    A template is left out of the comparison: other libraries know none.
+    The texts are compared without the encoder's template, which other libraries do not use.
 
     Args:
         encoder: The encoder that was saved.
         folder: The folder that it was saved to.
-        trust_remote_code: Run model code that lies in the folder.
+        trust_remote_code: Whether model code in the folder may run.
 
     Raises:
         ProofFailed: `SentenceTransformer` or `AutoModel` gives other vectors than `encode`.
@@ -60,8 +60,8 @@ def prove_read_back(encoder: Encoder, folder: Path, *, trust_remote_code: bool =
     allowed = _READ_BACK_TOLERANCE[encoder.model.dtype]
     if not margin <= allowed:
         raise ProofFailed(
-            f"{folder}: opened by sentence-transformers it gives other vectors "
-            f"(off by {margin:.1e})"
+            f"{folder}: opened by sentence-transformers it gives other vectors (off by {margin:.1e}, allowed "
+            f"{allowed:.0e}); the encoder is not published. Please report this with the decoder's name"
         )
     detail = f"relative, allowed {allowed}"
     return Proof("the saved folder gives the same vectors", True, margin, detail)
@@ -75,8 +75,12 @@ def _vectors_apart(encoder: Encoder, opened: "SentenceTransformer") -> float:
 
 
 def _prompted_vectors_apart(encoder: Encoder, opened: "SentenceTransformer") -> float:
-    """The same with each prompt; their mean with a prompt may have another length, never another direction."""
-    texts, apart = list(_PROBE_TEXTS), 0.0
+    """The largest distance with each prompt, of normalised vectors.
+
+    Sentence-transformers' mean with a prompt may have another length, but never another direction.
+    """
+    texts = list(_PROBE_TEXTS)
+    apart = 0.0
     for name in encoder.settings.prompts:
         ours_BD = encoder.encode(texts, prompt_name=name, normalize=True, convert_to_numpy=True)
         theirs_BD = opened.encode(

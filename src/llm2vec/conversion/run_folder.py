@@ -1,7 +1,7 @@
-"""The run folder of a conversion: whose it is, what is in it already, and what would make that stale.
+"""The run folder of a conversion: which run made it, what is in it, and what would make that stale.
 
-Work lies in `OUT.stages/` until the encoder lies in `OUT`, whole. Nothing is kept anywhere else. This module knows
-stages only as folders with names.
+A run keeps its work in `OUT.stages/` until the encoder is in `OUT`, whole; it keeps nothing anywhere else. This module
+knows stages only as folders with names.
 """
 
 import shutil
@@ -32,33 +32,44 @@ from llm2vec.runtime.lock import LOCK_FILES, locked
 from llm2vec.runtime.progress import Progress
 
 STAGE_FILE = "stage.json"
-"""In a stage's folder: what was done, the proofs, the metrics, and the files that were written."""
+"""Name of the file in a stage's folder that holds what was done, the proofs, the metrics, and a list of files."""
 
 REPORT_FACTS = "report.json"
 REPORT_FILES = ("report.html", "report.md", REPORT_FACTS)
-"""What `llm2vec report` writes into an encoder's folder."""
+"""Names of the files that `llm2vec report` writes into an encoder's folder."""
 
 _RUN_FILE = "run.json"
+"""Name of the file in a run folder that holds the run's identity."""
+
 _PUBLISHING_FILE = "publishing.json"
+"""Name of the file that lists what is being moved to `OUT`, while it is being moved."""
+
 _OWN_TEXTS = "self.txt"
 _SCRATCH = ".work"
 _STAGES = "[0-9]-*"
 
 
 def stages_folder(out: Path) -> Path:
-    """Where the stages of the encoder `out` lie, beside it; links are followed."""
+    """The run folder of the encoder `out`, which is beside it; links are followed."""
     real = resolved_folder(out, option="--out")
     return real.with_name(real.name + ".stages")
 
 
-class Work:
-    """One conversion's folders.
+class RunFolder:
+    """The run folder of one conversion, and the encoder folder that comes of it.
+
+    Args:
+        recipe: What is to be done.
+        source: The decoder.
+        out: The encoder folder to make.
+        progress: Listener that stages are reported to.
+        plan: The plan of the recipe within a budget; None without one.
 
     Attributes:
-        out: Where the encoder will lie: a real path, without links.
-        folder: The run folder.
-        own_texts: The file of texts that the decoder wrote.
-        plan: How the recipe was planned within a budget, under the key `plan`; empty where it was not.
+        out: Path of the encoder folder, without links.
+        folder: Path of the run folder.
+        own_texts: Path of the file of texts that the decoder wrote.
+        plan: The plan of the recipe within a budget, under the key `plan`; empty without one.
     """
 
     def __init__(
@@ -74,36 +85,38 @@ class Work:
         self.out = resolved_folder(out, option="--out")
         self.folder = stages_folder(out)
         self.own_texts = self.folder / _OWN_TEXTS
-        self._recipe, self._source, self._progress = recipe, source, progress
-        self._made: list[str] = []
+        self._recipe = recipe
+        self._source = source
+        self._progress = progress
+        self._finished: list[str] = []
 
     @property
-    def made(self) -> list[Path]:
-        """The folders of the stages that are done, in order; the next stage starts from the last one."""
-        return [self.folder / name for name in self._made]
+    def finished_stages(self) -> list[Path]:
+        """The folders of this run's finished stages, in order; the next stage starts from the last of them."""
+        return [self.folder / name for name in self._finished]
 
-    def kept(self) -> dict[str, Path]:
-        """The stages' folders by name, also after the run that made them."""
-        folders = (path for path in sorted(self.folder.glob(_STAGES)) if path.is_dir())
+    def stage_folders(self) -> dict[str, Path]:
+        """The folders of all finished stages by their names, also after the run that made them."""
+        folders = [path for path in sorted(self.folder.glob(_STAGES)) if path.is_dir()]
         return {path.name: path for path in folders if path.suffix not in (PARTIAL, _SCRATCH)}
 
     def kept_plan(self) -> Mapping[str, Any] | None:
-        """The plan that an earlier run under this name was made by; None where there was none."""
+        """The plan of an earlier run of the same `out`; None if it had no plan."""
         for file in (self.folder / _RUN_FILE, self.out / PROVENANCE_FILE):
-            if file.is_file() and (plan := read_json(file).get("plan")) is not None:
-                kept: Mapping[str, Any] = plan
-                return kept
+            plan: Mapping[str, Any] | None = read_json(file).get("plan") if file.is_file() else None
+            if plan is not None:
+                return plan
         return None
 
     def has_begun(self) -> bool:
-        """Whether a stage or the encoder is there."""
+        """Whether a stage or the encoder is finished."""
         return any(self.folder.glob(_STAGES)) or (self.out / PROVENANCE_FILE).is_file()
 
     def finished(self) -> bool:
-        """Whether the encoder is there.
+        """Whether the encoder folder holds the finished encoder.
 
         Raises:
-            RunError: It was made with something else, or is no encoder of this program.
+            RunError: The encoder was made from something else, or the folder was not made by this program.
         """
         if not self.out.is_dir() or not any(self.out.iterdir()):
             return False
@@ -112,28 +125,32 @@ class Work:
             if self._was_publishing():
                 return False
             raise RunError(
-                f"{self.out} exists and is no encoder made here; choose another --out or remove it"
+                f"{self.out} exists and was not made by this program; choose another --out, or remove it"
             )
-        self._refuse(self._changes(read_json(provenance)), self.out)
+        self._refuse_changes(read_json(provenance), made=self.out)
         return True
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Hold the run folder against other processes; a folder without a finished stage is removed in the end.
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out of the run folder inside the block.
+
+        The folder is removed in the end if it holds no finished stage.
 
         Raises:
-            RunError: Another process holds it, it is not ours, or it cannot be made.
+            RunError: Another process works in the folder, another program made it, or it cannot be made.
         """
         if self.folder.exists() and not (self.folder / _RUN_FILE).is_file():
-            names = {each.name for each in self.folder.iterdir() if each.suffix != PARTIAL}
+            names = {path.name for path in self.folder.iterdir() if path.suffix != PARTIAL}
             if not names <= {*LOCK_FILES}:
                 raise RunError(
-                    f"{self.folder} exists and is not ours; remove it, or choose another --out"
+                    f"{self.folder} exists and was not made by this program; remove it, or choose another --out"
                 )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RunError(f"{self.folder} cannot be made: {error.strerror}") from error
+            raise RunError(
+                f"{self.folder} cannot be made: {error.strerror}; choose another --out"
+            ) from error
         try:
             with locked(self.folder):
                 try:
@@ -144,58 +161,53 @@ class Work:
         finally:
             remove_files(self.folder, ())
 
-    def forget(self) -> None:
-        """Remove what an earlier run made under this name.
+    def start_over(self) -> None:
+        """Remove the encoder and the stages of an earlier run.
 
         Raises:
-            RunError: Something else lies among it; nothing is removed then.
+            RunError: A folder of theirs holds a file that the run did not write; nothing is removed then.
         """
-        made = self._stage_folders() if (self.folder / _RUN_FILE).is_file() else []
-        encoder = [self.out] if (self.out / PROVENANCE_FILE).is_file() else []
-        for folder in (*encoder, *made):
-            if strange := sorted({*files_in(folder)} - {*_written(folder)}):
-                raise RunError(
-                    f"{folder} holds {strange[0]}, which was not written by the run that made it; "
-                    "move it, or choose another --out"
-                )
-        for folder in encoder:
-            remove_files(folder, _written(folder))
-        if (self.folder / _RUN_FILE).is_file():
+        has_run = (self.folder / _RUN_FILE).is_file()
+        has_encoder = (self.out / PROVENANCE_FILE).is_file()
+        if has_encoder:
+            _refuse_other_files(self.out)
+        if has_run:
+            for folder in self._all_stage_folders():
+                _refuse_other_files(folder)
+        if has_encoder:
+            remove_files(self.out, _written_files(self.out))
+        if has_run:
             self.remove()
 
     def begin(self) -> None:
-        """Claim the run folder, or go on in it.
+        """Write this run's identity into the run folder, or go on with an earlier run of the same identity.
 
         Raises:
-            RunError: A stage in it was made with something else.
+            RunError: A stage in the folder was made from something else.
         """
-        known = self.folder / _RUN_FILE
-        if known.is_file():
-            changes = self._changes(read_json(known))
-            if not changes:
-                self._remove_partials()
-                return
+        run_file = self.folder / _RUN_FILE
+        if run_file.is_file():
+            before = read_json(run_file)
             if any(self.folder.glob(_STAGES)):
-                self._refuse(changes, self.folder)
-            self._remove_bookkeeping()
+                self._refuse_changes(before, made=self.folder)
+            if self._changes(before):
+                self._remove_bookkeeping()
         self._remove_partials()
-        write_json(known, {**self.identity, **self.plan})
+        if not run_file.is_file():
+            write_json(run_file, {**self.identity, **self.plan})
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What a run is, as it was at the start: recipe, decoder, adapters and corpora, by content."""
+        """What makes a run the same: recipe, decoder, adapters and corpora, by their content at the start."""
         recipe = self._recipe
-        corpora = {"corpus": recipe.corpus, "simcse.corpus": recipe.simcse.corpus}
-        hashed_once = cache(corpus_fingerprint)
-        fingerprints = {
-            name: hashed_once(corpus.source, as_format=corpus.format)
-            for name, corpus in corpora.items()
-            if corpus
-        }
+        fingerprint_once = cache(corpus_fingerprint)
+        fingerprints = {}
+        for name, corpus in (("corpus", recipe.corpus), ("simcse.corpus", recipe.simcse.corpus)):
+            if corpus:
+                fingerprints[name] = fingerprint_once(corpus.source, as_format=corpus.format)
         if recipe.supervised.steps:
-            fingerprints["supervised.corpus"] = corpus_fingerprint(
-                str(recipe.supervised.corpus.source), formats=TABLES
-            )
+            source = str(recipe.supervised.corpus.source)
+            fingerprints["supervised.corpus"] = corpus_fingerprint(source, formats=TABLES)
         return {
             "recipe": recipe.to_dict(),
             "decoder": _fingerprint(self._source),
@@ -203,81 +215,97 @@ class Work:
             "corpora": fingerprints,
         }
 
-    def places(self) -> dict[str, Any]:
-        """Where the encoder finds the models that it was made from: paths from its own folder, or hub ids."""
+    def source_paths(self) -> dict[str, Any]:
+        """Where the encoder's folder finds the models it was made from: relative paths, or hub ids."""
         recipe = self._recipe
         return {
             "decoder": relative_name(self.out, recipe.decoder),
-            "adapters": [relative_name(self.out, each) for each in recipe.adapters],
+            "adapters": [relative_name(self.out, adapter) for adapter in recipe.adapters],
         }
 
-    def _changes(self, before: Mapping[str, Any]) -> list[str]:
-        """What is not as it was. Contents count, not the places that they are found in."""
-        now = self.identity
-        old = _completed(before.get("recipe", {}))
-        changes = list(differences(_without_places(old), _without_places(now["recipe"])))
-        named = _named(old), _named(now["recipe"])
-        contents = _contents(before), _contents(now)
-        for what, is_now in contents[1].items():
-            was = contents[0].get(what)
-            if was == is_now:
-                continue
-            names = [each.get(what) for each in named]
-            if names[0] != names[1]:
-                changes.append(f"{what}: {names[0]!r} -> {names[1]!r}")
-            elif was not in (None, names[0]) and not fingerprint.comparable(was):
-                changes.append("the version of this program, whose fingerprints were others")
-            else:
-                changes.append(_told(what))
-        return list(dict.fromkeys(changes))
-
-    def _refuse(self, changes: list[str], where: Path) -> None:
+    def _refuse_changes(self, before: Mapping[str, Any], *, made: Path) -> None:
+        """Refuse a folder that was made under another identity."""
+        changes = self._changes(before)
         if changes:
             raise RunError(
-                f"{where} was made with something else: {'; '.join(changes)}. "
+                f"{made} was made with something else: {'; '.join(changes)}. "
                 "Say --start-over to throw it away, or choose another --out"
             )
 
+    def _changes(self, before: Mapping[str, Any]) -> list[str]:
+        """The differences between an identity and this run's, for people.
+
+        Models and corpora are compared by content, not by their paths.
+        """
+        now = self.identity
+        recipe_before = _with_new_knobs(before.get("recipe", {}))
+        recipe_now = now["recipe"]
+        changes = list(differences(_without_paths(recipe_before), _without_paths(recipe_now)))
+        paths_before, paths_now = _paths(recipe_before), _paths(recipe_now)
+        contents_before = _contents(before)
+        for key, content in _contents(now).items():
+            content_before = contents_before.get(key)
+            if content_before == content:
+                continue
+            path_before, path_now = paths_before.get(key), paths_now.get(key)
+            if path_before != path_now:
+                change = f"{key}: {path_before!r} -> {path_now!r}"
+            elif _other_kind(content_before, path_before):
+                change = "the version of this program, which takes other fingerprints"
+            else:
+                change = _CONTENTS.get(key, "the texts of the corpus")
+            changes.append(change)
+        return list(dict.fromkeys(changes))
+
     def stage(self, name: str, make: Callable[[Path], None]) -> None:
-        """Make a stage's folder unless it is there."""
+        """Make a stage's folder, unless an earlier run has finished it.
+
+        Args:
+            name: Name of the folder.
+            make: Function that makes the folder, whole or not at all.
+        """
         folder = self.folder / name
         if folder.is_dir():
-            self._progress.note(f"{name} is there already")
+            self._progress.note(f"{name} is finished already")
         else:
             make(folder)
-        shutil.rmtree(_place_of_scratch(folder), ignore_errors=True)
+        shutil.rmtree(_scratch_folder(folder), ignore_errors=True)
         if folder.is_dir():
-            self._made.append(name)
+            self._finished.append(name)
 
     def publish(self, built: Path) -> None:
-        """Put the finished encoder in its place; into a folder that is there and empty, file by file."""
+        """Move the finished encoder to `out`; if that is an empty folder, file by file.
+
+        Args:
+            built: The folder of the finished encoder.
+        """
         if self.out.exists():
             write_json(self.folder / _PUBLISHING_FILE, files_in(built))
         publish(built, self.out, last=PROVENANCE_FILE)
         (self.folder / _PUBLISHING_FILE).unlink(missing_ok=True)
 
     def _was_publishing(self) -> bool:
-        """Whether a run was killed while it put the encoder in its place, and nothing else is there."""
+        """Whether a run was killed while it moved the encoder to `out`, which holds nothing else."""
         record = self.folder / _PUBLISHING_FILE
         return record.is_file() and {*files_in(self.out)} <= {*read_json(record)}
 
     def remove(self) -> None:
-        """Remove the stages and what belongs to them; what somebody else put there stays."""
-        for folder in self._stage_folders():
-            remove_files(folder, _written(folder))
+        """Remove the stages and what belongs to them; files that a run did not write stay."""
+        for folder in self._all_stage_folders():
+            remove_files(folder, _written_files(folder))
         for scratch in self.folder.glob(f"{_STAGES}{_SCRATCH}"):
             shutil.rmtree(scratch, ignore_errors=True)
         self._remove_partials()
         remove_files(self.folder / CHECKPOINTS, ())
         self._remove_bookkeeping()
 
-    def _stage_folders(self) -> list[Path]:
-        """The stages' folders, and those of encoders kept along the way."""
-        kept = (path for path in self.folder.glob(f"{CHECKPOINTS}/{_STAGES}") if path.is_dir())
-        return [*self.kept().values(), *sorted(kept)]
+    def _all_stage_folders(self) -> list[Path]:
+        """The folders of stages, and of encoders that were kept during training."""
+        kept = [path for path in self.folder.glob(f"{CHECKPOINTS}/{_STAGES}") if path.is_dir()]
+        return [*self.stage_folders().values(), *sorted(kept)]
 
     def _remove_partials(self) -> None:
-        """Remove what a killed process left half written; nobody else writes while the folder is held."""
+        """Remove what a killed process left half written; no other process writes while the folder is locked."""
         for pattern in (f"*{PARTIAL}", f"{CHECKPOINTS}/*{PARTIAL}", f"{_STAGES}/*{PARTIAL}"):
             for partial in self.folder.glob(pattern):
                 if partial.is_dir():
@@ -290,77 +318,106 @@ class Work:
             (self.folder / name).unlink(missing_ok=True)
 
 
-def _written(folder: Path) -> list[str]:
-    """The files that this program wrote into an encoder's or a stage's folder, as it wrote down itself."""
+def _written_files(folder: Path) -> list[str]:
+    """The files that this program wrote into an encoder's or a stage's folder, by the list that it wrote there."""
     for name in (PROVENANCE_FILE, STAGE_FILE):
         if (folder / name).is_file():
-            return [*read_json(folder / name).get("files", []), name, *report_files(folder)]
+            listed = read_json(folder / name).get("files", [])
+            return [*listed, name, *report_files(folder)]
     return []
 
 
+def _refuse_other_files(folder: Path) -> None:
+    """Refuse a folder with files that this program did not write there."""
+    others = {*files_in(folder)} - {*_written_files(folder)}
+    if others:
+        raise RunError(
+            f"{folder} holds {min(others)}, which was not written by the run that made it; "
+            "move it, or choose another --out"
+        )
+
+
 def report_files(folder: Path) -> tuple[str, ...]:
-    """The files of the report that `llm2vec report` wrote into a folder; none where it wrote none."""
-    facts = folder / REPORT_FACTS
-    if not facts.is_file():
+    """The names of the files that `llm2vec report` wrote into a folder; empty if it wrote none."""
+    facts_file = folder / REPORT_FACTS
+    if not facts_file.is_file():
         return ()
     try:
-        told = read_json(facts)
+        facts = read_json(facts_file)
     except RunError:
         return ()
-    ours = isinstance(told, dict) and {"encoder", "decoder", "proofs"} <= told.keys()
-    return REPORT_FILES if ours else ()
+    is_report = isinstance(facts, dict) and {"encoder", "decoder", "proofs"} <= facts.keys()
+    return REPORT_FILES if is_report else ()
 
 
 def write_stage_facts(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Write down what a stage did, and which files its folder holds by now."""
+    """Write what a stage did, and a list of the files in its folder.
+
+    Args:
+        folder: The stage's folder, complete but for this file.
+        facts: What the stage did.
+    """
     write_json(folder / STAGE_FILE, {**facts, "files": files_in(folder)})
 
 
 def read_stage_facts(folder: Path) -> dict[str, Any]:
-    """What a stage did, as the provenance has it."""
+    """What a stage did, without the list of files."""
     facts: dict[str, Any] = read_json(folder / STAGE_FILE)
     return {key: value for key, value in facts.items() if key != "files"}
 
 
 @contextmanager
 def scratch_beside(folder: Path) -> Iterator[Path]:
-    """A stage's own place for tokens and checkpoints; kept when the stage is cut short, removed when it is done."""
-    scratch = _place_of_scratch(folder)
+    """A folder for a stage's tokens and checkpoints, beside the stage's own folder.
+
+    It is removed when the block ends well, and kept when it is cut short.
+    """
+    scratch = _scratch_folder(folder)
     scratch.mkdir(parents=True, exist_ok=True)
     yield scratch
     shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _completed(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A recipe as it was written down, with the defaults of knobs that did not exist then."""
+def _scratch_folder(folder: Path) -> Path:
+    return folder.with_name(folder.name + _SCRATCH)
+
+
+def _with_new_knobs(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A recipe as an older version wrote it, with the defaults of knobs that did not exist then."""
     try:
         return Recipe.read(recipe).to_dict()
     except UsageError:
         return recipe
 
 
-_PLACES = (
+_PATH_KEYS = (
     ("decoder",),
     ("adapters",),
     ("corpus", "source"),
     ("simcse", "corpus", "source"),
     ("supervised", "corpus", "source"),
 )
-"""Keys of a recipe that say where something is; it is compared by content."""
+"""Keys of a recipe whose values are paths or hub ids, which are compared by content."""
+
+_CONTENTS = {"decoder": "the decoder's files", "adapters": "the adapters' files"}
+"""Names of contents for people, by the keys of the recipe."""
 
 
-def _without_places(recipe: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[str, Any]:
-    kept = {key: value for key, value in recipe.items() if (*path, key) not in _PLACES}
-    return {
-        key: _without_places(value, (*path, key)) if isinstance(value, Mapping) else value
-        for key, value in kept.items()
-    }
+def _without_paths(recipe: Mapping[str, Any], parents: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A recipe without the values of `_PATH_KEYS`."""
+    kept = {}
+    for key, value in recipe.items():
+        path = (*parents, key)
+        if path in _PATH_KEYS:
+            continue
+        kept[key] = _without_paths(value, path) if isinstance(value, Mapping) else value
+    return kept
 
 
-def _named(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """What the places of a recipe are called, by their keys."""
+def _paths(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of `_PATH_KEYS` in a recipe, by their keys joined with dots."""
     found: dict[str, Any] = {}
-    for path in _PLACES:
+    for path in _PATH_KEYS:
         value: Any = recipe
         for key in path:
             value = value.get(key) if isinstance(value, Mapping) else None
@@ -369,21 +426,21 @@ def _named(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _contents(identity: Mapping[str, Any]) -> dict[str, str]:
-    """The fingerprints of an identity, by the keys of `_PLACES`."""
+    """The fingerprints in an identity, by the keys of `_paths`."""
     corpora = {f"{name}.source": value for name, value in identity.get("corpora", {}).items()}
     adapters = fingerprint.of_values(identity.get("adapters", []))
     return {"decoder": str(identity.get("decoder", "")), "adapters": adapters, **corpora}
 
 
-def _told(what: str) -> str:
-    told = {"decoder": "the decoder's files", "adapters": "the adapters' files"}
-    return told.get(what, "the texts of the corpus")
+def _other_kind(content: str | None, path: Any) -> bool:
+    """Whether the fingerprint of a content was taken in another way than fingerprints are now."""
+    if content is None or content == path:
+        return False
+    return not fingerprint.comparable(content)
 
 
 def _fingerprint(model: Source) -> str:
-    """The fingerprint of a folder's or file's content; a hub id stands for itself."""
-    return str(model) if model.path is None else fingerprint.of_path(model.path)
-
-
-def _place_of_scratch(folder: Path) -> Path:
-    return folder.with_name(folder.name + _SCRATCH)
+    """The fingerprint of a folder's or file's content; a hub id is its own fingerprint."""
+    if model.path is None:
+        return str(model)
+    return fingerprint.of_path(model.path)

@@ -1,4 +1,4 @@
-"""What a stage leaves on disk: its encoder folder, and those of the models kept along the way."""
+"""The folders that a stage leaves: its own encoder, and those of the models kept during training."""
 
 from pathlib import Path
 
@@ -21,14 +21,14 @@ def write_stage(
     *,
     trust_remote_code: bool = False,
 ) -> None:
-    """Write a stage's encoder folder, and those of the models kept along the way beside it.
+    """Write a stage's encoder folder and, beside it, those of the models kept during training.
 
     Args:
-        folder: The stage's folder, made whole or not at all.
-        trained: What the stage left.
+        folder: The stage's folder to make, whole or not at all.
+        trained: The result of the stage.
         settings: The encoder's settings.
-        scratch: Where the trainer kept models along the way.
-        trust_remote_code: Run model code that came with the decoder.
+        scratch: The folder in which the trainer kept models.
+        trust_remote_code: Whether model code that came with the decoder may run.
     """
     for kept in sorted(scratch.glob(f"{KEPT}[0-9]*[0-9]")):
         source = Source(kept, trust_remote_code=trust_remote_code)
@@ -39,13 +39,14 @@ def write_stage(
 
 
 def _write_kept(kept: Source, folder: Path, trained: Trained, settings: Settings) -> None:
+    """Write the encoder folder of a kept model, unless an earlier try wrote it."""
     step = int(Path(kept.name).name.removeprefix(KEPT))
-    place = folder.parent / CHECKPOINTS / f"{folder.name}-{step}"
-    if place.is_dir():
+    encoder_folder = folder.parent / CHECKPOINTS / f"{folder.name}-{step}"
+    if encoder_folder.is_dir():
         return
     body = load_decoder(
         kept, head=False, dtype=trained.model.dtype, config_overrides=trained.configuration
     )
-    with atomic_folder(place) as partial:
+    with atomic_folder(encoder_folder) as partial:
         Encoder(body, trained.tokenizer, settings=settings).write(partial)
         write_stage_facts(partial, {"stage": trained.facts["stage"], "step": step})

@@ -24,7 +24,7 @@ from llm2vec.conversion.budget import (
 from llm2vec.conversion.convert import Conversion, convert
 from llm2vec.conversion.info import Estimate, estimates
 from llm2vec.conversion.rehearsal import rehearse
-from llm2vec.conversion.run_folder import Work
+from llm2vec.conversion.run_folder import RunFolder
 from llm2vec.errors import RunError
 from llm2vec.recipe.knobs import Recipe
 from llm2vec.runtime.files import PARTIAL
@@ -69,13 +69,13 @@ def convert_within(
     """
     progress = progress or Silent()
     check_stages(recipe)
-    work = Work(recipe, Source.of(recipe.decoder), Path(out), progress)
-    kept = None if start_over else work.kept_plan()
+    run_folder = RunFolder(recipe, Source.of(recipe.decoder), Path(out), progress)
+    kept = None if start_over else run_folder.kept_plan()
     if kept is None:
-        found = _measured(recipe, budget, work, progress, measure, start_over=start_over)
+        found = _measured(recipe, budget, run_folder, progress, measure, start_over=start_over)
     else:
         found = Plan.read(kept)
-        _check_budget(found, budget, work)
+        _check_budget(found, budget, run_folder)
     planned = found.applied(recipe)
     progress.note(f"plan for {found.budget}: {found.described(planned)}")
     return convert(
@@ -128,7 +128,7 @@ def estimated_speeds(recipe: Recipe, found: Sequence[Estimate]) -> Speeds:
 def _measured(
     recipe: Recipe,
     budget: Budget,
-    work: Work,
+    run_folder: RunFolder,
     progress: Progress,
     measure: Measure,
     *,
@@ -136,31 +136,31 @@ def _measured(
 ) -> Plan:
     """Plan by what this machine was seen doing; tokens need no clock."""
     if not start_over:
-        _check_unplanned(work)
+        _check_unplanned(run_folder)
     processes = PartialState(cpu=default_device().type == "cpu")
     speeds, spent_s = estimated_speeds(recipe, estimates(recipe)), 0.0
     if budget.hours is not None:
         progress.note("measuring this machine: a conversion in miniature, which is thrown away")
-        with work.held() if processes.is_main_process else nullcontext():
+        with run_folder.locked() if processes.is_main_process else nullcontext():
             processes.wait_for_everyone()
             drafted = draft(recipe, budget, speeds)
-            speeds = measure(recipe, drafted, work.folder / f"rehearsal{PARTIAL}")
+            speeds = measure(recipe, drafted, run_folder.folder / f"rehearsal{PARTIAL}")
         spent_s = budget.spent_s
     speeds, spent_s = broadcast_object_list([speeds, spent_s])
     return plan(recipe, budget, speeds, spent_s=spent_s, processes=processes.num_processes)
 
 
-def _check_unplanned(work: Work) -> None:
-    if work.has_begun():
+def _check_unplanned(run_folder: RunFolder) -> None:
+    if run_folder.has_begun():
         raise RunError(
-            f"{work.folder} or {work.out} was made without --hours or --tokens: say --start-over to throw it away, "
+            f"{run_folder.folder} or {run_folder.out} was made without --hours or --tokens: say --start-over to throw it away, "
             "leave the option out to go on, or choose another --out"
         )
 
 
-def _check_budget(found: Plan, budget: Budget, work: Work) -> None:
+def _check_budget(found: Plan, budget: Budget, run_folder: RunFolder) -> None:
     if found.budget != budget:
         raise RunError(
-            f"{work.folder} was planned for {found.budget}, not {budget}: say --start-over to throw it away, or "
+            f"{run_folder.folder} was planned for {found.budget}, not {budget}: say --start-over to throw it away, or "
             "choose another --out"
         )

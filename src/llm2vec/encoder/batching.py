@@ -1,7 +1,8 @@
-"""Texts to batches, and batches to states: by token budget, longest first, without padding where the model can.
+"""Texts to batches by token budget, and batches to states, without padding where the model can.
 
-A model whose attention implementation is the packed one (proved for it when it was loaded) reads many texts in one
-row; any other model gets right-padded rows. Either way states come back flat, text after text.
+A model whose attention implementation is the packed one (proved for it when it was loaded) reads
+many texts in one row; any other model gets right-padded rows. Either way states come back flat,
+text after text.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 MAX_TOKENS = 1024
-"""Tokens in a batch on a CPU; 512 to 4,096 are equally fast, and more would only take more memory."""
+"""Tokens in a batch on a CPU; 512 to 4,096 are equally fast, and more would only take more
+memory."""
 
 MAX_TOKENS_GPU = 32_768
 """Tokens in a batch on a GPU."""
@@ -40,13 +42,13 @@ def on_each_core(
 ) -> Iterator[Result]:
     """Apply `work` to every batch, in order; on a CPU each core works on a batch of its own.
 
-    Cores that share one batch would wait for each other after every matrix product. Every batch runs without
-    gradients and without autocast, whatever holds where this is called: what a thread has set does not reach other
-    threads.
+    Cores that share one batch would wait for each other after every matrix product. Every batch
+    runs without gradients and without autocast, whatever holds where this is called: what a thread
+    has set does not reach other threads.
 
     Args:
-        work: The work on one batch. Several threads call it at once, and the last batches may be done before the
-            first results are taken.
+        work: The work on one batch. Several threads call it at once, and the last batches may be
+            done before the first results are taken.
         batches: Batches as from `plan_batches`.
         device: Device of the model.
     """
@@ -77,7 +79,7 @@ def on_each_core(
                 results = pool.map(result_of, batches)
                 for _ in range(threads):
                     begun.acquire()
-                # The count that a thread sets is also what new threads of the whole process begin with.
+                # New threads of the whole process begin with the count that was set last.
                 torch.set_num_threads(cores)
         finally:
             may_work.set()
@@ -94,15 +96,16 @@ def plan_batches(
 ) -> list[list[int]]:
     """Sort texts into batches of at most `max_tokens` tokens (padding counted), longest first.
 
-    A single text that is longer than the budget makes a batch of its own. Texts without tokens are in no batch.
+    A single text that is longer than the budget makes a batch of its own. Texts without tokens are
+    in no batch.
 
     Args:
         lengths: Number of tokens of each text.
         max_tokens: Largest number of tokens in a batch.
         max_texts: Largest number of texts in a batch; None is no limit.
         padded: Whether rows are filled up to the longest.
-        border: Length that separates batches: texts up to it and longer ones share none (see `backbone.positions`).
-            None lets all texts share batches.
+        border: Length that separates batches: texts up to it and longer ones share none (see
+            `backbone.positions`). None lets all texts share batches.
 
     Returns:
         The indices of the texts, batch by batch.

@@ -1,7 +1,7 @@
-"""`Encoder`, the object that users hold: open a folder, encode texts, save.
+"""`Encoder`, the object that users hold: it opens a folder, encodes texts, and saves.
 
-Texts take one straight line: tokens, batches by token budget, the backbone, pooling. A vector depends on its text and
-prompt alone, never on what else was in the batch.
+Texts take one straight line: tokens, batches by token budget, the backbone, pooling. A vector
+depends on its text and prompt alone, never on the other texts of its batch.
 """
 
 import warnings
@@ -39,11 +39,10 @@ from llm2vec.encoder.folder import (
     write_settings,
 )
 from llm2vec.encoder.layers import states_width
-from llm2vec.encoder.loading import open_parts
+from llm2vec.encoder.loading import load_parts
 from llm2vec.encoder.pooling import pool_tokens
 from llm2vec.encoder.settings import Settings
-from llm2vec.encoder.templates import split_template
-from llm2vec.encoder.tokenization import Tokens, forget_truncation, shortened, tokenize
+from llm2vec.encoder.tokenization import Tokens, encoder_tokens, forget_truncation
 from llm2vec.encoder.words import Merge, Range, Reading, Words, words_of
 from llm2vec.errors import UsageError
 from llm2vec.runtime.files import (
@@ -62,9 +61,11 @@ if TYPE_CHECKING:
     from llm2vec.backbone.switch import Switch
 
 _BAR_AFTER_S = 2.0
+"""Seconds that encoding takes before a progress bar is drawn."""
 
 _WINDOW = 8192
-"""Texts tokenised and sorted together: bounds memory, and leaves next to no padding."""
+"""Number of texts that are tokenised and sorted together. It bounds memory, and leaves next to no
+padding."""
 
 
 class Encoder(nn.Module):
@@ -72,10 +73,12 @@ class Encoder(nn.Module):
 
     Attributes:
         model: The backbone, without LM head.
-        tokenizer: Its tokenizer.
-        settings: Pooling, lengths, prompts.
-        switch: How the backbone was made bidirectional, with the measured proofs; None for a causal baseline.
-        chain: The base and the adapters it was loaded from; None if it was made from parts.
+        tokenizer: Tokenizer of the backbone.
+        settings: Pooling, lengths and prompts.
+        switch: The way in which the backbone was made bidirectional, with the measured proofs; None
+            for a causal baseline.
+        chain: The base and the adapters that the backbone was loaded from; None for an encoder made
+            from parts.
 
     Example:
         >>> encoder = Encoder.from_pretrained("encoder")  # doctest: +SKIP
@@ -83,8 +86,8 @@ class Encoder(nn.Module):
         torch.Size([2, 192])
     """
 
-    _otherwise = Settings()
-    """The settings of a model that has none."""
+    _default_settings = Settings()
+    """The settings of a model whose folder has none."""
 
     def __init__(
         self,
@@ -120,26 +123,29 @@ class Encoder(nn.Module):
         dtype: "torch.dtype | str" = "auto",
         attention: str | None = None,
     ) -> Self:
-        """Load an encoder folder, any decoder, or a chain of adapters, and prove that it is bidirectional.
+        """Load an encoder, a decoder or a chain of adapters, and prove that it is bidirectional.
 
         Args:
-            source: A folder, a GGUF file, a hub id, or `bundled`: the project's own small decoder. A `Source` says the
-                revision, the token, the cache folder, and whether code of the model may run. One that holds an
-                adapter names its own base.
-            adapters: Adapters to merge, in the order they were trained in, in float32. The last settings found are
-                taken.
-            bidirectional: False keeps a decoder causal (the paper's "Uni" baseline); None is what the folder says.
-            pooling: How states become a vector: `mean`, `weighted_mean`, `last` or `first`; None is the folder's.
-            max_length: Longest sequence, in tokens, prompt included; cut to the model's positions. None is the
-                folder's.
-            normalize: Whether vectors are scaled to length 1; None is what the folder says.
-            prompts: Prompts by name; None is the folder's.
-            template: What prompt and text are wrapped in: a format string with `{text}`, or `chat` for the
-                tokenizer's own; None is the folder's.
-            device: Device of the model; None is a GPU if there is one.
-            dtype: Data type of the weights; "auto" is the saved one, but float32 on a CPU, where half precision is
-                slow.
-            attention: Attention implementation to load with; None is SDPA, or what the family needs.
+            source: A folder, a GGUF file, a hub id, or `bundled`, the project's own small decoder.
+                A `Source` adds the revision, the token, the cache folder, and whether code of the
+                model may run. A folder that holds an adapter names its own base.
+            adapters: Adapters to merge, in the order in which they were trained, in float32. The
+                encoder takes the last settings among those of the source and of the adapters.
+            bidirectional: Whether the model is made bidirectional; False keeps a decoder causal
+                (the paper's "Uni" baseline). None takes the folder's setting.
+            pooling: The way from token states to one vector: `mean`, `weighted_mean`, `last` or
+                `first`. None takes the folder's setting.
+            max_length: Length of the longest sequence, in tokens, prompt included; at most the
+                model's number of positions. None takes the folder's setting.
+            normalize: Whether vectors are scaled to length 1. None takes the folder's setting.
+            prompts: Prompts by their names. None takes the folder's setting.
+            template: A format string with `{text}` that prompt and text are wrapped in, or `chat`
+                for the tokenizer's own chat template. None takes the folder's setting.
+            device: Device of the model. None is a GPU, if there is one, and otherwise the CPU.
+            dtype: Data type of the weights. "auto" is the data type of the saved weights, except on
+                a CPU, where half precision is slow: there it is float32.
+            attention: Attention implementation to load with. None is SDPA, or the implementation
+                that the family needs.
 
         Raises:
             ModelError: The source cannot be loaded, or cannot be made bidirectional.
@@ -165,37 +171,43 @@ class Encoder(nn.Module):
         changes: Mapping[str, Any],
         loading: Mapping[str, Any],
     ) -> Self:
-        opened = open_parts(
-            source, adapters, changes=changes, loading=loading, otherwise=cls._otherwise
+        parts = load_parts(
+            source,
+            adapters,
+            changes=changes,
+            loading=loading,
+            default_settings=cls._default_settings,
         )
         encoder = cls(
-            opened.model,
-            opened.tokenizer,
-            settings=opened.settings,
-            switch=opened.switch,
-            chain=opened.chain,
+            parts.model,
+            parts.tokenizer,
+            settings=parts.settings,
+            switch=parts.switch,
+            chain=parts.chain,
         )
         encoder.settings = encoder._within_positions(encoder.settings)
         return encoder
 
     def _within_positions(self, settings: Settings) -> Settings:
-        """Settings whose longest sequence the model has positions for."""
+        """The same settings, with a longest sequence that the model has positions for."""
         limit = position_limit(self.model.config)
-        return settings if limit is None else settings.within(limit)
+        if limit is None:
+            return settings
+        return settings.within(limit)
 
     @cached_property
     def dimension(self) -> int:
-        """Length of a vector, as the model gives it."""
+        """Number of elements of a vector, as the model gives it."""
         return states_width(body(self.model))
 
     @property
     def max_tokens(self) -> int:
-        """Tokens in a batch."""
+        """Largest number of tokens in a batch."""
         return MAX_TOKENS if self.device.type == "cpu" else MAX_TOKENS_GPU
 
     @property
     def device(self) -> torch.device:
-        """The device of the backbone."""
+        """Device of the backbone."""
         return self.model.device
 
     @overload
@@ -233,40 +245,45 @@ class Encoder(nn.Module):
         show_progress: bool = True,
         convert_to_numpy: bool = False,
     ) -> Tensor | np.ndarray:
-        """Vectors of texts, in their order.
+        """Encode texts to vectors, in the order of the texts.
 
         Args:
-            texts: Texts, or one text, whose result then has no first axis.
-            prompt: What comes before every text; it takes part in attention and is not pooled.
-            prompt_name: The name of such a prompt in the settings; without either, their default prompt is taken.
-            batch_size: The most texts in a batch; None is as many as a token budget allows.
-            normalize: Whether vectors are scaled to length 1; None is what the settings say.
-            show_progress: Draw a bar on a terminal, with the time left, once encoding takes longer than two seconds.
-            convert_to_numpy: Return a numpy array instead of a tensor.
+            texts: Texts, or a single text, whose result has no first axis.
+            prompt: Prompt that comes before every text; it takes part in attention and is not
+                pooled.
+            prompt_name: Name of a prompt in the settings, instead of `prompt`. Without either, the
+                default prompt of the settings is used.
+            batch_size: Largest number of texts in a batch. None is as many as a token budget
+                allows.
+            normalize: Whether vectors are scaled to length 1. None takes the encoder's setting.
+            show_progress: Whether a bar with the time left is drawn on a terminal, once encoding
+                has taken two seconds.
+            convert_to_numpy: Whether to return a numpy array instead of a tensor.
 
         Returns:
-            embedding_BD in float32, on the CPU. A text without tokens (the empty string) gives the zero vector.
+            embedding_BD in float32, on the CPU. A text without tokens (the empty string) gives the
+            zero vector.
 
         Raises:
             UsageError: Something is not a text, or there is no such prompt.
         """
-        rows = _rows(texts)
+        given = _list_of_texts(texts)
         if prompt is not None and prompt_name is not None:
             raise UsageError(
                 f"prompt and prompt_name are two prompts for one text ({prompt!r}, "
-                f"{prompt_name!r}); give one of them"
+                f"{prompt_name!r}); give only one of them"
             )
         if prompt is None:
             prompt = self.prompt_named(prompt_name)
         embedding_BD = self._vectors(
-            rows,
-            prompts=[prompt] * len(rows),
+            given,
+            prompts=[prompt] * len(given),
             batch_size=batch_size,
             normalize=normalize,
             show_progress=show_progress,
         )
-        result = embedding_BD[0] if isinstance(texts, str) else embedding_BD
-        return result.numpy() if convert_to_numpy else result
+        vectors = embedding_BD[0] if isinstance(texts, str) else embedding_BD
+        return vectors.numpy() if convert_to_numpy else vectors
 
     def _vectors(
         self,
@@ -277,12 +294,14 @@ class Encoder(nn.Module):
         normalize: bool | None,
         show_progress: bool,
     ) -> Tensor:
-        """Vectors of texts, each with its own prompt, without separator: embedding_BD."""
-        before = self._before(prompts)
+        """Encode texts, each behind its own prompt (without separator): embedding_BD."""
+        before = self._with_separator(prompts)
         embedding_BD = torch.zeros(len(texts), self.dimension, device="cpu")
-        hidden = None if show_progress else True  # None hides it where there is no terminal
+        disable = (
+            None if show_progress else True
+        )  # None disables the bar where there is no terminal
         with tqdm(
-            total=len(texts), desc="encode", unit="text", disable=hidden, delay=_BAR_AFTER_S
+            total=len(texts), desc="encode", unit="text", disable=disable, delay=_BAR_AFTER_S
         ) as bar:
             for start in range(0, len(texts), _WINDOW):
                 window = slice(start, start + _WINDOW)
@@ -290,7 +309,9 @@ class Encoder(nn.Module):
                 embedding_BD[window] = self.encode_tokens(
                     tokens, batch_size=batch_size, on_progress=bar.update
                 )
-        if self.settings.normalize if normalize is None else normalize:
+        if normalize is None:
+            normalize = self.settings.normalize
+        if normalize:
             embedding_BD = nn.functional.normalize(embedding_BD, dim=-1)
         return embedding_BD
 
@@ -301,41 +322,18 @@ class Encoder(nn.Module):
         prompts: Sequence[str] | None = None,
         max_length: int | None = None,
     ) -> list[Tokens]:
-        """Token ids as the backbone reads them, and each text's own range.
+        """Tokenise texts as the backbone reads them, and find the tokens that are pooled.
 
         Args:
-            texts: Texts; cut to `doc_max_length` tokens and wrapped in the template.
+            texts: Texts to tokenise.
             prompts: What comes before each text, separator included; None is nothing.
-            max_length: Longest sequence, in tokens; None is what the settings say.
-        """
-        settings = self.settings
-        before, after = split_template(settings.template)
-        if settings.doc_max_length is not None:
-            texts = shortened(self.tokenizer, texts, most=settings.doc_max_length)
-        if settings.template is not None:
-            texts = [text.rstrip() for text in texts]  # as chat templates do
-        if before:
-            prompts = [before + each for each in prompts or [""] * len(texts)]
-        return self._tokens(texts, prompts, suffix=after, max_length=max_length)
+            max_length: Length of the longest sequence, in tokens. None takes the encoder's setting.
 
-    def _tokens(
-        self,
-        texts: Sequence[str],
-        prompts: Sequence[str] | None,
-        *,
-        suffix: str = "",
-        max_length: int | None = None,
-    ) -> list[Tokens]:
-        return tokenize(
-            self.tokenizer,
-            texts,
-            max_length=max_length or self.settings.max_length,
-            prompts=prompts,
-            suffix=suffix,
-            boundary=self.settings.boundary,
-            skip_prompt=self.settings.skip_prompt,
-            pool_special=self.settings.pools_special,
-        )
+        Raises:
+            UsageError: A prompt leaves no room for its text.
+        """
+        settings = self.settings.changed(max_length=max_length)
+        return encoder_tokens(self.tokenizer, texts, settings=settings, prompts=prompts)
 
     def encode_tokens(
         self,
@@ -345,18 +343,18 @@ class Encoder(nn.Module):
         max_tokens: int | None = None,
         on_progress: OnProgress = silent,
     ) -> Tensor:
-        """Vectors of tokenised texts, in their order: embedding_BD, float32, on the CPU.
+        """Encode tokenised texts, in their order: embedding_BD in float32, on the CPU.
 
         Args:
-            tokens: Token ids as from `tokens`; their ranges say what is pooled.
-            batch_size: The most texts in a batch; None is as many as a token budget allows.
-            max_tokens: The most tokens in a batch; None is as many as suit the device.
+            tokens: Tokenised texts, as from `tokens`.
+            batch_size: Largest number of texts in a batch. None is as many as a token budget
+                allows.
+            max_tokens: Largest number of tokens in a batch. None is a number that suits the device.
             on_progress: Called after each batch with the number of texts in it.
         """
         embedding_BD = torch.zeros(len(tokens), self.dimension, device="cpu")
-        lengths = [len(each.ids) for each in tokens]
         batches = plan_batches(
-            lengths,
+            [len(each.ids) for each in tokens],
             max_tokens=max_tokens or self.max_tokens,
             max_texts=batch_size,
             padded=not is_packed(self.model),
@@ -367,21 +365,21 @@ class Encoder(nn.Module):
             return self.embed([tokens[index] for index in batch]).cpu()
 
         with evaluating(self.model):
-            done = on_each_core(vectors_of, batches, device=self.device)
-            for batch, vectors_BD in zip(batches, done, strict=True):
+            results = on_each_core(vectors_of, batches, device=self.device)
+            for batch, vectors_BD in zip(batches, results, strict=True):
                 embedding_BD[batch] = vectors_BD
                 on_progress(len(batch))
-        on_progress(len(tokens) - sum(map(len, batches)))
+        without_tokens = len(tokens) - sum(map(len, batches))
+        on_progress(without_tokens)
         return embedding_BD
 
     def embed(self, tokens: Sequence[Tokens]) -> Tensor:
-        """Vectors of one batch, differentiable: embedding_BD, float32, on the model's device."""
-        real = [each for each in tokens if each.ids]
-        if not real:
+        """Vectors of one batch, differentiable: embedding_BD in float32, on the model's device."""
+        documents = [each.ids for each in tokens if each.ids]
+        if not documents:
             return torch.zeros(len(tokens), self.dimension, device=self.device)
-        states_ND = token_states(
-            self.model, [each.ids for each in real], pad_id=int(self.tokenizer.pad_token_id)
-        )
+        pad_id = int(self.tokenizer.pad_token_id)
+        states_ND = token_states(self.model, documents, pad_id=pad_id)
         return pool_tokens(states_ND, tokens, pooling=self.settings.pooling)
 
     def words(
@@ -395,10 +393,13 @@ class Encoder(nn.Module):
         """The words of texts, where they are, and a vector for each (paper, section 3.1).
 
         Args:
-            texts: Raw texts (or one), cut into words; or lists of words, which are joined by spaces.
-            reading: Whether a word is read from its own tokens, or from those one place before, where MNTP writes.
-            merge: How the states of several tokens become one vector.
-            layer: The layer whose states are read: 0 is the embedding, -1 the last layer.
+            texts: Raw texts (or one), which are cut into words; or lists of words, which are joined
+                by spaces.
+            reading: The tokens that a word is read from: its `own`, or those one position `before`,
+                whose states MNTP trains to predict it.
+            merge: The way from several tokens' states to one vector: their `mean`, the `first` or
+                the `last`.
+            layer: Layer whose states are read: 0 is the embedding, -1 the last layer.
 
         Raises:
             UsageError: The model has no such layer, or there is no such reading or merging.
@@ -455,17 +456,18 @@ class Encoder(nn.Module):
     def save(self, folder: str | Path) -> None:
         """Write a folder that opens here, in `SentenceTransformer` and in `AutoModel`.
 
-        A new folder is whole or absent. In an existing one, such as a trainer's, files of the same names are replaced
-        one by one, and all others stay.
+        A new folder is whole or absent. In an existing folder, such as a trainer's, files of the
+        same names are replaced one by one, and all other files stay.
 
-        Adapters that `model` was given since it was loaded are merged into what is written; `model` stays as it is.
+        Adapters that `model` was given since it was loaded are merged into the written weights;
+        `model` itself stays as it is.
 
         Args:
             folder: The folder to make or to write into.
 
         Raises:
-            ModelError: The folder holds an adapter or weights of another program, which would be read with the encoder
-                or instead of it; nothing is written then.
+            ModelError: The folder holds an adapter or weights of another program, which would be
+                read with the encoder or instead of it. Nothing is written then.
             UsageError: `folder` is a file.
         """
         folder = resolved_folder(Path(folder), option="folder")
@@ -482,44 +484,45 @@ class Encoder(nn.Module):
                 publish(partial, folder)
 
     def write(self, folder: Path) -> None:
-        """Fill an existing folder with weights, tokenizer and settings."""
+        """Write weights, tokenizer and settings into an existing folder."""
         save_model(merged_copy(self.model), folder)
         forget_truncation(self.tokenizer)
         self.tokenizer.save_pretrained(folder)
         write_settings(self.settings, folder, tokenizer=self.tokenizer, dimension=self.dimension)
 
     def prompt_named(self, name: str | None) -> str:
-        """A prompt by its name; None names the default prompt, if there is one.
+        """The prompt of a name; None is the name of the default prompt, if there is one.
 
         Raises:
             UsageError: There is no prompt of that name.
         """
-        name = self.settings.default_prompt_name if name is None else name
+        if name is None:
+            name = self.settings.default_prompt_name
         if name is None:
             return ""
         known = self.settings.prompts
         if name not in known:
             names = ", ".join(known) or "none"
-            raise UsageError(f"there is no prompt named {name!r}; there are: {names}")
+            raise UsageError(f"there is no prompt named {name!r}; the prompts are: {names}")
         return known[name]
 
-    def _before(self, prompts: Sequence[str]) -> list[str] | None:
+    def _with_separator(self, prompts: Sequence[str]) -> list[str] | None:
         """What comes before each text, separator included; None where no text has a prompt."""
         before = [self.settings.before_text(prompt) for prompt in prompts]
         return before if any(before) else None
 
 
-def _rows(texts: Any) -> list[str]:
-    """Texts as a list.
+def _list_of_texts(texts: Any) -> list[str]:
+    """One text or several, as a list.
 
     Raises:
         UsageError: One of them is not a text.
     """
     if isinstance(texts, str):
         return [texts]
-    rows = texts.tolist() if hasattr(texts, "tolist") else list(texts)
-    for number, row in enumerate(rows):
-        if not isinstance(row, str):
-            what = f"row {number} is {type(row).__name__}: {row!r}"[:200]
-            raise UsageError(f"encode takes texts, and {what}; a prompt goes into prompt=")
-    return rows
+    found = texts.tolist() if hasattr(texts, "tolist") else list(texts)
+    for index, text in enumerate(found):
+        if not isinstance(text, str):
+            problem = f"row {index} is {type(text).__name__}: {text!r}"[:200]
+            raise UsageError(f"encode takes texts, and {problem}; a prompt goes into prompt=")
+    return found

@@ -1,7 +1,7 @@
-"""What an encoder folder holds beside weights and tokenizer: its settings, and the files other libraries read.
+"""The files of an encoder folder beside weights and tokenizer: settings and other libraries' files.
 
-`llm2vec_config.json` is the one source; the files of sentence-transformers are written from it, so that plain
-`SentenceTransformer(path)` gives the same vectors. This module loads no model.
+`llm2vec_config.json` is the one source. The files of sentence-transformers are written from it, so
+that plain `SentenceTransformer(path)` gives the same vectors. This module loads no model.
 """
 
 import json
@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 SETTINGS_FILE = "llm2vec_config.json"
 PROVENANCE_FILE = "provenance.json"
 CHECKPOINTS = "checkpoints"
-"""Beside the stages: encoders kept along the way, `STAGE-STEP`."""
+"""Name of the folder, beside the stages, of encoders kept during training; each is called
+`STAGE-STEP`."""
 
 CONFIG_FILE = "config.json"
-"""The model's configuration; a folder without one opens nowhere."""
+"""The model's configuration, without which no library opens a folder."""
 
 _WEIGHTS_FILE = "model.safetensors"
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
@@ -38,10 +39,10 @@ _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_m
 
 
 def files_of_encoder(folder: Path) -> list[str]:
-    """The files of an encoder that was saved into a folder before, which must not stay beside another encoder.
+    """Names of the files of an earlier encoder in a folder, which must not stay beside a new one.
 
-    They would be read instead of the new ones (weights in parts), or tell of the old ones (settings, provenance). A
-    folder without our settings holds none.
+    Weights in parts would be read instead of the new ones, and settings and provenance describe the
+    earlier encoder. A folder without our settings holds no earlier encoder.
     """
     if not (folder / SETTINGS_FILE).is_file():
         return []
@@ -54,31 +55,37 @@ def files_of_encoder(folder: Path) -> list[str]:
 
 
 def refuse_other_model(folder: Path) -> None:
-    """Refuse a folder with files that an encoder saved there would be confused with, and that are not ours to remove.
+    """Refuse a folder with files of another program that would be read with an encoder saved there.
 
     Raises:
-        ModelError: There is an adapter, or there are weights in parts that somebody else saved.
+        ModelError: The folder holds an adapter, or weights in parts that another program saved.
     """
     if not folder.is_dir():
         return
-    names = {each.name for each in folder.iterdir()}
-    weights = {name for name in names if _WEIGHTS.fullmatch(name)} - {_WEIGHTS_FILE}
-    foreign = names & {*_ADAPTER_FILES} | (set() if SETTINGS_FILE in names else weights)
+    names = {path.name for path in folder.iterdir()}
+    foreign = names & {*_ADAPTER_FILES}
+    if SETTINGS_FILE not in names:
+        in_parts = {name for name in names if _WEIGHTS.fullmatch(name)} - {_WEIGHTS_FILE}
+        foreign |= in_parts
     if foreign:
         raise ModelError(
-            f"{folder} holds {sorted(foreign)[0]}, which would be read with the encoder that is saved there, and "
-            "was not written by this program; save to another folder, or remove it"
+            f"{folder} holds {min(foreign)}, which this program did not write and which would be "
+            "read with the encoder "
+            "that is saved there; save to another folder, or remove the file"
         )
 
 
 def read_settings(source: Source) -> Settings | None:
-    """The settings of a model: ours, else those of sentence-transformers, else None.
+    """The settings of a model, from our file or else from those of sentence-transformers.
 
     Args:
         source: The model.
 
+    Returns:
+        The settings; None if the model has neither.
+
     Raises:
-        ModelError: The settings are damaged, or ask for what does not exist.
+        ModelError: The settings are damaged, or ask for something that does not exist.
     """
     path = source.find(SETTINGS_FILE)
     if path is None:
@@ -92,34 +99,46 @@ def read_settings(source: Source) -> Settings | None:
 def write_settings(
     settings: Settings, folder: Path, *, tokenizer: "PreTrainedTokenizerBase", dimension: int
 ) -> None:
-    """Write the settings, and the files of sentence-transformers that amount to the same.
+    """Write the settings, and the files with which sentence-transformers does the same.
 
     Args:
-        settings: What to write.
-        folder: The encoder folder; weights and tokenizer are written by others.
-        tokenizer: Its tokenizer.
-        dimension: Length of a vector.
+        settings: The encoder's settings.
+        folder: The encoder folder.
+        tokenizer: The encoder's tokenizer.
+        dimension: Number of elements of a vector.
     """
     write_json(folder / SETTINGS_FILE, asdict(settings))
     write_modules(settings, folder, tokenizer=tokenizer, dimension=dimension)
 
 
 def differences_elsewhere(settings: Settings, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-    """What a person needs to know who opens the folder with sentence-transformers: where its vectors differ."""
+    """Notes on the cases in which sentence-transformers gives other vectors than the encoder."""
     notes = [about_template(settings), unlike_elsewhere(settings, tokenizer)]
     return [note for note in notes if note is not None]
 
 
 def about_template(settings: Settings) -> str | None:
-    """How a template can be had elsewhere; None if there is none."""
+    """A note on using the template in sentence-transformers; None without a template."""
     if settings.template is None:
         return None
-    return f"sentence-transformers does not wrap texts; wrap them yourself: {settings.template!r}"
+    return (
+        "sentence-transformers does not wrap texts in this encoder's template; wrap them yourself: "
+        f"{settings.template!r}"
+    )
 
 
 def model_card(name: str, provenance: Mapping[str, Any]) -> str:
-    """A README for an encoder folder: what it is, how to open it, how it was made."""
+    """The README of an encoder folder: what it is, how to open it, and how it was made.
+
+    Args:
+        name: Name of the folder.
+        provenance: Content of its `provenance.json`.
+    """
     recipe = provenance["recipe"]
+    pooling = recipe["encoder"]["pooling"]
+    max_length = recipe["encoder"]["max_length"]
+    settings = json.dumps({"pooling": pooling, "max_length": max_length})
+    quoted_name = json.dumps(name, ensure_ascii=False)
     stages = ", ".join(stage["stage"] for stage in provenance["stages"])
     merged = "".join(f" with the adapter `{adapter}`" for adapter in recipe.get("adapters", ()))
     return f"""---
@@ -136,12 +155,12 @@ Needs transformers 5.2 or newer (older versions silently read it causally).
 ```python
 from sentence_transformers import SentenceTransformer
 
-vectors = SentenceTransformer({json.dumps(name, ensure_ascii=False)}).encode(["Some text.", "Another."])
+vectors = SentenceTransformer({quoted_name}).encode(["Some text.", "Another."])
 ```
 
 Recipe, versions, seeds, measured proofs and metrics: `{PROVENANCE_FILE}`. Settings:
 
 ```json
-{json.dumps({"pooling": recipe["encoder"]["pooling"], "max_length": recipe["encoder"]["max_length"]})}
+{settings}
 ```
 """

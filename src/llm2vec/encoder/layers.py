@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Layer = int | Literal["all"]
-"""The layer whose states are read: 0 is the embedding, -1 the last layer, and numbers between count from either end; or
-`all` of them."""
+"""The layer whose states are read: 0 is the embedding, -1 the last layer, and numbers between count
+from either end; or `all` of them."""
 
 Documents = Sequence[Sequence[int]]
 """Token ids of several texts."""
@@ -31,9 +31,10 @@ _reader: ContextVar[object] = ContextVar("reader", default=None)
 def reading_layer(
     model: "PreTrainedModel", *, layer: Layer, pad_id: int
 ) -> AbstractContextManager[Callable[[Documents], Tensor]]:
-    """Inside the block, a function from documents to their tokens' states: states_LND, L = 1 or every layer.
+    """Inside the block, a function from documents to their tokens' states in a layer: states_LND.
 
-    Layers above the one that is read are not computed. Several threads may call the function at once.
+    L is 1, or the number of all layers and one. Layers above the one that is read are not computed.
+    Several threads may call the function at once.
 
     Args:
         model: A body (without LM head), bidirectional or causal.
@@ -119,7 +120,8 @@ def _reading_input(
 ) -> Iterator[Callable[[Documents], Tensor]]:
     """Inside the block, a function from documents to the states that go into a layer: states_1ND.
 
-    Other forwards of the same model, in this thread or in others, run to their own ends: the hook knows its reader.
+    Other forwards of the same model, in this thread or in others, run to their own ends: the hook
+    knows its reader.
     """
     reader = object()
 

@@ -1,4 +1,4 @@
-"""The parts of an encoder, opened from a folder or the hub: base, adapters, tokenizer and settings."""
+"""Loading an encoder's parts from a folder or the hub: base, adapters, tokenizer and settings."""
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,12 +27,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 END_TOKEN_POOLING = "eos_token"  # noqa: S105
-"""A pooling of published settings files: the state of an end token that is written after every text."""
+"""A pooling in settings files of published encoders: the state of an end token that follows every
+text."""
 
 
 @dataclass(frozen=True)
-class Opened:
-    """The parts of an encoder; attributes as of `Encoder`."""
+class Parts:
+    """The parts that an `Encoder` is made of; its attributes have the same names."""
 
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
@@ -41,26 +42,27 @@ class Opened:
     chain: Chain
 
 
-def open_parts(
+def load_parts(
     source: Source,
     adapters: Sequence[str | Path],
     *,
     changes: Mapping[str, Any],
     loading: Mapping[str, Any],
-    otherwise: Settings,
-) -> Opened:
-    """Load everything, merge adapters, make the model bidirectional and prove it.
+    default_settings: Settings,
+) -> Parts:
+    """Load a model, merge its adapters, make it bidirectional and prove that it is.
 
     Args:
         source: A base, an encoder, or an adapter that names its base.
-        adapters: Adapters to merge on top.
-        changes: Settings that the caller names; None leaves one as it is found. The pooling `eos_token` writes the end
-            token after every text and pools its state.
-        loading: `dtype`, `device`, `attention`, `config_overrides`.
-        otherwise: The settings of a model that has none.
+        adapters: Adapters to merge into it, in their order.
+        changes: Settings that the caller chooses, by their names; None leaves a setting as the
+            folder has it. The pooling `eos_token` writes the end token after every text and pools
+            its state.
+        loading: Arguments of `load_decoder`: `dtype`, `device`, `attention`.
+        default_settings: Settings of a model whose folder has none.
 
     Raises:
-        ModelError: Something cannot be loaded, or cannot be made bidirectional.
+        ModelError: A part cannot be loaded, or the model cannot be made bidirectional.
     """
     chain = find_chain(source, adapters)
     for doubt in chain.doubts:
@@ -70,17 +72,18 @@ def open_parts(
     rows = embedding_rows(model)
     tokenizer = tokenizer_with(tokenizer, chain.folders, rows=rows)
     fit_tokenizer(tokenizer, rows=rows)
-    settings = _settings(chain, tokenizer, model.config.model_type, changes, otherwise)
+    settings = _settings(chain, tokenizer, model.config.model_type, changes, default_settings)
     if not settings.bidirectional and is_bidirectional(model.config):
         raise ModelError(
-            f"{source} is bidirectional already; its causal baseline is the decoder it was made from"
+            f"{source} is bidirectional already and has no causal baseline; give the decoder that "
+            "it was made from"
         )
     switch = make_bidirectional(model) if settings.bidirectional else None
-    return Opened(model, tokenizer, settings, switch, chain)
+    return Parts(model, tokenizer, settings, switch, chain)
 
 
 def _load_chain(chain: Chain, loading: Mapping[str, Any]) -> "PreTrainedModel":
-    """The body of the base with its adapters merged."""
+    """The body of the base, with its adapters merged."""
     if not chain.adapters:
         return load_decoder(chain.base, head=False, **loading)
     config = load_config(chain.base)
@@ -93,36 +96,74 @@ def _settings(
     tokenizer: "PreTrainedTokenizerBase",
     model_type: str,
     changes: Mapping[str, Any],
-    otherwise: Settings,
+    default_settings: Settings,
 ) -> Settings:
-    """The last settings found, changed as the caller says; published encoders' templates are filled in."""
-    settings, raw = otherwise, dict[str, Any]()
-    for source in (chain.base, *map(Source, chain.folders)):
-        found = read_settings(source)
-        if found is not None:
-            path = source.find(SETTINGS_FILE)
-            settings, raw = found, {"template": None} if path is None else read_json(path)
-    pooling, template = changes.get("pooling"), changes.get("template")
+    """The last settings of the chain, changed as the caller chooses.
+
+    A published encoder's folder has no template: it gets that of its base model.
+    """
+    found = _last_settings(chain) or _Found(default_settings)
+    pooling = changes.get("pooling")
+    template = changes.get("template")
     if template is not None:
         template = read_template(template, tokenizer)
-    elif "template" not in raw:
+    elif not found.says_template:
         template = published_template(
             list(_names(chain)),
             model_type,
             tokenizer,
-            with_end_token=(pooling or raw.get("pooling_mode")) == END_TOKEN_POOLING,
+            with_end_token=(pooling or found.pooling_name) == END_TOKEN_POOLING,
         )
-    named = {**changes, "template": template, "pooling": pooling and pooling_named(pooling)}
-    return settings.changed(**named)
+    chosen = {**changes, "template": template, "pooling": pooling and pooling_named(pooling)}
+    return found.settings.changed(**chosen)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Settings, and what their file says.
+
+    Attributes:
+        settings: The settings.
+        pooling_name: The pooling by the name in a file of version 0.2.3; None in other files.
+        says_template: Whether the file says which template is used.
+    """
+
+    settings: Settings
+    pooling_name: str | None = None
+    says_template: bool = False
+
+
+def _last_settings(chain: Chain) -> _Found | None:
+    """The settings of the last adapter that has some, or of the base; None if there are none."""
+    found = None
+    for source in (chain.base, *map(Source, chain.folders)):
+        settings = read_settings(source)
+        if settings is not None:
+            path = source.find(SETTINGS_FILE)
+            found = _from_other_files(settings) if path is None else _from_file(settings, path)
+    return found
+
+
+def _from_file(settings: Settings, path: Path) -> _Found:
+    values = read_json(path)
+    return _Found(settings, values.get("pooling_mode"), "template" in values)
+
+
+def _from_other_files(settings: Settings) -> _Found:
+    """Settings from the files of sentence-transformers, which wraps texts in no template."""
+    return _Found(settings, says_template=True)
 
 
 def _names(chain: Chain) -> Iterator[str]:
-    """Names of the base model: as it was given, and as its files and its adapters' files say."""
+    """The names of the base model: the given one, and those in its and its adapters' files."""
     yield str(chain.base)
-    said = [(chain.base.find("config.json"), "_name_or_path")]
+    sources = [(chain.base.find("config.json"), "_name_or_path")]
     for folder in chain.folders:
-        said.append((folder / "config.json", "_name_or_path"))
-        said.append((folder / "adapter_config.json", "base_model_name_or_path"))
-    for path, key in said:
-        if path is not None and path.is_file() and (name := read_json(path).get(key)):
+        sources.append((folder / "config.json", "_name_or_path"))
+        sources.append((folder / "adapter_config.json", "base_model_name_or_path"))
+    for path, key in sources:
+        if path is None or not path.is_file():
+            continue
+        name = read_json(path).get(key)
+        if name:
             yield str(name)

@@ -1,6 +1,6 @@
-"""The files of sentence-transformers in an encoder folder: written from our settings, and read where there are none.
+"""The files of sentence-transformers: written from our settings, and read where there are none.
 
-What they say beyond our settings is refused, never guessed at.
+Files that ask for something our settings cannot express are refused; nothing in them is guessed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm2vec.backbone.source import Source
 from llm2vec.encoder.settings import Settings
-from llm2vec.encoder.tokenization import Borders, added_tokens, borders, stands_alone
+from llm2vec.encoder.tokenization import Borders, added_tokens, borders, is_token_prefix
 from llm2vec.errors import ModelError
 from llm2vec.recipe.knobs import Pooling
 from llm2vec.runtime.files import read_json, write_json
@@ -37,7 +37,7 @@ _OLDER_FLAGS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-"""The flags that named the pooling before it had a name."""
+"""Flags that older files set instead of naming the pooling."""
 
 _TASK = "feature-extraction"
 _UNDERSTOOD = {
@@ -47,49 +47,57 @@ _UNDERSTOOD = {
     "module_output_name",
     "unpad_inputs",
 }
-"""What a Transformer's file may say; anything else that is set means other tokens."""
+"""Keys that a Transformer's file may set; any other key that is set would mean other tokens."""
 
 _MODULE = "sentence_transformers.models."
 _READ = ("Transformer", "WordWeights", "Pooling", "Normalize")
-"""The modules that are read, in their order; Transformer and Pooling are needed."""
+"""Modules that are read, in their order; a model needs Transformer and Pooling."""
+
+_NO_LIMIT = 10**9
+"""Length of the longest sequence, in tokens, where no file limits it; an encoder cuts it to the
+model's positions."""
 
 
 # --- reading
 
 
 def read_modules(source: Source) -> Settings | None:
-    """The settings that a model's `modules.json` and its files amount to; None if it has no such file.
+    """The settings that say the same as a model's `modules.json` and the files of its modules.
 
     Args:
         source: A folder or a model of the hub.
 
+    Returns:
+        The settings; None if the model has no `modules.json`.
+
     Raises:
-        ModelError: The files ask for something that is not done here.
+        ModelError: The files ask for something that settings cannot express.
     """
     path = source.find(MODULES_FILE)
     if path is None:
         return None
-    modules = {_kind(module, source): str(module["path"]) for module in read_json(path)}
+    modules = {_module_name(module, source): str(module["path"]) for module in read_json(path)}
     _check_order(list(modules), source)
-    settings = _pooled(source, modules["Pooling"])
+    settings = _pooling_settings(source, modules["Pooling"])
     if "WordWeights" in modules:
         _check_weights(source, modules["WordWeights"])
         settings = settings.changed(pool_special=False)
     return settings.changed(
-        max_length=_longest(source, modules["Transformer"]),
+        max_length=_max_length(source, modules["Transformer"]),
         normalize="Normalize" in modules,
         bidirectional=_values(source, "config.json").get("is_causal") is False,
         **_prompts(source),
     )
 
 
-def _kind(module: Mapping[str, Any], source: Source) -> str:
-    kind = str(module["type"])
-    name = kind.rpartition(".")[2]
-    if not kind.startswith("sentence_transformers.") or name not in _READ:
+def _module_name(module: Mapping[str, Any], source: Source) -> str:
+    full_name = str(module["type"])
+    name = full_name.rpartition(".")[2]
+    if not full_name.startswith("sentence_transformers.") or name not in _READ:
         raise ModelError(
-            f"{source} has a module {kind}, which is not read here; there are {', '.join(_READ)}. "
-            "Open it with sentence-transformers"
+            f"{source} has a module {full_name}, which is not read here, but only "
+            f"{', '.join(_READ)}; "
+            "open it with sentence-transformers"
         )
     return name
 
@@ -98,24 +106,27 @@ def _check_order(kinds: Sequence[str], source: Source) -> None:
     expected = [kind for kind in _READ if kind in kinds]
     if list(kinds) != expected or not {"Transformer", "Pooling"}.issubset(kinds):
         raise ModelError(
-            f"{source} has the modules {', '.join(kinds)}; they are read here in the order "
-            f"{', '.join(_READ)}, with a Transformer and a Pooling among them"
+            f"{source} has the modules {', '.join(kinds)}; they are read here only in the order "
+            f"{', '.join(_READ)}, with a Transformer and a Pooling among them. "
+            "Open it with sentence-transformers"
         )
 
 
-def _pooled(source: Source, path: str) -> Settings:
-    """Pooling, and what of a sequence is pooled."""
+def _pooling_settings(source: Source, path: str) -> Settings:
+    """The settings that say how vectors are pooled, and from which tokens."""
     values = _values(source, f"{path}/config.json")
     mode = _pooling_mode(values)
     if mode not in _POOLINGS_BACK:
         raise ModelError(
-            f"{source}: pooling {mode!r} is not one of {', '.join(_POOLINGS_BACK)}; open it with "
+            f"{source}: pooling {mode!r} is not read here, but only {', '.join(_POOLINGS_BACK)}; "
+            "open it with "
             "sentence-transformers"
         )
     skip_prompt = not values.get("include_prompt", True)
     if skip_prompt and mode in ("cls", "weightedmean"):
         raise ModelError(
-            f"{source}: pooling {mode!r} with include_prompt false means another token or other weights in "
+            f"{source}: pooling {mode!r} with include_prompt false pools another token or with "
+            "other weights in "
             "sentence-transformers than here; open it there"
         )
     return Settings(
@@ -124,16 +135,18 @@ def _pooled(source: Source, path: str) -> Settings:
 
 
 def _pooling_mode(values: Mapping[str, Any]) -> str:
-    """The one name of a pooling, in the format of today or in flags; several are named with commas between."""
+    """The name of the pooling, or names joined by commas; older files give flags."""
     if "pooling_mode" in values:
-        named = values["pooling_mode"]
+        names = values["pooling_mode"]
     else:
-        named = [name for flag, name in _OLDER_FLAGS.items() if values.get(flag)] or "mean"
-    return named if isinstance(named, str) else ",".join(named)
+        names = [name for flag, name in _OLDER_FLAGS.items() if values.get(flag)] or "mean"
+    if isinstance(names, str):
+        return names
+    return ",".join(names)
 
 
 def _check_weights(source: Source, path: str) -> None:
-    """Look whether word weights do nothing but leave out special tokens."""
+    """Check that word weights only leave out special tokens."""
     values = _values(source, f"{path}/config.json")
     weights = values.get("word_weights", {})
     added = _values(source, "tokenizer.json").get("added_tokens", [])
@@ -141,25 +154,27 @@ def _check_weights(source: Source, path: str) -> None:
     plain = values.get("unknown_word_weight", 1) == 1 and special.issuperset(weights)
     if not plain or any(weights.values()):
         raise ModelError(
-            f"{source} gives words weights of their own, which is not done here; open it with "
+            f"{source} weights its words one by one, which is not done here; open it with "
             "sentence-transformers"
         )
 
 
-def _longest(source: Source, path: str) -> int:
-    """Longest sequence, in tokens; without one of its own, the tokenizer's, within the model's positions."""
-    values = _values(source, _TRANSFORMER_FILE if not path else f"{path}/{_TRANSFORMER_FILE}")
+def _max_length(source: Source, path: str) -> int:
+    """Length of the longest sequence, in tokens, by the Transformer's file or the tokenizer's."""
+    values = _values(source, f"{path}/{_TRANSFORMER_FILE}" if path else _TRANSFORMER_FILE)
     task = values.get("transformer_task", _TASK)
-    asked = [name for name, value in values.items() if value and name not in _UNDERSTOOD]
-    if asked or task != _TASK:
+    not_done = [name for name, value in values.items() if value and name not in _UNDERSTOOD]
+    if task != _TASK:
+        not_done.append(task)
+    if not_done:
         raise ModelError(
-            f"{source}/{_TRANSFORMER_FILE} asks for {asked[0] if asked else task}, which is not done here; open it "
+            f"{source}/{_TRANSFORMER_FILE} asks for {not_done[0]}, which is not done here; open it "
             "with sentence-transformers"
         )
-    named = values.get("max_seq_length")
-    if named is None:
-        named = _values(source, "tokenizer_config.json").get("model_max_length", 10**30)
-    return int(min(named, 10**9))
+    length = values.get("max_seq_length")
+    if length is None:
+        length = _values(source, "tokenizer_config.json").get("model_max_length", _NO_LIMIT)
+    return int(min(length, _NO_LIMIT))
 
 
 def _prompts(source: Source) -> dict[str, Any]:
@@ -188,14 +203,14 @@ def write_modules(
     tokenizer: "PreTrainedTokenizerBase",
     dimension: int,
 ) -> None:
-    """Write the files of sentence-transformers that amount to the same as the settings.
+    """Write the files of sentence-transformers that say the same as the settings.
 
     Args:
         settings: The encoder's settings.
-        folder: The encoder folder; weights and tokenizer are written by others.
-        tokenizer: The encoder's tokenizer. Where the special tokens that it puts around texts are not pooled,
-            sentence-transformers is told to give them the weight 0.
-        dimension: Length of a vector.
+        folder: The encoder folder.
+        tokenizer: The encoder's tokenizer. Where the special tokens that it puts around texts are
+            not pooled, the files give them the weight 0.
+        dimension: Number of elements of a vector.
     """
     modules = [{"idx": 0, "name": "0", "path": "", "type": _MODULE + "Transformer"}]
     averaged = settings.pooling in ("mean", "weighted_mean")
@@ -229,22 +244,23 @@ def _add(modules: list[dict[str, Any]], folder: Path, kind: str, config: dict[st
 
 
 def _special_weights(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
-    """Weights of all tokens: 0 for the special ones around a text, 1 for all others."""
+    """A WordWeights configuration: 0 for the special tokens around a text, 1 for all others."""
     names = {index: token for token, index in tokenizer.get_vocab().items()}
     vocabulary = [names.get(index, f"<unused {index}>") for index in range(max(names) + 1)]
+    special = sorted(set(added_tokens(tokenizer)))
     return {
         "vocab": vocabulary,
-        "word_weights": {names[index]: 0.0 for index in sorted(set(added_tokens(tokenizer)))},
+        "word_weights": {names[index]: 0.0 for index in special},
         "unknown_word_weight": 1.0,
     }
 
 
 def unlike_elsewhere(settings: Settings, tokenizer: "PreTrainedTokenizerBase") -> str | None:
-    """Why no files of sentence-transformers amount to these settings; None if some do.
+    """The reason why sentence-transformers cannot do the same as these settings; None if it can.
 
     Args:
         settings: The encoder's settings.
-        tokenizer: Its tokenizer.
+        tokenizer: The encoder's tokenizer.
     """
     if settings.pooling not in ("mean", "weighted_mean"):
         return None
@@ -254,29 +270,42 @@ def unlike_elsewhere(settings: Settings, tokenizer: "PreTrainedTokenizerBase") -
         return _about_weights(settings, borders(tokenizer), skipped)
     if settings.boundary == "prompt":
         return None
-    joined = next((each for each in skipped if not stands_alone(tokenizer, each)), None)
-    return joined and (
-        f"sentence-transformers leaves out other tokens than the prompt's: {joined!r} has other tokens alone than "
-        "before a text; end it with another separator, such as a line break"
-    )
+    for prompt in skipped:
+        if not is_token_prefix(tokenizer, prompt):
+            return (
+                f"sentence-transformers leaves out other tokens than the prompt's: {prompt!r} has "
+                "other tokens alone "
+                "than before a text; end it with another separator, such as a line break"
+            )
+    return None
 
 
 def _about_weights(settings: Settings, edges: Borders, skipped: Sequence[str]) -> str | None:
+    """The same for `weighted_mean`.
+
+    Args:
+        settings: The encoder's settings.
+        edges: The special tokens around a text.
+        skipped: Prompts that are not pooled.
+    """
     if skipped:
         return (
-            "sentence-transformers has no weighted_mean that leaves out a prompt: its weights start at the prompt, "
+            "sentence-transformers has no weighted_mean that leaves out a prompt: its weights "
+            "start at the prompt, "
             "ours at the text"
         )
     if settings.pools_special:
         return None
     if edges.before:
         return (
-            "sentence-transformers has no weighted_mean for a tokenizer that begins every text with a special token: "
+            "sentence-transformers has no weighted_mean for a tokenizer that begins every text "
+            "with a special token: "
             "its weights start there, ours at the text"
         )
     if edges.after and not settings.normalize:
         return (
-            "sentence-transformers has no weighted_mean for a tokenizer that ends every text with a special token, "
+            "sentence-transformers has no weighted_mean for a tokenizer that ends every text with "
+            "a special token, "
             "unless vectors are normalised: its vectors have another length"
         )
     return None

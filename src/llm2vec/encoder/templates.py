@@ -1,7 +1,7 @@
-"""Templates: what a prompt and its text are wrapped in before they are tokenised, `[INST] {text} [/INST]`.
+"""Templates that prompt and text are wrapped in before they are tokenised: `[INST] {text} [/INST]`.
 
-A template is a format string with `{text}` in it once. Published encoders do not store theirs: it goes by the name of
-their base model, is looked up once, and is kept in the encoder's settings from then on.
+A template is a format string that holds `{text}` once. Published encoders do not store theirs: it
+is looked up once by the name of their base model, and kept in the encoder's settings from then on.
 """
 
 import json
@@ -17,30 +17,35 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CHAT = "chat"
-"""A template's name for the tokenizer's own chat template."""
+"""The name that means the tokenizer's own chat template."""
 
 
 def read_template(template: str, tokenizer: "PreTrainedTokenizerBase") -> str:
-    """A template as it is kept: with `{text}` once, and without the start token, which the tokenizer adds itself.
+    """A template in the form that settings keep: a format string without a start token.
 
     Args:
-        template: A format string, or `chat` for the tokenizer's own chat template, as one message of a user.
-        tokenizer: The tokenizer whose chat template and start token are meant.
+        template: A format string; or `chat`, for one message of a user in the tokenizer's own chat
+            template.
+        tokenizer: The tokenizer that the template is used with.
 
     Raises:
-        UsageError: There is no `{text}` in it, or the tokenizer has no chat template.
+        UsageError: The template does not hold `{text}` once, or the tokenizer has no chat template.
     """
     if template == CHAT:
         template = _chat_template(tokenizer)
     if template.count("{text}") != 1:
-        raise UsageError(f"a template holds {{text}} once, and {template!r} does not")
+        raise UsageError(
+            "a template must hold {text} once, where the text belongs; "
+            f"{template!r} holds it {template.count('{text}')} times"
+        )
     return template
 
 
 def _chat_template(tokenizer: "PreTrainedTokenizerBase") -> str:
     if not getattr(tokenizer, "chat_template", None):
         raise UsageError(
-            "this tokenizer has no chat template; give a format string with {text} in it"
+            "this tokenizer has no chat template; give a format string with {text} where the text "
+            "belongs"
         )
     message = [{"role": "user", "content": "{text}"}]
     template = str(tokenizer.apply_chat_template(message, tokenize=False))
@@ -50,17 +55,6 @@ def _chat_template(tokenizer: "PreTrainedTokenizerBase") -> str:
     return template
 
 
-def split_template(template: str | None) -> tuple[str, str]:
-    """What comes before prompt and text, and what comes after them.
-
-    Example:
-        >>> split_template("[INST] {text} [/INST]")
-        ('[INST] ', ' [/INST]')
-    """
-    before, _, after = (template or "{text}").partition("{text}")
-    return before, after
-
-
 def published_template(
     names: Sequence[str],
     model_type: str,
@@ -68,26 +62,37 @@ def published_template(
     *,
     with_end_token: bool,
 ) -> str | None:
-    """The template that published encoders of a base model were trained with; None for no template.
+    """The template that published encoders of a base model were trained with; None is no template.
 
     Args:
-        names: Names of the base model, as far as they are known.
-        model_type: Model type of its configuration.
-        tokenizer: Its tokenizer.
-        with_end_token: Write the end token after every text, since its state is what is pooled.
+        names: Known names of the base model.
+        model_type: Model type of the base model's configuration.
+        tokenizer: Tokenizer of the base model.
+        with_end_token: Whether the end token is written after every text, because its state is
+            pooled.
     """
     known = known_templates()
-    template = next((known["wrapped"][name] for name in names if name in known["wrapped"]), None)
+    template = _first_known(known["wrapped"], names)
     if not with_end_token:
         return template
-    own_end = str(tokenizer.eos_token or "")
-    ends = (known["ended"][name] for name in (*names, model_type) if name in known["ended"])
-    return (template or "{text}") + next(ends, own_end)
+    end_token = _first_known(known["ended"], (*names, model_type))
+    if end_token is None:
+        end_token = str(tokenizer.eos_token or "")
+    return (template or "{text}") + end_token
+
+
+def _first_known(values: Mapping[str, str], names: Sequence[str]) -> str | None:
+    return next((values[name] for name in names if name in values), None)
 
 
 @cache
 def known_templates() -> Mapping[str, Mapping[str, str]]:
-    """Published templates: `wrapped` by a model's name; `ended`, where the end token is pooled, by name or type."""
+    """What published encoders put around a text, by the name of their base model.
+
+    Returns:
+        `wrapped`: Templates, by name. `ended`: End tokens, for encoders that pool their state, by
+        name or model type.
+    """
     path = files("llm2vec") / "assets" / "templates.json"
     found: dict[str, dict[str, str]] = json.loads(path.read_text(encoding="utf8"))
     return found

@@ -1,8 +1,9 @@
 """Words and sentences of raw text by Unicode's rules (UAX #29), as ICU implements them.
 
-Combining marks stay with their letters. In scripts that are written without spaces (Chinese, Japanese, Thai, Khmer,
-Lao, Burmese), ICU finds words by its dictionaries; what no dictionary knows falls into short pieces. A mark of
-punctuation or a symbol is a word too; spaces and invisible characters are not.
+Combining marks stay with their letters. In scripts that are written without spaces (Chinese,
+Japanese, Thai, Khmer, Lao, Burmese), ICU finds words by its dictionaries, and cuts text that is in
+no dictionary into short pieces. Punctuation marks and symbols are words too; spaces and invisible
+characters are not.
 """
 
 import unicodedata
@@ -11,14 +12,14 @@ from collections.abc import Iterator, Sequence
 from llm2vec.runtime.unicode import well_formed
 
 _LAST_OF_ONE_UNIT = "\uffff"
-"""The last character that UTF-16 writes as one unit; those beyond are two."""
+"""The last character that UTF-16 writes as one unit; characters beyond it are two units."""
 
 _INVISIBLE = ("Cc", "Cf", "Zs", "Zl", "Zp")
 """Unicode's categories of control and format characters and of separators."""
 
 
 def find_words(text: str) -> list[tuple[int, int]]:
-    """Character ranges of the words and punctuation marks of a text.
+    """The character ranges of the words and punctuation marks of a text.
 
     Example:
         >>> find_words("It's over.")
@@ -58,17 +59,19 @@ def _segments(text: str, *, sentences: bool = False) -> Iterator[tuple[int, int]
 
     breaker = SentenceBreaker if sentences else WordBreaker
     spans = list(breaker(text, "root").segments())
-    if spans and spans[-1][1] != len(text):  # counted in units of UTF-16
-        positions = _positions(text)
-        spans = [(positions[start], positions[end]) for start, end in spans]
+    counted_in_units = spans and spans[-1][1] != len(text)
+    if counted_in_units:
+        characters = _characters_at_units(text)
+        spans = [(characters[start], characters[end]) for start, end in spans]
     yield from spans
 
 
-def _positions(text: str) -> Sequence[int]:
-    """The character at each unit of UTF-16, and one past the last."""
+def _characters_at_units(text: str) -> Sequence[int]:
+    """The index of the character at each unit of UTF-16, and the number of characters."""
     found = []
-    for position, character in enumerate(text):
-        found += [position] * (2 if character > _LAST_OF_ONE_UNIT else 1)
+    for index, character in enumerate(text):
+        units = 2 if character > _LAST_OF_ONE_UNIT else 1
+        found += [index] * units
     return [*found, len(text)]
 
 

@@ -1,7 +1,8 @@
 """Words: which tokens a word is made of, and one vector for each word (paper, section 3.1).
 
-A word can be read from its own tokens, or from the states one token earlier, which is where masked next-token
-prediction writes what it knows of them. Many texts go through the model together, without padding.
+A word can be read from its own tokens, or from the states one token earlier, which is where masked
+next-token prediction writes what it knows of them. Many texts go through the model together,
+without padding.
 """
 
 from collections.abc import Sequence
@@ -42,8 +43,8 @@ class Words:
     Attributes:
         words: The words, as the text spells them.
         offsets: The character range of each word: its first character, and one past its last.
-        vectors_WD: One vector for each word. A word without tokens gets the zero vector: it holds nothing but control
-            characters, or lies beyond the longest sequence.
+        vectors_WD: One vector for each word. A word without tokens gets the zero vector: it holds
+            nothing but control characters, or lies beyond the longest sequence.
     """
 
     words: tuple[str, ...]
@@ -96,7 +97,8 @@ def words_of(
     Args:
         model: The encoder's backbone.
         tokenizer: The encoder's tokenizer.
-        texts: Raw texts (or one), which are cut into words; or lists of words, which are joined by spaces.
+        texts: Raw texts (or one), which are cut into words; or lists of words, which are joined by
+            spaces.
         max_length: Length of the longest sequence, in tokens.
         max_tokens: Largest number of tokens in a batch.
         reading: The tokens that a word is read from.
@@ -226,15 +228,15 @@ def word_states(
         pad_id: Token id that fills the rows of a model that is not packed.
         max_tokens: Largest number of tokens in a batch.
         readings: The tokens that a word is read from; one result for each reading.
-        merge: The way from several tokens' states to one vector. A text's first token has none before it: a word that
-            begins there is read from that token itself.
-        layer: The layer whose states are read: 0 is the embedding, -1 the last layer; `all` reads every layer, the
-            embedding first.
+        merge: The way from several tokens' states to one vector. A text's first token has none
+            before it: a word that begins there is read from that token itself.
+        layer: The layer whose states are read: 0 is the embedding, -1 the last layer; `all` reads
+            every layer, the embedding first.
         on_progress: Called after each batch with the number of texts in it.
 
     Returns:
-        words_LND for each reading, in float32 on the CPU: L layers (1, unless `layer` is `all`), N words, D hidden. An
-        empty mapping if no text has a token.
+        words_LND for each reading, in float32 on the CPU: L layers (1, unless `layer` is `all`), N
+        words, D hidden. An empty mapping if no text has a token.
 
     Raises:
         UsageError: The model has no such layer.
@@ -298,7 +300,7 @@ class _WordVectors:
 def _word_vectors(
     states_LND: Tensor, texts: Sequence[WordTokens], reading: Reading, merge: Merge
 ) -> Tensor:
-    """The mean state of the tokens that each word is read from: words_LWD, zero for a word without any."""
+    """The mean state of the tokens that each word is read from, or zero: words_LWD."""
     tokens, owners = _tokens_read(texts, reading, merge)
     device = states_LND.device
     token_P = torch.tensor(tokens, dtype=torch.long, device=device)

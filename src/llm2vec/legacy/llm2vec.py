@@ -21,6 +21,7 @@ from llm2vec.encoder.loading import END_TOKEN_POOLING
 from llm2vec.encoder.pooling import pool_tokens
 from llm2vec.encoder.settings import Settings, pooling_named
 from llm2vec.encoder.templates import published_template
+from llm2vec.encoder.tokenization import encoder_tokens
 from llm2vec.errors import UsageError
 from llm2vec.legacy.arguments import SEPARATOR, Texts, loading_arguments, split_pairs
 from llm2vec.legacy.features import from_features, to_features
@@ -89,7 +90,7 @@ class LLM2Vec(Encoder):
         torch.Size([1, 192])
     """
 
-    _otherwise = Settings(boundary="text")
+    _default_settings = Settings(boundary="text")
 
     pooling_mode = _setting("pooling")
     max_length = _setting("max_length")
@@ -110,7 +111,7 @@ class LLM2Vec(Encoder):
         chain: "Chain | None" = None,
     ) -> None:
         if settings is None:
-            settings = self._otherwise.changed(
+            settings = self._default_settings.changed(
                 template=published_template(
                     [str(model.config._name_or_path)],
                     model.config.model_type,
@@ -243,7 +244,7 @@ class LLM2Vec(Encoder):
         if prompt is not None and prompt_name is not None:
             raise UsageError(
                 f"prompt and prompt_name are two prompts for one text ({prompt!r}, "
-                f"{prompt_name!r}); give one of them"
+                f"{prompt_name!r}); give only one of them"
             )
         if prompt is None and (instructions is None or prompt_name is not None):
             prompt = self.prompt_named(prompt_name)
@@ -274,13 +275,15 @@ class LLM2Vec(Encoder):
         """
         plain, instructions, _ = split_pairs(texts)
         if instructions is not None:
-            prompts = self._before(instructions)
+            prompts = self._with_separator(instructions)
         else:
             cut = [
                 text.partition(SEPARATOR) if SEPARATOR in text else ("", "", text) for text in plain
             ]
             prompts, plain = [before for before, _, _ in cut], [after for _, _, after in cut]
-        return to_features(self._tokens(plain, prompts), pad_id=int(self.tokenizer.pad_token_id))
+        settings = replace(self.settings, template=None, doc_max_length=None)
+        tokens = encoder_tokens(self.tokenizer, plain, settings=settings, prompts=prompts)
+        return to_features(tokens, pad_id=int(self.tokenizer.pad_token_id))
 
     def forward(self, sentence_feature: Mapping[str, Tensor]) -> Tensor:
         """Vectors of tokenised texts, differentiable: embedding_BD.

@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Literal
 
 from llm2vec.encoder.encoder import Encoder
-from llm2vec.encoder.templates import split_template
 from llm2vec.encoder.tokenization import Tokens, borders, pooled_part, shortened
 from llm2vec.errors import UsageError
 from llm2vec.serving.refusals import Refusal
@@ -182,7 +181,7 @@ class Reader:
 
     def _pooled(self, tokens: Tokens, prompt: str) -> Tokens:
         settings = self._encoder.settings
-        wrapped = split_template(settings.template)[0]
+        wrapped, _ = settings.around
         return pooled_part(
             tokens,
             borders(self._encoder.tokenizer),

@@ -1,10 +1,11 @@
-"""What the contrastive stages share: their batches and their loss (paper, section 2.3).
+"""What the contrastive stages share: their task, their batches and their loss (paper, section 2.3).
 
-Only a text's own tokens are pooled; similarities are float32; all texts of a batch go through the model in one call.
+Texts are tokenised and pooled as the encoder does it. Similarities are float32, and all texts of a
+batch go through the model in one call.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,25 +13,26 @@ import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional as distributed
 from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llm2vec.encoder.batching import flatten, model_inputs
-from llm2vec.encoder.pooling import pool
+from llm2vec.encoder.batching import flatten, is_packed, model_inputs
+from llm2vec.encoder.pooling import pool, ranges_of
 from llm2vec.encoder.tokenization import Tokens
 from llm2vec.recipe.knobs import Pooling
-from llm2vec.training.trainer import Batch
+from llm2vec.training.trainer import Batch, Task
 
-_OURS = ("bounds", "identities", "rows")
-"""What a batch holds beside the model's inputs."""
+_NOT_FOR_MODEL = ("ranges", "identities", "rows")
+"""Keys of a batch that are not the model's inputs."""
 
 
 @dataclass(frozen=True)
 class Identities:
-    """Which texts of a batch are the same text: numbers that are equal where texts are.
+    """Numbers of a batch's texts, which are equal where the texts are.
 
     Attributes:
-        anchor_B: Of the anchors.
-        positive_B: Of their positives.
-        negative_N: Of the negatives.
+        anchor_B: Numbers of the anchors.
+        positive_B: Numbers of their positives.
+        negative_N: Numbers of the negatives.
     """
 
     anchor_B: Tensor
@@ -46,110 +48,154 @@ def contrastive_loss(
     negative_ND: Tensor | None = None,
     identities: Identities | None = None,
 ) -> Tensor:
-    """Cross-entropy of scaled cosines: anchor i's positive is right; all other positives and all negatives are wrong.
+    """Cross-entropy of scaled cosines, in which each anchor's own positive is the right candidate.
 
-    What is known to be no negative of an anchor is left out of its candidates (`known_right`). With several processes,
-    positives and negatives are those of all of them; each must bring equally many.
+    All other positives and all negatives are wrong, except those that `known_right` finds: they are
+    left out of the anchor's candidates. With several processes, positives and negatives are those
+    of all of them; each process must bring the same number.
 
     Args:
-        anchor_BD: What is compared with all candidates.
-        positive_BD: What belongs to each anchor, same order.
-        scale: What cosines are multiplied by (1 / temperature).
-        negative_ND: What belongs to none of them; None: nothing more.
-        identities: Which of the texts are equal; None: all differ.
+        anchor_BD: Vectors of the anchors.
+        positive_BD: Vectors of their positives, in the same order.
+        scale: Factor of the cosines (1 / temperature).
+        negative_ND: Vectors that are wrong for every anchor; None adds no candidates.
+        identities: Which of the texts are equal; None treats all as different.
     """
     with torch.autocast(anchor_BD.device.type, enabled=False):
         anchor_BD = nn.functional.normalize(anchor_BD.float(), dim=-1)
-        candidates = [positive_BD] if negative_ND is None else [positive_BD, negative_ND]
-        candidates = [_of_all_processes(each.float()) for each in candidates]
+        candidates = [_of_all_processes(positive_BD.float())]
+        if negative_ND is not None:
+            candidates.append(_of_all_processes(negative_ND.float()))
         candidate_CD = nn.functional.normalize(torch.cat(candidates), dim=-1)
-        first = dist.get_rank() * len(anchor_BD) if _shared() else 0
+        first = dist.get_rank() * len(anchor_BD) if _several_processes() else 0
         right_B = torch.arange(len(anchor_BD), device=anchor_BD.device) + first
         scores_BC = anchor_BD @ candidate_CD.T * scale
         if identities is not None:
-            known_BC = known_right(identities)
-            known_BC.scatter_(1, right_B[:, None], value=False)
-            scores_BC = scores_BC.masked_fill(known_BC, -torch.inf)
+            left_out_BC = known_right(identities)
+            left_out_BC.scatter_(1, right_B[:, None], value=False)
+            scores_BC = scores_BC.masked_fill(left_out_BC, -torch.inf)
         return nn.functional.cross_entropy(scores_BC, right_B)
 
 
 def known_right(identities: Identities) -> Tensor:
-    """For each anchor, which candidates are the anchor's own text, or a positive of an anchor with that text.
+    """For each anchor, the candidates that cannot be its negatives.
 
-    None of these can be a negative: a corpus repeats lines, an epoch ends within a batch, a question has several
-    answers.
+    They are the anchor's own text, and the positives of all anchors with that text. A batch has
+    such candidates because a corpus repeats lines, an epoch ends within a batch, and a question has
+    several answers.
 
     Returns:
-        known_BC: B anchors of this process; C candidates, all processes' positives before all their negatives.
+        known_BC: B anchors of this process; C candidates, the positives of all processes before all
+            their negatives.
     """
-    all_anchor_A, all_positive_A, all_negative = (
-        _of_all_processes(each)
-        for each in (identities.anchor_B, identities.positive_B, identities.negative_N)
-    )
+    all_anchor_A = _of_all_processes(identities.anchor_B)
+    all_positive_A = _of_all_processes(identities.positive_B)
+    all_negative = _of_all_processes(identities.negative_N)
     candidate_C = torch.cat([all_positive_A, all_negative])
     same_anchor_BA = identities.anchor_B[:, None] == all_anchor_A
     positive_AC = all_positive_A[:, None] == candidate_C
-    answers_BC = same_anchor_BA.float() @ positive_AC.float() > 0
-    return answers_BC | (identities.anchor_B[:, None] == candidate_C)
+    is_answer_BC = same_anchor_BA.float() @ positive_AC.float() > 0
+    is_anchor_BC = identities.anchor_B[:, None] == candidate_C
+    return is_answer_BC | is_anchor_BC
 
 
-def _shared() -> bool:
+def _several_processes() -> bool:
     """Whether several processes share the batch."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def _of_all_processes(rows: Tensor) -> Tensor:
     """The rows of all processes, in the order of their ranks; gradients flow back to each."""
-    return torch.cat(distributed.all_gather(rows.contiguous())) if _shared() and len(rows) else rows
+    if not _several_processes() or not len(rows):
+        return rows
+    return torch.cat(distributed.all_gather(rows.contiguous()))
+
+
+def contrastive_task(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    name: str,
+    samples: int,
+    row_of: Callable[[int], Sequence[Tokens]],
+    scale: float,
+    pooling: Pooling,
+) -> Task:
+    """The task of a contrastive stage.
+
+    Args:
+        model: The body, without LM head.
+        tokenizer: The model's tokenizer.
+        name: Name of the task, for people.
+        samples: Number of samples in an epoch.
+        row_of: Function from a sample's number to its anchor, its positive and its negatives.
+        scale: Factor of the cosines (1 / temperature).
+        pooling: The encoder's pooling.
+    """
+    packed = is_packed(model)
+    pad_id = int(tokenizer.pad_token_id)
+
+    def batch_of(samples: Sequence[int]) -> Batch:
+        rows = [row_of(sample) for sample in samples]
+        return contrastive_batch(rows, packed=packed, pad_id=pad_id)
+
+    return Task(
+        name=name,
+        samples=samples,
+        collate=batch_of,
+        loss=ContrastiveLoss(scale, pooling),
+        counts_items=False,
+    )
 
 
 def contrastive_batch(rows: Sequence[Sequence[Tokens]], *, packed: bool, pad_id: int) -> Batch:
-    """One call of the model: the anchors of all rows, then their positives, then their negatives.
+    """A batch for one call of the model: the anchors of all rows, their positives, their negatives.
 
     Args:
-        rows: Anchor, positive and equally many negatives each.
-        packed: As `model_inputs`.
-        pad_id: As `model_inputs`.
+        rows: Anchor, positive and negatives of each row; each row has the same number of negatives.
+        packed: Whether the model is packed.
+        pad_id: Token id that fills the rows of a model that is not packed.
     """
-    texts = [row[place] for place in range(len(rows[0])) for row in rows]
-    inputs = model_inputs([text.ids for text in texts], packed=packed, pad_id=pad_id)
-    bounds = [(len(text.ids), text.first, text.end) for text in texts]
+    columns = range(len(rows[0]))
+    texts = [row[column] for column in columns for row in rows]
+    documents = [text.ids for text in texts]
     return {
-        **inputs,
-        "bounds": torch.tensor(bounds),
+        **model_inputs(documents, packed=packed, pad_id=pad_id),
+        "ranges": ranges_of(texts),
         "identities": torch.tensor([_identity(text) for text in texts]),
         "rows": len(rows),
-        "tokens": sum(length for length, *_ in bounds),
+        "tokens": sum(map(len, documents)),
     }
 
 
 def _identity(text: Tokens) -> int:
     """A number of the text's own tokens: the same text behind another prompt is the same text."""
     own = np.array(text.ids[text.first : text.end], dtype=np.int64)
-    return int.from_bytes(hashlib.blake2b(own.tobytes(), digest_size=8).digest(), signed=True)
+    digest = hashlib.blake2b(own.tobytes(), digest_size=8).digest()
+    return int.from_bytes(digest, signed=True)
 
 
 @dataclass(frozen=True)
 class ContrastiveLoss:
-    """A stage's loss on a `contrastive_batch`.
+    """The loss of a contrastive stage on a `contrastive_batch`.
 
     Attributes:
-        scale: As `contrastive_loss`.
-        pooling: States to vectors.
+        scale: Factor of the cosines (1 / temperature).
+        pooling: The encoder's pooling.
     """
 
     scale: float
     pooling: Pooling
 
     def __call__(self, model: nn.Module, batch: Batch, items: Tensor | None) -> Tensor:
-        """The loss, on the model that is passed: with several processes it is wrapped to share gradients."""
-        inputs = {key: value for key, value in batch.items() if key not in _OURS}
-        lengths_B, first_B, end_B = batch["bounds"].unbind(1)
-        states_ND = flatten(model(**inputs).last_hidden_state, lengths_B.tolist())
-        embedding_BD = pool(
-            states_ND, lengths_B=lengths_B, first_B=first_B, end_B=end_B, pooling=self.pooling
-        )
-        parts = [batch["rows"], batch["rows"], len(embedding_BD) - 2 * batch["rows"]]
+        """The loss of the given model, which several processes wrap to share gradients."""
+        inputs = {key: value for key, value in batch.items() if key not in _NOT_FOR_MODEL}
+        ranges_B3 = batch["ranges"]
+        lengths = ranges_B3[:, 0].tolist()
+        states_ND = flatten(model(**inputs).last_hidden_state, lengths)
+        embedding_BD = pool(states_ND, ranges_B3, pooling=self.pooling)
+        rows = batch["rows"]
+        parts = [rows, rows, len(embedding_BD) - 2 * rows]
         anchor_BD, positive_BD, negative_ND = embedding_BD.split(parts)
         return contrastive_loss(
             anchor_BD,

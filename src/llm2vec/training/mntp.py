@@ -1,11 +1,12 @@
-"""Masked next-token prediction (paper, section 2.2): the token at a masked place is read off the state before it.
+"""Masked next-token prediction (paper, section 2.2): a state predicts the masked token after it.
 
-Masked places are chosen anew each time a block is drawn. Only the states that are read go through the LM head.
+Tokens are masked anew each time a block is drawn. Only the states that predict a masked token go
+through the LM head.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -14,33 +15,42 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llm2vec.backbone.lm_head import masked_rows
 from llm2vec.backbone.loading import embedding_rows
+from llm2vec.backbone.mode import evaluating
 from llm2vec.corpus.token_store import TokenStore
 from llm2vec.encoder.batching import is_packed, model_inputs
 from llm2vec.errors import CorpusError, UsageError
 from llm2vec.recipe.knobs import MntpRecipe
-from llm2vec.training.rows import corpus_texts, open_store
+from llm2vec.training.rows import corpus_texts, open_tokens
 from llm2vec.training.stage import Stage, StageRun
 from llm2vec.training.trainer import Batch, EpochSampler, Task, unwrapped
 
 Segments = list[np.ndarray]
-"""One row of training: texts, or pieces of texts, that do not see each other."""
+"""Token ids of one row of training: texts, or pieces of texts, that do not see each other."""
 
 _EVALUATION_SEED = 0
-_MASKED, _RANDOM = (
-    0.8,
-    0.1,
-)  # Devlin et al. 2019, section 3.1: of the chosen 80% masked, 10% random, 10% kept
+
+_MASKED = 0.8
+_RANDOM = 0.1
+"""Shares of the chosen tokens that become the mask token or a random token (Devlin et al. 2019,
+section 3.1)."""
+
+_LARGEST_EXPONENT = 700.0
+"""The largest loss whose perplexity is a float64."""
 
 
 class Rows(Protocol):
-    """What training draws from."""
+    """The rows that training draws from."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Segments: ...
 
 
 class Lines:
-    """A text a row."""
+    """Rows of one text each.
+
+    Args:
+        store: The tokens of the texts.
+    """
 
     def __init__(self, store: TokenStore) -> None:
         self._store = store
@@ -53,16 +63,18 @@ class Lines:
 
 
 class Blocks:
-    """Texts one after another, cut every `length` tokens; the rest that fills no block is dropped.
+    """Rows of equal length, cut from all texts one after another, without the rest that is shorter.
 
     Args:
-        store: The texts.
-        length: Tokens of a block.
-        isolated: Texts in a block do not see each other; else the block is one segment, as in the paper.
+        store: The tokens of the texts.
+        length: Number of tokens of a block.
+        isolated: Whether the texts in a block do not see each other. Otherwise a block is one
+            segment, as in the paper.
     """
 
     def __init__(self, store: TokenStore, *, length: int, isolated: bool) -> None:
-        self._store, self._isolated = store, isolated
+        self._store = store
+        self._isolated = isolated
         self._length = min(length, store.tokens)
         self._ends = np.cumsum([len(store[index]) for index in range(len(store))])
 
@@ -70,22 +82,31 @@ class Blocks:
         return int(self._ends[-1] // self._length)
 
     def __getitem__(self, index: int) -> Segments:
-        start, stop = index * self._length, (index + 1) * self._length
+        pieces = self._pieces(index * self._length, (index + 1) * self._length)
+        if self._isolated:
+            return pieces
+        return [np.concatenate(pieces)]
+
+    def _pieces(self, start: int, stop: int) -> Segments:
+        """The texts, or pieces of them, between two tokens of the corpus."""
         text = int(np.searchsorted(self._ends, start, side="right"))
-        segments: Segments = []
+        pieces: Segments = []
         while start < stop:
-            begins = self._ends[text] - len(self._store[text])
-            piece = self._store[text][start - begins : stop - begins]
-            segments.append(piece)
-            start, text = start + len(piece), text + 1
-        return segments if self._isolated else [np.concatenate(segments)]
+            ids = self._store[text]
+            start_of_text = self._ends[text] - len(ids)
+            piece = ids[start - start_of_text : stop - start_of_text]
+            pieces.append(piece)
+            start += len(piece)
+            text += 1
+        return pieces
 
 
 class _Subset:
-    """Some rows of others."""
+    """Some of the rows of others."""
 
     def __init__(self, rows: Rows, indices: Sequence[int]) -> None:
-        self._rows, self._indices = rows, indices
+        self._rows = rows
+        self._indices = indices
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -95,31 +116,54 @@ class _Subset:
 
 
 def split(rows: Rows, held_out: float) -> tuple[Rows, Rows]:
-    """Rows to train on and every n-th row held out.
+    """Split rows into those to train on, and every n-th row, which is held out.
+
+    Args:
+        rows: All rows.
+        held_out: Share of the rows that is held out, at most a half.
 
     Raises:
-        CorpusError: Too little text for both.
+        CorpusError: There are fewer than two rows.
     """
     if len(rows) < 2:
         raise CorpusError(
-            "the corpus is too small: MNTP needs at least two blocks (mntp.max_length) of text"
+            "the corpus is too small: MNTP needs at least two blocks of mntp.max_length tokens, "
+            "and it fills "
+            f"{len(rows)}; give more text, or lower mntp.max_length"
         )
     every = max(2, round(1 / held_out))
-    kept = [index for index in range(len(rows)) if index % every != every - 1]
-    held = [index for index in range(len(rows)) if index % every == every - 1] or [kept.pop()]
-    return _Subset(rows, kept), _Subset(rows, held)
+    training = [index for index in range(len(rows)) if index % every != every - 1]
+    held = [index for index in range(len(rows)) if index % every == every - 1]
+    if not held:
+        held = [training.pop()]
+    return _Subset(rows, training), _Subset(rows, held)
+
+
+class MaskedRow(NamedTuple):
+    """One row after masking.
+
+    Attributes:
+        segments: Token ids of each text, masked.
+        positions: Positions in the row of the states that are read: one before each target.
+        targets: The original token ids that those states predict.
+    """
+
+    segments: list[list[int]]
+    positions: np.ndarray
+    targets: np.ndarray
 
 
 @dataclass(frozen=True)
 class Masking:
-    """How tokens are masked.
+    """The way in which tokens are masked.
 
     Attributes:
-        probability: Share of the tokens chosen; each of them is a target.
-        whole: All chosen become the mask token; else 80% mask, 10% random, 10% kept.
-        mask_id: What stands in a masked place.
-        vocabulary: Random tokens are drawn from 0 to this.
-        special: Ids never masked.
+        probability: Share of the tokens that are chosen; each of them is a target.
+        whole: Whether all chosen tokens become the mask token. Otherwise 80% become the mask token,
+            10% a random token, and 10% stay.
+        mask_id: Id of the mask token.
+        vocabulary: Number of ids, from 0, that random tokens are drawn from.
+        special: Ids that are never chosen.
     """
 
     probability: float
@@ -128,35 +172,46 @@ class Masking:
     vocabulary: int
     special: tuple[int, ...]
 
-    def __call__(
-        self, segments: Segments, *, seed: Sequence[int]
-    ) -> tuple[list[list[int]], np.ndarray, np.ndarray]:
-        """Mask one row.
+    def __call__(self, segments: Segments, *, seed: Sequence[int]) -> MaskedRow:
+        """Mask one row. The first token of a segment has no state before it, and is never chosen.
 
         Args:
             segments: Token ids of each text of the row.
-            seed: Decides everything random.
-
-        Returns:
-            The masked segments; the places, in the row, whose states are read (one before each target); the targets.
-            The first token of a segment has nothing before it and is never masked.
+            seed: Seed of all random numbers.
         """
         random = np.random.default_rng(list(seed))
-        ends_S = np.cumsum([len(each) for each in segments])
         ids_N = np.concatenate(segments).astype(np.int64)
-        open_N = ~np.isin(ids_N, self.special)
-        open_N[[0, *ends_S[:-1]]] = False
-        chosen_N = open_N & (random.random(len(ids_N)) < self.probability)
+        starts_of_next = np.cumsum([len(each) for each in segments])[:-1]
+        chosen_N = self._choose(ids_N, starts_of_next, random)
+        masked_N = self._replace(ids_N, chosen_N, random)
+        pieces = np.split(masked_N, starts_of_next)
+        targets_at = np.flatnonzero(chosen_N)
+        return MaskedRow([each.tolist() for each in pieces], targets_at - 1, ids_N[targets_at])
+
+    def _choose(
+        self, ids_N: np.ndarray, starts_of_next: np.ndarray, random: np.random.Generator
+    ) -> np.ndarray:
+        """Whether each token is a target."""
+        may_be_chosen_N = ~np.isin(ids_N, self.special)
+        may_be_chosen_N[0] = False
+        may_be_chosen_N[starts_of_next] = False
+        return may_be_chosen_N & (random.random(len(ids_N)) < self.probability)
+
+    def _replace(
+        self, ids_N: np.ndarray, chosen_N: np.ndarray, random: np.random.Generator
+    ) -> np.ndarray:
+        """Token ids in which the chosen tokens are masked, random or kept."""
         fate_N = random.random(len(ids_N))
-        other_N = random.integers(self.vocabulary, size=len(ids_N))
-        masked_N = ids_N.copy()
-        masked_N[chosen_N & (self.whole | (fate_N < _MASKED))] = self.mask_id
-        if not self.whole:
-            replaced_N = chosen_N & (fate_N >= 1 - _RANDOM)
-            masked_N[replaced_N] = other_N[replaced_N]
-        positions = np.flatnonzero(chosen_N)
-        pieces = np.split(masked_N, ends_S[:-1])
-        return [piece.tolist() for piece in pieces], positions - 1, ids_N[positions]
+        random_N = random.integers(self.vocabulary, size=len(ids_N))
+        replaced_N = ids_N.copy()
+        if self.whole:
+            replaced_N[chosen_N] = self.mask_id
+            return replaced_N
+        becomes_mask_N = chosen_N & (fate_N < _MASKED)
+        becomes_random_N = chosen_N & (fate_N >= 1 - _RANDOM)
+        replaced_N[becomes_mask_N] = self.mask_id
+        replaced_N[becomes_random_N] = random_N[becomes_random_N]
+        return replaced_N
 
 
 def collate(
@@ -167,111 +222,150 @@ def collate(
     packed: bool,
     pad_id: int,
 ) -> Batch:
-    """Rows to a batch: model inputs, the states to read (`rows`), the targets (`labels`), the number of tokens."""
+    """Mask rows and join them to a batch.
+
+    Args:
+        rows: Token ids of each row's texts.
+        seeds: Seed of each row's masks.
+        masking: The way in which tokens are masked.
+        packed: Whether the model is packed.
+        pad_id: Token id that fills the rows of a model that is not packed.
+
+    Returns:
+        The model's inputs; `rows`, the positions of the states to read; `labels` (for the trainer
+        also `shift_labels`), the targets; and `tokens`, their number.
+    """
     documents: list[list[int]] = []
-    places, targets = [], []
-    offset = 0
+    positions: list[np.ndarray] = []
+    targets: list[np.ndarray] = []
+    tokens = 0
     for segments, seed in zip(rows, seeds, strict=True):
-        masked, place, target = masking(segments, seed=seed)
-        documents += masked
-        places.append(place + offset)
-        targets.append(target)
-        offset += sum(map(len, segments))
-    flat = torch.from_numpy(np.concatenate(places))
+        masked = masking(segments, seed=seed)
+        documents += masked.segments
+        positions.append(masked.positions + tokens)
+        targets.append(masked.targets)
+        tokens += sum(map(len, segments))
+    read = torch.from_numpy(np.concatenate(positions))
+    if not packed:
+        read = _padded_positions(read, [len(each) for each in documents])
     labels = torch.from_numpy(np.concatenate(targets))
     inputs = model_inputs(documents, packed=packed, pad_id=pad_id)
-    read = flat if packed else _padded_places(flat, [len(each) for each in documents])
-    return {**inputs, "rows": read, "labels": labels, "shift_labels": labels, "tokens": offset}
+    return {**inputs, "rows": read, "labels": labels, "shift_labels": labels, "tokens": tokens}
 
 
-def _padded_places(flat: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Places in a flat row to places in padded rows, counted row after row."""
-    ends = torch.tensor(lengths).cumsum(0)
-    text = torch.searchsorted(ends, flat, right=True)
-    return text * max(lengths) + flat - (ends - torch.tensor(lengths))[text]
+def _padded_positions(flat_M: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Turn positions among all texts' tokens into positions in padded rows, counted row after row."""
+    lengths_B = torch.tensor(lengths)
+    ends_B = lengths_B.cumsum(0)
+    starts_B = ends_B - lengths_B
+    text_M = torch.searchsorted(ends_B, flat_M, right=True)
+    return text_M * max(lengths) + flat_M - starts_B[text_M]
+
+
+_NOT_FOR_MODEL = ("rows", "labels", "shift_labels", "tokens")
+"""Keys of a batch that are not the model's inputs."""
 
 
 def read_logits(model: nn.Module, batch: Batch) -> Tensor:
-    """Logits_MV of the places that are read, through the model's own head, scales and caps and all."""
-    inputs = {
-        key: value
-        for key, value in batch.items()
-        if key not in ("rows", "labels", "shift_labels", "tokens")
-    }
+    """Logits_MV of the states that are read, by the model's own head, with its scales and caps."""
+    inputs = {key: value for key, value in batch.items() if key not in _NOT_FOR_MODEL}
     with masked_rows(unwrapped(model), batch["rows"]):
         logits_MV: Tensor = model(**inputs).logits[0]
     return logits_MV
 
 
 def mntp_loss(model: nn.Module, batch: Batch, items: Tensor | None) -> Tensor:
-    """Cross-entropy in float32 over the targets; divided by the targets of the whole step (None: of this batch)."""
+    """Cross-entropy of the targets, in float32.
+
+    Args:
+        model: The language model.
+        batch: A batch as from `collate`.
+        items: Number of targets in the whole step, which the sum is divided by; None is their
+            number in this batch.
+    """
     logits_MV = read_logits(model, batch).float()
     total = nn.functional.cross_entropy(logits_MV, batch["labels"], reduction="sum")
-    return total / (items if items is not None else max(len(batch["labels"]), 1))
+    if items is None:
+        return total / max(len(batch["labels"]), 1)
+    return total / items
 
 
-def evaluator(
-    rows: Rows, masking: Masking, recipe: MntpRecipe, *, packed: bool, pad_id: int
-) -> Callable[[nn.Module], Mapping[str, float]]:
-    """Held-out loss, perplexity and masked accuracy, always on the same rows and masks."""
-    count = min(len(rows), recipe.eval_blocks)
-    size = recipe.batch_size // recipe.accumulation
+@dataclass(frozen=True)
+class Evaluator:
+    """Held-out loss, perplexity and masked accuracy, always on the same rows and masks.
 
-    def batches() -> Iterator[Batch]:
-        for start in range(0, count, size):
-            numbers = range(start, min(start + size, count))
-            seeds = [(_EVALUATION_SEED, number) for number in numbers]
-            segments = [rows[number] for number in numbers]
-            yield collate(segments, seeds, masking, packed=packed, pad_id=pad_id)
+    Attributes:
+        rows: Rows that are held out of training.
+        masking: The way in which tokens are masked.
+        most_rows: Largest number of rows to evaluate on.
+        batch_size: Number of rows in a batch.
+        packed: Whether the model is packed.
+        pad_id: Token id that fills the rows of a model that is not packed.
+    """
+
+    rows: Rows
+    masking: Masking
+    most_rows: int
+    batch_size: int
+    packed: bool
+    pad_id: int
 
     @torch.no_grad()
-    def evaluate(model: nn.Module) -> Mapping[str, float]:
-        was_training = model.training
-        model.eval()
+    def __call__(self, model: nn.Module) -> Mapping[str, float]:
+        """The metrics of a model, by their names."""
         device = next(model.parameters()).device
-        sums_3 = torch.stack([_evaluated(model, batch, device) for batch in batches()]).sum(0)
-        model.train(was_training)
-        return _metrics(*sums_3.tolist())
+        with evaluating(model):
+            sums = [_batch_sums(model, _on_device(batch, device)) for batch in self._batches()]
+        loss, right, targets = torch.stack(sums).sum(0).tolist()
+        mean_loss = loss / max(targets, 1)
+        return {
+            "loss": mean_loss,
+            "perplexity": float(np.exp(min(mean_loss, _LARGEST_EXPONENT))),
+            "accuracy": right / max(targets, 1),
+            "targets": targets,
+        }
 
-    return evaluate
+    def _batches(self) -> Iterator[Batch]:
+        count = min(len(self.rows), self.most_rows)
+        for start in range(0, count, self.batch_size):
+            indices = range(start, min(start + self.batch_size, count))
+            rows = [self.rows[index] for index in indices]
+            seeds = [(_EVALUATION_SEED, index) for index in indices]
+            yield collate(rows, seeds, self.masking, packed=self.packed, pad_id=self.pad_id)
 
 
-def _metrics(loss: float, right: float, targets: float) -> Mapping[str, float]:
-    """Metrics from what was summed over all batches."""
-    mean = loss / max(targets, 1)
+def _on_device(batch: Batch, device: torch.device) -> Batch:
     return {
-        "loss": mean,
-        "perplexity": float(np.exp(min(mean, 700))),
-        "accuracy": right / max(targets, 1),
-        "targets": targets,
-    }
-
-
-def _evaluated(model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
-    """Summed loss, right guesses and targets of a batch: sums_3 in float64, on the CPU."""
-    batch = {
         key: value.to(device) if isinstance(value, Tensor) else value
         for key, value in batch.items()
     }
+
+
+def _batch_sums(model: nn.Module, batch: Batch) -> Tensor:
+    """Summed loss, number of right predictions and number of targets: sums_3, float64, on the CPU."""
+    labels_M = batch["labels"]
     logits_MV = read_logits(model, batch).float()
-    loss = nn.functional.cross_entropy(logits_MV, batch["labels"], reduction="sum")
-    right = (logits_MV.argmax(-1) == batch["labels"]).sum()
-    return torch.tensor([float(loss), float(right), len(batch["labels"])], dtype=torch.float64)
+    loss = nn.functional.cross_entropy(logits_MV, labels_M, reduction="sum")
+    right = (logits_MV.argmax(-1) == labels_M).sum()
+    return torch.tensor([float(loss), float(right), len(labels_M)], dtype=torch.float64)
 
 
 def mask_id(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, choice: str) -> int:
-    """The id that stands in masked places. The tokenizer is not touched.
+    """The id of the token that replaces masked tokens. The tokenizer stays as it is.
 
-    `mask` of a tokenizer without a mask token is a row added to the embeddings, the mean of all
-    others; `train_and_merge` removes it again.
+    Args:
+        model: The language model. For `mask` without a mask token in the tokenizer, its embeddings
+            get a row more, the mean of all others; `train_and_merge` removes it again.
+        tokenizer: The model's tokenizer.
+        choice: `mask`, `eos`, `blank`, or a token of the vocabulary.
 
     Raises:
         UsageError: The vocabulary has no such token.
     """
     if choice == "mask":
-        if tokenizer.mask_token_id is not None:
-            return int(tokenizer.mask_token_id)
-        return _add_mask_row(model)
+        if tokenizer.mask_token_id is None:
+            return _add_mask_row(model)
+        return int(tokenizer.mask_token_id)
     if choice == "eos":
         if tokenizer.eos_token_id is None:
             raise UsageError(
@@ -286,11 +380,13 @@ def mask_id(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, choice: 
     if choice == "blank" and ids and tokenizer.unk_token_id not in ids:
         return int(ids[-1])
     raise UsageError(
-        f"mask_token={choice}: {token!r} is no token of the vocabulary; choose blank, eos or another token"
+        f"mask_token={choice}: {token!r} is no token of the vocabulary; choose blank, eos or "
+        "another token"
     )
 
 
 def _add_mask_row(model: PreTrainedModel) -> int:
+    """Add the mean of all embeddings to them as a row, whose id is returned."""
     rows = embedding_rows(model)
     model.resize_token_embeddings(rows + 1, mean_resizing=False)
     embeddings: tuple[Any, ...] = (model.get_input_embeddings(), model.get_output_embeddings())
@@ -308,18 +404,19 @@ def mntp_task(
     *,
     seed: int,
 ) -> Task:
-    """What MNTP trains, for a language model that is bidirectional already.
+    """The task of MNTP, for a language model that is bidirectional already.
 
     Args:
-        model: The model with its LM head. A mask token that the tokenizer lacks becomes a row of its
-            embeddings until the stage is over.
-        tokenizer: The model's tokenizer, which is left as it is.
-        store: The corpus's tokens.
+        model: The model with its LM head. A mask token that the tokenizer lacks becomes a row of
+            its embeddings until the stage is over.
+        tokenizer: The model's tokenizer, which stays as it is.
+        store: The tokens of the corpus.
         knobs: The stage's knobs.
-        seed: The seed of masks and order.
+        seed: Seed of masks and order.
 
     Raises:
-        UsageError, CorpusError: As `mask_id` and `split` say.
+        UsageError: The vocabulary has no such mask token.
+        CorpusError: The corpus is too small.
     """
     rows_before = embedding_rows(model)
     masking = Masking(
@@ -331,20 +428,29 @@ def mntp_task(
     )
     training, held_out = split(_rows(store, knobs), knobs.held_out)
     row_of = EpochSampler(len(training), seed=seed)
-    packed, pad_id = is_packed(model), int(tokenizer.pad_token_id)
+    packed = is_packed(model)
+    pad_id = int(tokenizer.pad_token_id)
 
     def batch_of(samples: Sequence[int]) -> Batch:
         rows = [training[row_of(sample)] for sample in samples]
         seeds = [(seed, 1, sample) for sample in samples]
         return collate(rows, seeds, masking, packed=packed, pad_id=pad_id)
 
+    evaluate = Evaluator(
+        held_out,
+        masking,
+        most_rows=knobs.eval_blocks,
+        batch_size=knobs.batch_size // knobs.accumulation,
+        packed=packed,
+        pad_id=pad_id,
+    )
     return Task(
         name="MNTP",
         samples=len(training),
         collate=batch_of,
         loss=mntp_loss,
         counts_items=True,
-        evaluate=evaluator(held_out, masking, knobs, packed=packed, pad_id=pad_id),
+        evaluate=evaluate,
         evaluate_every=knobs.eval_every,
         trains_head=knobs.train_head,
         embedding_rows=rows_before,
@@ -361,7 +467,7 @@ def _open_rows(run: StageRun, tokenizer: PreTrainedTokenizerBase) -> TokenStore:
     knobs = run.recipe.mntp
     length = knobs.max_length if knobs.layout == "lines" else None
     texts = corpus_texts(run, run.recipe.corpus)
-    return open_store(run, tokenizer, texts, max_length=length, min_tokens=2)
+    return open_tokens(run, tokenizer, texts, max_length=length, min_tokens=2)
 
 
 def _task(

@@ -1,8 +1,8 @@
-"""What a training stage is, and the one skeleton that runs any of them.
+"""What a training stage is, and the one function that runs any stage.
 
-A stage is a value: its rows, its task, and what it changes while it trains. The skeleton alone loads,
-proves, trains and merges. It knows a stage's folder only as a place for tokens and checkpoints;
-writing encoders is the work of `conversion`.
+A stage is a value: its rows, its task, and what it changes while it trains. Only `run_stage` loads,
+proves, trains and merges. It uses a stage's folder for tokens and checkpoints alone; `conversion`
+writes the encoders.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,7 +31,7 @@ from llm2vec.runtime.progress import Progress
 from llm2vec.training.trainer import Task, train
 
 Rows = TypeVar("Rows")
-"""What a stage's task draws from: a token store, or triples."""
+"""What a stage's task draws its samples from: a token store, a text store, or triples."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class StageRun:
 
     Attributes:
         recipe: The whole recipe.
-        source: The stage before.
-        settings: How the encoder turns texts into vectors.
+        source: The folder of the stage before.
+        settings: The encoder's settings, which say how it turns texts into vectors.
         scratch: A folder for tokens and checkpoints, which a killed run finds again.
-        own_texts: The file of texts that the decoder wrote, for corpora that are `self`.
+        own_texts: The file of texts that the decoder wrote, for the corpus `self`.
         processes: The processes that share each step.
-        progress: Hears of every step.
+        progress: Listener that every step is reported to.
     """
 
     recipe: Recipe
@@ -62,14 +62,16 @@ class Stage(Generic[Rows]):
     """One training stage.
 
     Attributes:
-        name: Its name in recipes, folders and provenance.
-        title: Its name in progress and messages.
-        has_head: Whether it trains a language model; else the body alone.
-        open_rows: Reads the stage's rows, tokenised, or opens what an earlier try read.
-        task: What is trained: batches, loss and evaluation.
-        row_facts: What the provenance says of the rows.
-        overrides: Values of the model's configuration that hold while the stage trains.
-        prove: A proof that only this stage needs.
+        name: Name in recipes, folders and provenance.
+        title: Name in progress and messages.
+        has_head: Whether the stage trains a language model. Otherwise it trains the body alone.
+        open_rows: Function that reads and tokenises the stage's rows, or opens those of an earlier
+            try.
+        task: Function that makes the task: batches, loss and evaluation.
+        row_facts: Function from the rows to what the provenance says of them.
+        overrides: Function that gives the values of the model's configuration that hold while the
+            stage trains; None changes no value.
+        prove: A proof that only this stage needs; None proves nothing more.
     """
 
     name: str
@@ -82,20 +84,21 @@ class Stage(Generic[Rows]):
     prove: Callable[[PreTrainedModel], Proof] | None = None
 
     def knobs(self, recipe: Recipe) -> StageRecipe:
-        """The stage's part of a recipe."""
+        """The knobs of the stage in a recipe."""
         knobs: StageRecipe = getattr(recipe, self.name)
         return knobs
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a stage leaves.
+    """The result of a stage.
 
     Attributes:
         model: The model, merged, in evaluation mode.
-        tokenizer: Its tokenizer.
-        facts: What `stage.json` says of the stage.
-        configuration: The configuration's values that held before the stage changed them.
+        tokenizer: The model's tokenizer.
+        facts: The content of `stage.json`.
+        configuration: Values of the model's configuration that the stage changed, as they were
+            before.
     """
 
     model: PreTrainedModel
@@ -107,8 +110,12 @@ class Trained:
 def run_stage(stage: Stage[Any], run: StageRun) -> Trained:
     """Load the model of the stage before, prove it, train it and merge it.
 
+    Args:
+        stage: The stage.
+        run: What the stage is run with.
+
     Raises:
-        LLM2VecError: Whatever is wrong with the rows, the model or the training.
+        LLM2VecError: Something is wrong with the rows, the model or the training.
     """
     knobs = stage.knobs(run.recipe)
     tokenizer = load_tokenizer(run.source)
@@ -136,6 +143,7 @@ def run_stage(stage: Stage[Any], run: StageRun) -> Trained:
 
 
 def _switch_facts(stage: Stage[Any], model: PreTrainedModel) -> Mapping[str, Any]:
+    """Make a model bidirectional, and return what the provenance says of that."""
     facts = make_bidirectional(model).to_dict()
     if stage.prove is not None:
         facts["proofs"].append(stage.prove(model).to_dict())
@@ -151,21 +159,23 @@ def train_and_merge(
     seed: int,
     progress: Progress,
 ) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
-    """Train adapters or all weights, and give the model back as plain weights.
+    """Train adapters or all weights, and merge them into plain weights.
 
     Args:
         model: The model, bidirectional and proven.
-        task: What is trained.
+        task: What the stage trains.
         knobs: The stage's knobs.
-        folder: A folder for checkpoints; a killed run resumes from them.
-        seed: The seed of order, adapters and dropout.
-        progress: Hears of every step.
+        folder: Folder of checkpoints; a killed run resumes from them.
+        seed: Seed of order, adapters and dropout.
+        progress: Listener that every step is reported to.
 
     Returns:
-        The merged model in evaluation mode, and the log: a mapping for each log line and evaluation.
+        The merged model in evaluation mode, and the log: one mapping for each log line and
+        evaluation.
 
     Raises:
-        RunError, UsageError: As `train` and `add_adapters` say.
+        RunError: Training failed; see `train`.
+        UsageError: The knobs do not fit the model; see `train` and `add_adapters`.
     """
     dtype = weights_dtype(knobs, model.device)
     torch.manual_seed(seed)

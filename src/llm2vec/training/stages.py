@@ -1,4 +1,4 @@
-"""The training stages in the order in which they run. A new stage is a new value here."""
+"""The training stages, in the order in which they run. A new stage is a new value in the tuple."""
 
 from typing import Any
 

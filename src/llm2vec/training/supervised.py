@@ -1,6 +1,6 @@
-"""Supervised contrastive learning (paper, section 5): anchors against their positives, all others' and all negatives.
+"""Supervised contrastive learning (paper, section 5): anchors, positives and negatives.
 
-A batch holds rows of one data set only, so that telling topics apart is never enough.
+A batch holds rows of one data set only, so that a model cannot do well by telling topics apart.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,28 +11,33 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llm2vec.corpus.triples import Triples, check_size, store_triples
-from llm2vec.encoder.batching import is_packed
+from llm2vec.encoder.tokenization import Tokens
 from llm2vec.recipe.knobs import Pooling, SupervisedRecipe
-from llm2vec.training.contrastive import ContrastiveLoss, contrastive_batch
+from llm2vec.training.contrastive import contrastive_task
 from llm2vec.training.stage import Stage, StageRun
-from llm2vec.training.trainer import Batch, Task
+from llm2vec.training.trainer import Task
 
 
 class BlockSampler:
-    """Which row of which data set sample `k` is: blocks of one data set each, shuffled anew for every epoch.
+    """The data set and row of each sample, in blocks of one data set, shuffled anew for every epoch.
 
-    Rows that fill no block are left out of an epoch; which ones differs between epochs.
+    Rows that fill no block are left out of an epoch; which rows these are differs between epochs.
 
     Args:
-        rows: Of each data set.
-        size: Rows of a block.
-        seed: Of the order.
+        rows: Number of rows of each data set.
+        size: Number of rows in a block.
+        seed: Seed of the order.
+
+    Attributes:
+        samples: Number of samples in an epoch.
     """
 
     def __init__(self, rows: Sequence[int], *, size: int, seed: int) -> None:
-        self._rows, self._size, self._seed = rows, size, seed
+        self._rows = rows
+        self._size = size
+        self._seed = seed
         self._epoch = -1
-        self._which_N = np.zeros(0, dtype=np.int64)
+        self._data_set_N = np.zeros(0, dtype=np.int64)
         self._rows_NS = np.zeros((0, size), dtype=np.int64)
         self.samples = sum(count // size for count in rows) * size
 
@@ -41,17 +46,18 @@ class BlockSampler:
         if epoch != self._epoch:
             self._shuffle(epoch)
         block, inside = divmod(position, self._size)
-        return int(self._which_N[block]), int(self._rows_NS[block, inside])
+        return int(self._data_set_N[block]), int(self._rows_NS[block, inside])
 
     def _shuffle(self, epoch: int) -> None:
+        """Draw the epoch's N blocks of S rows, and the data set of each block."""
         random = np.random.default_rng([self._seed, epoch])
         blocks = [count // self._size for count in self._rows]
-        parts = [
-            random.permutation(count)[: full * self._size].reshape(full, self._size)
-            for count, full in zip(self._rows, blocks, strict=True)
-        ]
+        parts = []
+        for count, full in zip(self._rows, blocks, strict=True):
+            in_blocks = random.permutation(count)[: full * self._size]
+            parts.append(in_blocks.reshape(full, self._size))
         order_N = random.permutation(sum(blocks))
-        self._which_N = np.repeat(np.arange(len(blocks)), blocks)[order_N]
+        self._data_set_N = np.repeat(np.arange(len(blocks)), blocks)[order_N]
         self._rows_NS = np.concatenate(parts)[order_N]
         self._epoch = epoch
 
@@ -66,41 +72,44 @@ def supervised_task(
     seed: int,
     processes: int = 1,
 ) -> Task:
-    """What the supervised stage trains, for a bidirectional body.
+    """The task of the supervised stage, for a bidirectional body.
 
     Args:
         model: The body, without LM head.
         tokenizer: The model's tokenizer.
-        triples: The rows' tokens, cut to `knobs.max_length`.
+        triples: The tokenised rows, cut to `knobs.max_length`.
         knobs: The stage's knobs.
-        pooling: States to vectors, as the encoder will do it.
-        seed: The seed of the order.
+        pooling: The encoder's pooling.
+        seed: Seed of the order.
         processes: Number of processes that share each step.
 
     Raises:
         CorpusError: A data set has fewer rows than a step.
     """
     step_rows = knobs.batch_size * processes
-    for each in triples.data_sets:
-        check_size(each.name, each.rows, step_rows=step_rows)
-    row_of = BlockSampler([each.rows for each in triples.data_sets], size=step_rows, seed=seed)
-    packed, pad_id = is_packed(model), int(tokenizer.pad_token_id)
+    for data_set in triples.data_sets:
+        check_size(data_set.name, data_set.rows, step_rows=step_rows)
+    sizes = [data_set.rows for data_set in triples.data_sets]
+    index_of = BlockSampler(sizes, size=step_rows, seed=seed)
 
-    def batch_of(samples: Sequence[int]) -> Batch:
-        rows = [triples(*row_of(sample)) for sample in samples]
-        return contrastive_batch(rows, packed=packed, pad_id=pad_id)
+    def row_of(sample: int) -> list[Tokens]:
+        data_set, row = index_of(sample)
+        return triples(data_set, row)
 
-    return Task(
+    return contrastive_task(
+        model,
+        tokenizer,
         name="supervised",
-        samples=row_of.samples,
-        collate=batch_of,
-        loss=ContrastiveLoss(knobs.scale, pooling),
-        counts_items=False,
+        samples=index_of.samples,
+        row_of=row_of,
+        scale=knobs.scale,
+        pooling=pooling,
     )
 
 
 def _open_rows(run: StageRun, tokenizer: PreTrainedTokenizerBase) -> Triples:
-    knobs, folder = run.recipe.supervised, run.scratch / "triples"
+    knobs = run.recipe.supervised
+    folder = run.scratch / "triples"
     if folder.is_dir():
         return Triples(folder)
     run.progress.start("reading triples", total=None)
@@ -114,10 +123,13 @@ def _open_rows(run: StageRun, tokenizer: PreTrainedTokenizerBase) -> Triples:
         on_progress=run.progress.advance,
     )
     run.progress.finish()
-    for each in triples.data_sets:
-        if each.skipped:
-            rows = each.skipped + each.rows
-            run.progress.note(f"{each.name}: {each.skipped} of {rows} rows have an empty text")
+    for data_set in triples.data_sets:
+        if data_set.skipped:
+            rows = data_set.skipped + data_set.rows
+            run.progress.note(
+                f"{data_set.name}: {data_set.skipped} of {rows} rows are left out, because a text "
+                "of theirs is empty"
+            )
     return triples
 
 

@@ -1,7 +1,7 @@
-"""What the training stages share: the trainer, resuming, progress, and stopping at NaN.
+"""The trainer of all stages: resuming, progress, and stopping at NaN.
 
-What a step sees is a pure function of (seed, sample number): batches are drawn by number, not from a shared random
-state, so that a resumed run sees exactly what an uninterrupted one would have.
+The batch of a step is a pure function of seed and sample numbers: it is drawn by number, not from a
+shared random state, so that a resumed run sees exactly what an uninterrupted run would have seen.
 """
 
 import copy
@@ -42,28 +42,34 @@ from llm2vec.runtime.progress import Progress
 
 Batch = dict[str, Any]
 Loss = Callable[[nn.Module, Batch, Tensor | None], Tensor]
-"""`(model as wrapped for several processes, batch, items in the whole step) -> loss`."""
+"""`(model as wrapped for several processes, batch, number of items in the whole step) -> loss`."""
 
-_COMPLETE, _LOSSES = "complete", "losses.json"
+_COMPLETE = "complete"
+"""Name of the empty file that marks a checkpoint as whole."""
+
+_LOSSES = "losses.json"
+"""Name of a checkpoint's file of `Losses`."""
 
 KEPT = "kept-"
-"""What the folders of models kept along the way begin with; the step follows."""
+"""Beginning of the names of folders with models kept during training; the step follows."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One stage's work, as `train` needs it.
+    """What a stage trains, as `train` needs it.
 
     Attributes:
-        name: For people: `MNTP`, `SimCSE`.
-        samples: Rows of the corpus that can be drawn.
-        collate: Sample numbers to a batch; must depend on nothing else.
+        name: Name for people: `MNTP`, `SimCSE`.
+        samples: Number of samples in an epoch.
+        collate: Function from sample numbers to their batch, which depends on nothing else.
         loss: The stage's loss.
-        counts_items: The loss is a sum divided by the items of the whole step (`labels` of the batches).
-        evaluate: Held-out metrics of the model, or None.
-        evaluate_every: Steps between evaluations.
+        counts_items: Whether the loss is a sum that is divided by the number of items (`labels`) in
+            the whole step.
+        evaluate: Function from the model to its held-out metrics; None evaluates nothing.
+        evaluate_every: Number of steps between evaluations; 0 evaluates only before training.
         trains_head: Whether the LM head is trained too.
-        embedding_rows: Rows of the embeddings when the stage is over; None leaves them as they are.
+        embedding_rows: Number of rows of the embeddings when the stage is over; None leaves them as
+            they are.
     """
 
     name: str
@@ -78,12 +84,17 @@ class Task:
 
 
 def unwrapped(model: nn.Module) -> Any:
-    """The model inside what several processes wrap it in."""
+    """The model without the wrapper that several processes put around it."""
     return extract_model_from_parallel(model)
 
 
 class EpochSampler:
-    """Which row sample `k` is: one seeded permutation of all rows after another."""
+    """The row of each sample: every epoch is a seeded permutation of all rows.
+
+    Args:
+        rows: Number of rows.
+        seed: Seed of the permutations.
+    """
 
     def __init__(self, rows: int, *, seed: int) -> None:
         self.rows = rows
@@ -99,8 +110,8 @@ class EpochSampler:
         return int(self._order[position])
 
 
-class _Numbers(Dataset[int]):
-    """The sample numbers 0, 1, 2 ... as a data set."""
+class _SampleNumbers(Dataset[int]):
+    """The sample numbers 0, 1, 2 ... as a data set, which `Task.collate` turns into batches."""
 
     def __init__(self, length: int) -> None:
         self._length = length
@@ -115,15 +126,15 @@ class _Numbers(Dataset[int]):
 class _OneDevice(TrainingArguments):
     """The library's arguments for a process that uses one device, however many GPUs it sees.
 
-    The library would copy the model to all of them and give each a part of every batch, on top of
-    what the recipe says a process does. Several GPUs are for several processes.
+    The library would copy the model to all of them and split every batch between them, so that a
+    step had more rows than the recipe says. Several GPUs are for several processes.
     """
 
     @property
     def n_gpu(self) -> int:
         """Number of GPUs that this process uses."""
-        seen: int = super().n_gpu
-        return min(seen, 1)
+        visible: int = super().n_gpu
+        return min(visible, 1)
 
 
 @dataclass
@@ -131,9 +142,9 @@ class Losses:
     """The sums behind the logged losses, which a checkpoint keeps.
 
     Attributes:
-        total: The sum over all steps that were logged.
-        since_log: The sum over the steps since the last log line.
-        logged_step: The step of the last log line.
+        total: Sum over all steps up to the last log line.
+        since_log: Sum over the steps since the last log line.
+        logged_step: Step of the last log line.
     """
 
     total: float = 0.0
@@ -141,27 +152,41 @@ class Losses:
     logged_step: int = 0
 
     def add(self, loss: float) -> None:
-        """Count the loss of a step, or of its part where gradients are accumulated."""
+        """Add the loss of a step, or of a part of it where gradients are accumulated."""
         self.since_log += loss
 
     def mean_since_log(self, step: int, over_processes: Callable[[float], float]) -> float:
-        """The mean loss of the steps since the last log line, which ends here."""
-        found = over_processes(self.since_log)
-        mean = found / (step - self.logged_step)
-        self.total, self.since_log, self.logged_step = self.total + found, 0.0, step
+        """The mean loss of the steps since the last log line; this step is the last log line from now on.
+
+        Args:
+            step: The current step.
+            over_processes: Function from a number of this process to the mean over all processes.
+        """
+        since_log = over_processes(self.since_log)
+        mean = since_log / (step - self.logged_step)
+        self.total += since_log
+        self.since_log = 0.0
+        self.logged_step = step
         return mean
 
     def mean(self, step: int, over_processes: Callable[[float], float]) -> float:
-        """The mean loss of all steps."""
+        """The mean loss of all steps; arguments as of `mean_since_log`."""
         return (self.total + over_processes(self.since_log)) / max(step, 1)
 
     def to_dict(self, over_processes: Callable[[float], float]) -> dict[str, Any]:
-        """For a checkpoint: the same numbers in each process."""
+        """The content of a checkpoint's file, which is the same in each process."""
         return {**asdict(self), "since_log": over_processes(self.since_log)}
 
 
 class _StageTrainer(Trainer):
-    """The library's trainer with a stage's loss, numbered samples, whole checkpoints, and a stop at NaN."""
+    """The library's trainer with a stage's loss, numbered samples, whole checkpoints, and a stop at NaN.
+
+    Args:
+        task: What the stage trains.
+        horizon: Number of steps over which the learning rate is scheduled, if that is more than are
+            trained.
+        **kwargs: Arguments of the library's trainer.
+    """
 
     def __init__(self, *, task: Task, horizon: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -186,9 +211,11 @@ class _StageTrainer(Trainer):
             loss = loss * self.accelerator.num_processes
         if not bool(torch.isfinite(loss)):
             raise RunError(
-                f"{self._task.name}: the loss is {loss.item()} at step {self.state.global_step + 1}; the last good "
-                "checkpoint is kept. Lower the learning rate (--set KEY.learning_rate=...) and start over, or use "
-                "precision=float32"
+                f"{self._task.name}: the loss is {loss.item()} at step "
+                f"{self.state.global_step + 1}; the last "
+                "checkpoint before it is kept. Lower the learning rate (--set "
+                "STAGE.learning_rate=...) and start "
+                "over, or set precision=float32"
             )
         return loss
 
@@ -198,11 +225,12 @@ class _StageTrainer(Trainer):
         return loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log with mean losses that a kill in between does not change."""
+        """Log mean losses that are the same with and without an interruption."""
+        step = self.state.global_step
         if "loss" in logs:
-            logs["loss"] = self.losses.mean_since_log(self.state.global_step, self._over_processes)
+            logs["loss"] = self.losses.mean_since_log(step, self._over_processes)
         if "train_loss" in logs:
-            logs["train_loss"] = self.losses.mean(self.state.global_step, self._over_processes)
+            logs["train_loss"] = self.losses.mean(step, self._over_processes)
         super().log(logs, *args, **kwargs)
 
     def _over_processes(self, value: float) -> float:
@@ -224,29 +252,67 @@ class _StageTrainer(Trainer):
         return scheduler
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]  # it is `_Numbers`
+        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]  # it is `_SampleNumbers`
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         trained = (weight for weight in model.parameters() if weight.requires_grad)
         if not all(bool(torch.isfinite(weight).all()) for weight in trained):
             raise RunError(
-                f"{self._task.name}: weights are not finite at step {self.state.global_step}; lower the learning rate"
+                f"{self._task.name}: weights are not finite at step {self.state.global_step}; "
+                "lower the learning rate (--set STAGE.learning_rate=...) and start over"
             )
         folder = Path(str(self.args.output_dir))
         with disk_space_checked(folder), warnings.catch_warnings(), quiet():
-            # peft sees that a mask token's row was added to the embeddings; a resumed run adds the same one
+            # peft warns of a mask token's row in the embeddings; a resumed run adds the same row.
             warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`")
             super()._save_checkpoint(model, trial)
             losses = self.losses.to_dict(self._over_processes)
-            self.accelerator.wait_for_everyone()  # each process writes a part
+            self.accelerator.wait_for_everyone()  # each process writes a part of the checkpoint
             if self.args.should_save:
                 checkpoint = folder / f"checkpoint-{self.state.global_step}"
                 write_json(checkpoint / _LOSSES, losses)
                 (checkpoint / _COMPLETE).touch()
 
 
+@dataclass
+class _Stopwatch:
+    """Measures the speed since the last log line.
+
+    Attributes:
+        started: Time at the last log line, in seconds.
+        tokens: Number of tokens read up to the last log line.
+        step: Step of the last log line.
+    """
+
+    started: float = 0.0
+    tokens: int = 0
+    step: int = 0
+
+    def restart(self, tokens: int, step: int) -> None:
+        """Begin a new measurement."""
+        self.started = time.perf_counter()
+        self.tokens = tokens
+        self.step = step
+
+    def leave_out(self, seconds: float) -> None:
+        """Leave some seconds that were no training out of the measurement."""
+        self.started += seconds
+
+    def rates(self, tokens: int, step: int, *, batch_size: int) -> dict[str, float]:
+        """Tokens and texts per second since the measurement began.
+
+        Args:
+            tokens: Number of tokens read up to now.
+            step: The current step.
+            batch_size: Number of texts in a step.
+        """
+        seconds = max(time.perf_counter() - self.started, 1e-9)
+        texts = (step - self.step) * batch_size
+        return {"tokens/s": (tokens - self.tokens) / seconds, "texts/s": texts / seconds}
+
+
 class _Reporting(TrainerCallback):
-    """Progress for people, metrics for machines, evaluation on time."""
+    """Progress for people, metrics for machines, and evaluation when it is due."""
 
     def __init__(
         self,
@@ -256,9 +322,12 @@ class _Reporting(TrainerCallback):
         folder: Path,
         progress: Progress,
     ) -> None:
-        self._task, self._trainer, self._recipe = task, trainer, recipe
-        self._folder, self._progress = folder, progress
-        self._since = (time.perf_counter(), 0, 0)
+        self._task = task
+        self._trainer = trainer
+        self._recipe = recipe
+        self._folder = folder
+        self._progress = progress
+        self._stopwatch = _Stopwatch()
         self._shown: dict[str, float] = {}
 
     def on_train_begin(
@@ -269,13 +338,14 @@ class _Reporting(TrainerCallback):
             self._evaluate(state, control)
         else:
             self._progress.advance(state.global_step)
-        self._since = (time.perf_counter(), self._trainer.tokens_seen, state.global_step)
+        self._stopwatch.restart(self._trainer.tokens_seen, state.global_step)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         every = self._task.evaluate_every
-        if every and (state.global_step % every == 0 or state.global_step == state.max_steps):
+        is_last = state.global_step == state.max_steps
+        if every and (state.global_step % every == 0 or is_last):
             self._evaluate(state, control)
         self._progress.advance(1, **self._shown)
 
@@ -287,41 +357,42 @@ class _Reporting(TrainerCallback):
         logs: Any = None,
         **_: Any,
     ) -> None:
-        now, tokens, step = time.perf_counter(), self._trainer.tokens_seen, state.global_step
-        then, tokens_then, step_then = self._since
-        if logs and "loss" in logs and step > step_then:
-            rate = max(now - then, 1e-9)
+        tokens, step = self._trainer.tokens_seen, state.global_step
+        if logs and "loss" in logs and step > self._stopwatch.step:
+            rates = self._stopwatch.rates(tokens, step, batch_size=self._recipe.batch_size)
             self._shown["loss"] = logs["loss"]
-            self._shown["tokens/s"] = (tokens - tokens_then) / rate
-            self._shown["texts/s"] = (step - step_then) * self._recipe.batch_size / rate
-            state.log_history[-1].update(
-                {key: round(self._shown[key], 1) for key in ("tokens/s", "texts/s")}
-            )
-            self._since = (now, tokens, step)
+            self._shown.update(rates)
+            rounded = {name: round(rate, 1) for name, rate in rates.items()}
+            state.log_history[-1].update(rounded)
+            self._stopwatch.restart(tokens, step)
         if state.is_world_process_zero:
             write_json(self._folder / "metrics.json", state.log_history)
 
     def _evaluate(self, state: TrainerState, control: TrainerControl) -> None:
         if self._task.evaluate is None:
             return
-        started, losses_are_due = time.perf_counter(), control.should_log
+        started = time.perf_counter()
+        losses_are_due = control.should_log
         metrics = dict(self._task.evaluate(self._trainer.model))  # type: ignore[arg-type]  # it has one
         self._trainer.log({f"eval_{name}": value for name, value in metrics.items()})
-        control.should_log = losses_are_due  # any line that is logged takes the step as logged
-        self._shown.update({name: value for name, value in metrics.items() if name == "accuracy"})
-        then, tokens, step = self._since
-        self._since = (then + time.perf_counter() - started, tokens, step)
+        # The library takes this line for the losses' line of the step, which is still to come.
+        control.should_log = losses_are_due
+        if "accuracy" in metrics:
+            self._shown["accuracy"] = metrics["accuracy"]
+        self._stopwatch.leave_out(time.perf_counter() - started)
 
 
 class Keeping(TrainerCallback):
-    """Copies of the model along the way, merged, in `kept-STEP` folders; the model itself goes on as it was.
+    """Saves merged copies of the model during training, in `kept-STEP` folders; the model itself is not changed.
 
-    Attributes:
-        every: Steps from one copy to the next.
+    Args:
+        every: Number of steps from one copy to the next.
+        folder: The folder to make the copies' folders in.
     """
 
     def __init__(self, every: int, folder: Path) -> None:
-        self.every, self._folder = every, folder
+        self.every = every
+        self._folder = folder
 
     def on_step_end(
         self,
@@ -331,12 +402,13 @@ class Keeping(TrainerCallback):
         model: Any = None,
         **_: Any,
     ) -> None:
-        place = self._folder / f"{KEPT}{state.global_step:06d}"
-        if state.global_step % self.every or not state.is_world_process_zero or place.exists():
+        copy_folder = self._folder / f"{KEPT}{state.global_step:06d}"
+        is_due = state.global_step % self.every == 0
+        if not is_due or not state.is_world_process_zero or copy_folder.exists():
             return
         plain = unwrapped(model)
         copied = merge(copy.deepcopy(plain), dtype=plain.dtype)
-        with disk_space_checked(self._folder), quiet(), atomic_folder(place) as partial:
+        with disk_space_checked(self._folder), quiet(), atomic_folder(copy_folder) as partial:
             copied.save_pretrained(partial)
 
 
@@ -350,23 +422,25 @@ def train(
     progress: Progress,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> list[dict[str, Any]]:
-    """Train in place, resuming from the newest whole checkpoint in `folder`.
+    """Train a model in place, resuming from the newest whole checkpoint in `folder`.
 
     Args:
-        model: With its trainable weights marked.
-        task: What the stage does.
+        model: The model, with its trainable weights marked.
+        task: What the stage trains.
         recipe: The stage's knobs.
-        folder: For checkpoints and `metrics.json`; reused when the same stage is started again.
-        seed: Of everything random.
-        progress: Told of every step.
+        folder: Folder of checkpoints and `metrics.json`; the same stage resumes from them when it
+            is started again.
+        seed: Seed of all random numbers.
+        progress: Listener that every step is reported to.
         callbacks: Callbacks of the library's trainer, beside those of every stage.
 
     Returns:
         The log: one mapping for each log line and evaluation, with its step.
 
     Raises:
-        RunError: The loss became NaN or infinite; no space or no memory left.
-        UsageError: As `open_trainer` says.
+        RunError: The loss became NaN or infinite, or there is no disk space or memory left.
+        UsageError: `accumulation` does not divide `batch_size`, or `report_to` names what is not
+            installed.
     """
     trainer = open_trainer(model, task, recipe, folder=folder, seed=seed, progress=progress)
     for callback in callbacks:
@@ -389,33 +463,39 @@ def open_trainer(
     seed: int,
     progress: Progress,
 ) -> _StageTrainer:
-    """The library's trainer, set to do a stage; arguments as of `train`.
+    """The library's trainer, set up for a stage; arguments as of `train`.
 
     Raises:
-        UsageError: `accumulation` does not divide `batch_size`, or `report_to` names what is not installed.
+        UsageError: `accumulation` does not divide `batch_size`, or `report_to` names what is not
+            installed.
     """
     if recipe.batch_size % recipe.accumulation:
         raise UsageError(
-            f"batch_size {recipe.batch_size} is not a multiple of accumulation {recipe.accumulation}"
+            f"batch_size {recipe.batch_size} is not a multiple of accumulation "
+            f"{recipe.accumulation}; "
+            "change one of them"
         )
     if recipe.gradient_checkpointing and not model.supports_gradient_checkpointing:
         progress.note(
-            f"{model.config.model_type} has no gradient checkpointing: every layer's states are kept"
+            f"{model.config.model_type} has no gradient checkpointing, so the states of every "
+            "layer are kept"
         )
         recipe = recipe.model_copy(update={"gradient_checkpointing": False})
     arguments = _arguments(recipe, folder, seed=seed, device=next(model.parameters()).device)
     per_step = recipe.batch_size * arguments.world_size
-    epochs = recipe.schedule_epochs
+    horizon = recipe.steps
+    if recipe.schedule_epochs is not None:
+        horizon = int(recipe.schedule_epochs * task.samples / per_step)
     _check_report_to(recipe)
     trainer = _StageTrainer(
         task=task,
-        horizon=recipe.steps if epochs is None else int(epochs * task.samples / per_step),
+        horizon=horizon,
         model=model,
         args=arguments,
-        train_dataset=_Numbers(recipe.steps * per_step),
+        train_dataset=_SampleNumbers(recipe.steps * per_step),
         data_collator=task.collate,
     )
-    _without(trainer, ("PrinterCallback", "ProgressCallback"))
+    _remove_callbacks(trainer, ("PrinterCallback", "ProgressCallback"))
     if recipe.keep_every:
         trainer.add_callback(Keeping(recipe.keep_every, folder))
     trainer.add_callback(_Reporting(task, trainer, recipe, folder, progress))
@@ -423,15 +503,18 @@ def open_trainer(
 
 
 def _check_report_to(recipe: StageRecipe) -> None:
-    """Open what the training is to be reported to, which needs packages of its own."""
+    """Check that the packages that training is to be reported with are installed, by opening their callbacks."""
     try:
         for callback in get_reporting_integration_callbacks(list(recipe.report_to)):
             callback()
     except (RuntimeError, ValueError, ImportError) as error:
-        raise UsageError(f"report_to {', '.join(recipe.report_to)}: {first_line(error)}") from error
+        names = ", ".join(recipe.report_to)
+        raise UsageError(
+            f"report_to {names}: {first_line(error)}; install the package, or leave the name out"
+        ) from error
 
 
-def _without(trainer: Trainer, names: Iterable[str]) -> None:
+def _remove_callbacks(trainer: Trainer, names: Iterable[str]) -> None:
     for callback in list(trainer.callback_handler.callbacks):
         if type(callback).__name__ in names:
             trainer.remove_callback(callback)
@@ -440,25 +523,24 @@ def _without(trainer: Trainer, names: Iterable[str]) -> None:
 def _arguments(
     recipe: StageRecipe, folder: Path, *, seed: int, device: torch.device
 ) -> TrainingArguments:
+    """The library's arguments for a stage's knobs."""
     computes_in = precision(recipe, device)
+    schedule = "constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule
+    checkpointing_options = {"use_reentrant": False} if recipe.gradient_checkpointing else None
     return _OneDevice(
         output_dir=str(folder),
         max_steps=recipe.steps,
         per_device_train_batch_size=recipe.batch_size // recipe.accumulation,
         gradient_accumulation_steps=recipe.accumulation,
         learning_rate=recipe.learning_rate,
-        lr_scheduler_type={"constant": "constant_with_warmup"}.get(
-            recipe.schedule, recipe.schedule
-        ),
+        lr_scheduler_type=schedule,
         warmup_steps=recipe.warmup_steps,
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
         bf16=computes_in is torch.bfloat16,
         fp16=computes_in is torch.float16,
         gradient_checkpointing=recipe.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False}
-        if recipe.gradient_checkpointing
-        else None,
+        gradient_checkpointing_kwargs=checkpointing_options,
         logging_steps=recipe.log_every,
         save_steps=recipe.save_every,
         save_total_limit=2,
@@ -473,10 +555,13 @@ def _arguments(
 
 
 def _to_resume_from(trainer: _StageTrainer, folder: Path) -> str | None:
-    """The newest whole checkpoint, whose losses the trainer takes over; one process clears what a kill left."""
+    """Find the newest whole checkpoint, and give its losses to the trainer; None if there is no checkpoint.
+
+    One of the processes removes the checkpoints that a killed run left unfinished.
+    """
     checkpoint = _newest_checkpoint(folder)
     if trainer.accelerator.is_main_process:
-        _clear_halves(folder)
+        _remove_unfinished(folder)
     trainer.accelerator.wait_for_everyone()
     if checkpoint is None:
         return None
@@ -485,13 +570,13 @@ def _to_resume_from(trainer: _StageTrainer, folder: Path) -> str | None:
 
 
 def _newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end."""
+    """The newest checkpoint that was written to its end; None if there is none."""
     whole = [path for path in folder.glob("checkpoint-*") if (path / _COMPLETE).exists()]
     return max(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
 
 
-def _clear_halves(folder: Path) -> None:
-    """Remove the checkpoints that a kill left unfinished; one process alone does this."""
+def _remove_unfinished(folder: Path) -> None:
+    """Remove the checkpoints that were not written to their end. Only one process may do this."""
     for path in folder.glob("checkpoint-*"):
         if not (path / _COMPLETE).exists():
             shutil.rmtree(path)

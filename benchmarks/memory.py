@@ -1,0 +1,104 @@
+"""The memory that `llm2vec info` estimates for a training stage, against the peak of a process that runs it.
+
+    python benchmarks/memory.py [--decoders tests/assets/decoders/qwen3 bundled FOLDER]
+
+Each stage runs two steps in a process of its own, in blocks and texts that are as long as the recipe allows. Memory is
+the peak of the process, beyond what it had before it loaded the model.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from machine import heading
+
+from llm2vec.backbone.source import Source
+from llm2vec.conversion.info import describe
+from llm2vec.encoder.settings import Settings
+from llm2vec.evaluation.analysis import BUNDLED_SETS
+from llm2vec.recipe.knobs import Recipe
+from llm2vec.runtime.progress import Silent
+from llm2vec.training.stage import StageRun, run_stage
+from llm2vec.training.stages import STAGES
+
+STEP = {"steps": 2, "max_length": 256, "log_every": 1}
+WAYS = {
+    "MNTP, adapters": {"mntp": {**STEP, "batch_size": 4, "eval_blocks": 1, "method": "lora"}},
+    "MNTP, all weights": {"mntp": {**STEP, "batch_size": 4, "eval_blocks": 1, "method": "full"}},
+    "SimCSE, adapters": {"simcse": {**STEP, "batch_size": 4, "method": "lora"}},
+}
+
+
+def recipe_of(decoder: str, way: str, corpus: str = "self") -> Recipe:
+    """A recipe with one stage."""
+    none = {"mntp": {"steps": 0}, "simcse": {"steps": 0}}
+    changes = {**none, **WAYS[way], "decoder": decoder, "corpus": {"source": corpus}}
+    return Recipe.read({**changes, "encoder": {"max_length": 256}})
+
+
+def write_long_texts(path: Path) -> None:
+    """Texts of more than 256 tokens, from the project's own sentences."""
+    rows = (BUNDLED_SETS / "words.train.jsonl").read_text(encoding="utf8").splitlines()
+    sentences = [" ".join(json.loads(row)["tokens"]) for row in rows]
+    texts = [" ".join(sentences[start : start + 40]) for start in range(0, 800, 40)]
+    path.write_text("\n".join(texts), encoding="utf8")
+
+
+def status_bytes(name: str) -> int:
+    """A quantity of this process's memory: VmRSS is what it has now, VmHWM the peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    line = next(line for line in lines if line.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
+def measure(decoder: str, way: str) -> None:
+    """Run the stage in this process, and print the bytes before and at the peak."""
+    [stage] = [each for each in STAGES if each.name in WAYS[way]]
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = Path(folder) / "texts.txt"
+        write_long_texts(corpus)
+        recipe = recipe_of(decoder, way, str(corpus))
+        processes = PartialState(cpu=True)
+        run = StageRun(
+            recipe, Source.of(decoder), Settings(), Path(folder), corpus, processes, Silent()
+        )
+        torch.ones(512, 512) @ torch.ones(512, 512)
+        before = status_bytes("VmRSS")
+        run_stage(stage, run)
+    print(json.dumps({"before": before, "peak": status_bytes("VmHWM")}))
+
+
+def main() -> None:
+    """Measure every way on every decoder, and print a table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--decoders", nargs="+", default=["tests/assets/decoders/qwen3", "bundled"])
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        measure(*arguments.measure)
+        return
+    print(heading())
+    print("| decoder | stage | estimated, MB | measured, MB | estimated / measured |")
+    print("| --- | --- | --- | --- | --- |")
+    for decoder in arguments.decoders:
+        for way in WAYS:
+            [estimated] = describe(recipe_of(decoder, way)).estimates
+            command = [sys.executable, __file__, "--measure", decoder, way]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            found = json.loads(done.stdout.splitlines()[-1])
+            measured = found["peak"] - found["before"]
+            ratio = estimated.memory_bytes / measured
+            sizes = f"{estimated.memory_bytes / 1e6:,.0f} | {measured / 1e6:,.0f}"
+            name = Path(decoder).name
+            print(f"| {name} | {way} | {sizes} | {ratio:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
