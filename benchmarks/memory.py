@@ -1,19 +1,19 @@
-"""The memory that `llm2vec info` estimates for a training stage, against the peak of a process that runs it.
+"""The memory that `llm2vec info` estimates for a stage, against the peak of a process that runs it.
 
     python benchmarks/memory.py [--decoders tests/assets/decoders/qwen3 bundled FOLDER]
 
-Each stage runs two steps in a process of its own, in blocks and texts that are as long as the recipe allows. Memory is
-the peak of the process, beyond what it had before it loaded the model.
+Each stage runs two steps in a process of its own, in blocks and texts that are as long as the
+recipe allows. The memory is the peak of the whole process, libraries included.
 """
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-import torch
 from accelerate import PartialState
 from machine import heading
 
@@ -22,6 +22,7 @@ from llm2vec.conversion.info import describe
 from llm2vec.encoder.settings import Settings
 from llm2vec.evaluation.analysis import BUNDLED_SETS
 from llm2vec.recipe.knobs import Recipe
+from llm2vec.runtime.allocator import keep_freed_memory
 from llm2vec.runtime.progress import Silent
 from llm2vec.training.stage import StageRun, run_stage
 from llm2vec.training.stages import STAGES
@@ -49,15 +50,9 @@ def write_long_texts(path: Path) -> None:
     path.write_text("\n".join(texts), encoding="utf8")
 
 
-def status_bytes(name: str) -> int:
-    """A quantity of this process's memory: VmRSS is what it has now, VmHWM the peak."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    line = next(line for line in lines if line.startswith(name))
-    return int(line.split()[1]) * 1024
-
-
 def measure(decoder: str, way: str) -> None:
-    """Run the stage in this process, and print the bytes before and at the peak."""
+    """Run the stage in this process, as the command line does, and print the peak in bytes."""
+    keep_freed_memory()
     [stage] = [each for each in STAGES if each.name in WAYS[way]]
     with tempfile.TemporaryDirectory() as folder:
         corpus = Path(folder) / "texts.txt"
@@ -67,10 +62,8 @@ def measure(decoder: str, way: str) -> None:
         run = StageRun(
             recipe, Source.of(decoder), Settings(), Path(folder), corpus, processes, Silent()
         )
-        torch.ones(512, 512) @ torch.ones(512, 512)
-        before = status_bytes("VmRSS")
         run_stage(stage, run)
-    print(json.dumps({"before": before, "peak": status_bytes("VmHWM")}))
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
 def main() -> None:
@@ -92,8 +85,7 @@ def main() -> None:
             [estimated] = describe(recipe_of(decoder, way)).estimates
             command = [sys.executable, __file__, "--measure", decoder, way]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
-            found = json.loads(done.stdout.splitlines()[-1])
-            measured = found["peak"] - found["before"]
+            measured = int(done.stdout.splitlines()[-1])
             ratio = estimated.memory_bytes / measured
             sizes = f"{estimated.memory_bytes / 1e6:,.0f} | {measured / 1e6:,.0f}"
             name = Path(decoder).name

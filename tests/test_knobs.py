@@ -389,7 +389,11 @@ def became_mntp(recipe, tokenizer, store, model, task):
 
 def became_simcse(recipe, tokenizer, store, model, task):
     """Read off the stored texts, the layers and the loss."""
-    texts = [tokenizer.decode(store[number]).replace(" ", "") for number in range(len(store))]
+    rows = [store[number] for number in range(len(store))]
+    own = [row.ids[row.first : row.end] for row in rows]
+    after = ENCODER["template"].partition("{text}")[2].strip()
+    texts = [tokenizer.decode(ids).replace(" ", "").removesuffix(after) for ids in own]
+    assert all("Say" in tokenizer.decode(row.ids).replace(" ", "") for row in rows)
     dropouts = {
         each.attention_dropout for each in model.modules() if hasattr(each, "attention_dropout")
     }
@@ -397,7 +401,8 @@ def became_simcse(recipe, tokenizer, store, model, task):
         "dropout": dropouts.pop() if len(dropouts) == 1 else dropouts,
         "scale": task.loss.scale,
         "corpus": recipe.simcse.corpus if "abcde" in texts else None,
-        "min_tokens": min(len(store[number]) for number in range(len(store))),
+        "min_tokens": min(map(len, own))
+        - len(tokenizer(after, add_special_tokens=False).input_ids),
         "sentences": any(text == "areddoor." for text in texts),
     }
 

@@ -1,4 +1,4 @@
-"""Stage 0 of a conversion: the decoder, made bidirectional and proven, before anything is trained."""
+"""Stage 0 of a conversion: the decoder, made bidirectional and proven, with nothing trained."""
 
 from collections.abc import Sequence
 from itertools import chain
@@ -77,7 +77,7 @@ def settings_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Settings:
 
 
 def _load(recipe: Recipe, source: Source, adapters: Sequence[Path]) -> PreTrainedModel:
-    """The decoder with the recipe's adapters merged, with its LM head if a stage trains the head."""
+    """The decoder with the recipe's adapters merged, and with its LM head if MNTP follows."""
     needs_head = recipe.mntp.steps > 0
     config = load_config(source)
     adapters_have_head = any(trained_with_head(folder, config) for folder in adapters)
@@ -88,7 +88,7 @@ def _load(recipe: Recipe, source: Source, adapters: Sequence[Path]) -> PreTraine
 
 
 def _first_knobs(recipe: Recipe) -> StageRecipe:
-    """The knobs of the stage that trains first; the decoder has that stage's precision until then."""
+    """The knobs of the stage that trains first, whose precision the decoder has until then."""
     all_knobs = [stage.knobs(recipe) for stage in STAGES]
     return next((knobs for knobs in all_knobs if knobs.steps), all_knobs[0])
 
@@ -106,7 +106,9 @@ def _separator(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def write_own_texts(recipe: Recipe, own_texts: Path, *, progress: Progress) -> None:
-    """Let the decoder, still causal, write the corpus, if the recipe asks for that and no earlier run has done it.
+    """Let the decoder, still causal, write the corpus, if the recipe asks for that.
+
+    Texts that an earlier run wrote stay.
 
     Args:
         recipe: What to do.

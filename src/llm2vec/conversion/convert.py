@@ -1,6 +1,7 @@
 """The main job: a recipe's stages in order, each a folder in and a folder out, proven at the end.
 
-The same call goes on with a killed run: a stage is finished if its folder exists (see `run_folder`).
+The same call goes on with a killed run: a stage is finished if its folder exists (see
+`run_folder`).
 """
 
 import json
@@ -63,13 +64,15 @@ def convert(
         recipe: What to do.
         out: The encoder folder to make. Unfinished work is kept beside it, in `OUT.stages`.
         keep_stages: Whether to keep the stage folders after the end.
-        start_over: Whether to remove an earlier run of the same `out`, finished or not, and begin again.
+        start_over: Whether to remove an earlier run of the same `out`, finished or not, and begin
+            again.
         progress: Listener that everything long is reported to. None reports to nobody.
         plan: How the recipe was planned within a budget, for the run folder and the provenance. None for a
             recipe that was not planned.
 
     Raises:
-        LLM2VecError: Something is wrong with the decoder, the corpus or the recipe. Finished stages are kept.
+        LLM2VecError: Something is wrong with the decoder, the corpus or the recipe. Finished stages
+            are kept.
     """
     run = _Run(recipe, Path(out), progress or Silent(), plan=plan)
     if not start_over and run.folder.finished():
@@ -121,7 +124,7 @@ class _Run:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other runs out of the run folder inside the block; the main process does so for all of this run."""
+        """Keep other runs out of the run folder inside the block; the main process holds the lock."""
         with self.folder.locked() if self.processes.is_main_process else nullcontext():
             self.processes.wait_for_everyone()
             yield
@@ -179,12 +182,12 @@ class _Run:
             self.on_main_process(job)
 
     def _last_stage(self) -> Source:
-        """The folder of the last finished stage. The decoder's own code lies in it, and may run if it might before."""
+        """The folder of the last finished stage, whose own code may run if the decoder's may."""
         folder = self.folder.finished_stages[-1]
         return Source.of(folder, trust_remote_code=self.recipe.trust_remote_code)
 
     def make_encoder(self) -> None:
-        """Write the encoder of the last stage, open it as others would, compare the vectors, and publish it."""
+        """Write the last stage's encoder, open it as others would, compare vectors, and publish it."""
         built = self.folder.folder / ("encoder" + PARTIAL)
         shutil.rmtree(built, ignore_errors=True)
         encoder = Encoder.from_pretrained(self._last_stage())

@@ -1,6 +1,7 @@
-"""What a training stage takes: an estimate of its memory and its time, from the model's shape alone.
+"""An estimate of the memory and time that a training stage takes, from the model's shape alone.
 
-Every quantity has a name, a unit and a reason. `benchmarks/memory.py` compares the memory with measured runs.
+Every quantity has a name, a unit and a reason. `benchmarks/memory.py` compares the memory with
+measured runs.
 """
 
 import time
@@ -20,17 +21,20 @@ from llm2vec.recipe.knobs import MntpRecipe, SimcseRecipe, StageRecipe, Supervis
 from llm2vec.runtime.hardware import default_device, has_bfloat16
 
 _EFFICIENCY = 0.5
-"""Share of a matrix product's speed that training reaches, measured between 0.4 and 0.6 on a CPU in float32."""
+"""Share of a matrix product's speed that training reaches, measured between 0.4 and 0.6 on a CPU in
+float32."""
 
 _EFFICIENCY_BFLOAT16_CPU = 0.2
-"""The same on a CPU in bfloat16, measured as 0.17: whatever is no matrix product stays as slow as in float32."""
+"""The same on a CPU in bfloat16, measured as 0.17: whatever is no matrix product stays as slow as
+in float32."""
 
 _FULL_OPERATIONS = 6
-"""Floating-point operations for each weight and token: 2 for the forward pass, 2 for the gradients of the states, and 2
-for those of the weights."""
+"""Floating-point operations for each weight and token: 2 for the forward pass, 2 for the gradients
+of the states, and 2 for those of the weights."""
 
 _ADAPTER_OPERATIONS = 5
-"""The same with adapters, which are small but many: they take about half as long as the gradients of the weights."""
+"""The same with adapters, which are small but many: they take about half as long as the gradients
+of the weights."""
 
 _FLOAT32_BYTES = 4
 
@@ -38,10 +42,22 @@ _ADAM_BYTES = 8
 """Bytes of AdamW's two moments for each trained weight."""
 
 _NORM_STATES = 4
-"""Multiples of the hidden width that the two norms and the two residual sums of a layer keep for each token."""
+"""Multiples of the hidden width that the two norms and the two residual sums of a layer keep for
+each token."""
+
+_DROPOUT_COPIES = 3
+"""Numbers that attention with live dropout keeps on a CPU for each pair of a head's tokens: the
+weights, the dropout's mask, and the weights after dropout. Without dropout no pair is kept."""
 
 _LOGIT_COPIES = 3
 """Copies of the logits at the peak: the logits in float32, their softmax, and its gradient."""
+
+_ALLOCATOR_CPU = 1.6
+"""Memory that a step takes on a CPU, in multiples of its states and logits: the C library cannot
+reuse all that the step before has freed. Measured between 1.4 and 1.9."""
+
+_PROCESS_BYTES_CPU = 500 * 10**6
+"""Memory of a process that has loaded the libraries and no model."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +68,8 @@ class Estimate:
         stage: Name of the stage.
         steps: Number of steps in the recipe.
         tokens: Largest number of tokens read in all steps.
-        memory_bytes: Approximate memory at the peak, beyond that of the process before it loads the model.
+        memory_bytes: Approximate memory at the peak: that of the GPU or, on a CPU, of the whole
+            process.
         seconds: Approximate time on this machine.
     """
 
@@ -68,12 +85,15 @@ class Memory:
     """The memory of a training step at its peak, in bytes.
 
     Attributes:
+        process: The libraries; 0 on a GPU.
         weights: The model's weights.
         training: Gradients and optimiser state, and the adapters.
-        states: The states that layers keep for the gradients.
-        logits: The logits of masked tokens.
+        states: The states that layers keep for the gradients, and what the allocator loses with
+            them.
+        logits: The logits of masked tokens, likewise.
     """
 
+    process: int
     weights: int
     training: int
     states: int
@@ -81,8 +101,8 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All together."""
-        return self.weights + self.training + self.states + self.logits
+        """The sum of all."""
+        return self.process + self.weights + self.training + self.states + self.logits
 
 
 def estimate(
@@ -107,7 +127,7 @@ def estimate(
 
 
 def _texts_per_row(knobs: StageRecipe) -> int:
-    """Number of texts of a row in a stage: two views in SimCSE; anchor, positive and negatives when supervised."""
+    """Number of texts in a row: two views in SimCSE; anchor, positive, negatives in triples."""
     if isinstance(knobs, SimcseRecipe):
         return 2
     if isinstance(knobs, SupervisedRecipe):
@@ -137,57 +157,79 @@ def memory_of_step(knobs: StageRecipe, model: PreTrainedModel, device: torch.dev
         model: The language model; its weights are not read, and may lie on the meta device.
         device: Device that the stage would run on.
     """
-    tokens = knobs.batch_size * knobs.max_length * _texts_per_row(knobs) // knobs.accumulation
+    on_cpu = device.type == "cpu"
     trained_model = model if isinstance(knobs, MntpRecipe) else body(model)
     model_weights = parameters(trained_model)
-    weights = model_weights * _bytes_of(weights_dtype(knobs, device))
     if knobs.method == "full":
         training = model_weights * (_FLOAT32_BYTES + _ADAM_BYTES)
     else:
         training = _adapter_parameters(trained_model, knobs) * (2 * _FLOAT32_BYTES + _ADAM_BYTES)
-    state_bytes = _bytes_of(precision(knobs, device))
-    states = tokens * _states_per_token(trained_model, knobs) * state_bytes
+    tokens = knobs.batch_size * knobs.max_length * _texts_per_row(knobs) // knobs.accumulation
+    states_per_token = _states_per_token(trained_model, knobs, on_cpu=on_cpu)
+    states = tokens * states_per_token * _bytes_of(precision(knobs, device))
     masked_tokens = tokens * _masked_share(knobs)
     logits = masked_tokens * embedding_rows(model) * _LOGIT_COPIES * _FLOAT32_BYTES
-    return Memory(weights, training, states, int(logits))
+    allocator = _ALLOCATOR_CPU if on_cpu else 1.0
+    return Memory(
+        process=_PROCESS_BYTES_CPU if on_cpu else 0,
+        weights=model_weights * _bytes_of(weights_dtype(knobs, device)),
+        training=training,
+        states=int(states * allocator),
+        logits=int(logits * allocator),
+    )
 
 
 def _bytes_of(dtype: torch.dtype) -> int:
     return torch.empty((), dtype=dtype).element_size()
 
 
-def _states_per_token(model: PreTrainedModel, knobs: StageRecipe) -> int:
+def _states_per_token(model: PreTrainedModel, knobs: StageRecipe, *, on_cpu: bool) -> int:
     """Numbers that a step keeps for each token until its gradients are computed.
 
-    With gradient checkpointing these are the input of each layer, and the states of the one layer that is recomputed.
+    With gradient checkpointing these are the input of each layer, and the states of the one layer
+    that is recomputed.
     """
     hidden = int(model.config.get_text_config(decoder=True).hidden_size)
-    layers = decoder_layers(body(model))
-    if layers is None:
-        return _states_of_layer(body(model), hidden)
-    all_states = sum(_states_of_layer(layer, hidden) for layer in layers)
+    layers = decoder_layers(body(model)) or [body(model)]
+    kept = [_states_of_layer(layer, hidden, knobs) for layer in layers]
+    if on_cpu and isinstance(knobs, SimcseRecipe) and knobs.dropout:
+        heads = int(model.config.get_text_config(decoder=True).num_attention_heads)
+        pairs = heads * knobs.max_length
+        kept = [each + _DROPOUT_COPIES * pairs for each in kept]
     if not knobs.gradient_checkpointing:
-        return all_states
-    return all_states // len(layers) + hidden * len(layers)
+        return sum(kept)
+    return max(kept) + hidden * len(kept)
 
 
-def _states_of_layer(layer: nn.Module, hidden: int) -> int:
-    """Numbers that a layer keeps for each token: what goes into each matrix, what comes out, and around the norms."""
-    matrices = sum(rows + columns for rows, columns in _matrix_shapes(layer))
-    return matrices + _NORM_STATES * hidden
+def _states_of_layer(layer: nn.Module, hidden: int, knobs: StageRecipe) -> int:
+    """Numbers that a layer keeps for each token.
+
+    They are what goes into each matrix and what comes out of it; what the norms and residual sums
+    keep; and with adapters another copy of what goes into each matrix, after the adapter's dropout,
+    and the adapter's own states.
+    """
+    kept = _NORM_STATES * hidden
+    for outputs, inputs in _matrix_shapes(layer):
+        kept += outputs + inputs
+        if knobs.method == "lora":
+            kept += inputs + knobs.lora.r
+    return kept
 
 
 def _matrix_shapes(module: nn.Module) -> Iterator[tuple[int, int]]:
-    """Rows and columns of the weight matrices of a module's linear layers."""
+    """Number of outputs and of inputs of each linear layer in a module."""
     for layer in module.modules():
-        if isinstance(layer, nn.Linear | Conv1D):
-            rows, columns = layer.weight.shape
-            yield rows, columns
+        if isinstance(layer, nn.Linear):
+            yield layer.out_features, layer.in_features
+        elif isinstance(layer, Conv1D):
+            inputs, outputs = layer.weight.shape
+            yield outputs, inputs
 
 
 def _adapter_parameters(model: PreTrainedModel, knobs: StageRecipe) -> int:
     """Number of weights of adapters on every linear layer of the body; named targets have fewer."""
-    return sum(knobs.lora.r * (rows + columns) for rows, columns in _matrix_shapes(body(model)))
+    shapes = _matrix_shapes(body(model))
+    return sum(knobs.lora.r * (outputs + inputs) for outputs, inputs in shapes)
 
 
 def parameters(model: nn.Module) -> int:
@@ -201,7 +243,7 @@ def head_parameters(model: PreTrainedModel) -> int:
 
 
 def measured_operations_per_s() -> float:
-    """Floating-point operations a second that training gets from this machine, by a timed matrix product."""
+    """Floating-point operations a second that training does here, by a timed matrix product."""
     device = default_device()
     size = 4096 if device.type == "cuda" else 512
     dtype = torch.bfloat16 if has_bfloat16(device) else torch.float32

@@ -1,7 +1,7 @@
 """What would happen to a model, before anything is downloaded or trained: `llm2vec info`.
 
-This module reads the configuration alone. It tries the switch on a small random model of the same family
-(`backbone.miniature`), and counts weights on a model without memory.
+This module reads the configuration alone. It tries the switch on a small random model of the same
+family (`backbone.miniature`), and counts weights on a model without memory.
 """
 
 from collections import Counter
@@ -43,18 +43,22 @@ class Info:
     Attributes:
         source: Folder, GGUF file or hub id.
         model_type: Model type by transformers' name.
-        convertible: Whether a small model of the family passes every proof; None if no small model can be built.
-        reason: The reason why it does not, or why no small model can be built; empty if it is convertible.
+        convertible: Whether a small model of the family passes every proof; None if no small model
+            can be built.
+        reason: The reason why it does not, or why no small model can be built; empty if it is
+            convertible.
         bidirectional: Whether the model is bidirectional already.
         parameters: Number of weights; tied ones count once.
-        head_parameters: Number of weights of the LM head, or of the embeddings that it is tied to; the encoder does
-            without a head.
+        head_parameters: Number of weights of the LM head, or of the embeddings that it is tied to;
+            the encoder does without a head.
         hidden: Number of elements of a vector, which is what the LM head takes.
         vocabulary: Number of tokens in the vocabulary.
         positions: Length of the longest sequence, in tokens; None if no limit is known.
         layer_types: Number of layers of each type.
-        windows: Number of layers of each attention window, in tokens to either side; "none" is no limit.
-        attention: Attention implementation that the encoder would use; None if the model is refused.
+        windows: Number of layers of each attention window, in tokens to either side; "none" is no
+            limit.
+        attention: Attention implementation that the encoder would use; None if the model is
+            refused.
         packs: Whether texts share a row without padding.
         pooling: The recipe's pooling.
         proofs: The proofs of the small model.

@@ -33,10 +33,10 @@ def check(recipe: Recipe, *, processes: int, progress: Progress) -> None:
         progress: Listener for notes.
 
     Raises:
-        ModelError: The decoder is no decoder, or the recipe has MNTP or lets the decoder write texts and it is
-            bidirectional already; or an adapter is no adapter.
-        UsageError: The decoder has too few positions, or no attention dropout for SimCSE; or sentence-transformers
-            could not give the encoder's vectors.
+        ModelError: The decoder is no decoder, or the recipe has MNTP or lets the decoder write
+            texts and it is bidirectional already; or an adapter is no adapter.
+        UsageError: The decoder has too few positions, or no attention dropout for SimCSE; or
+            sentence-transformers could not give the encoder's vectors.
         CorpusError: A data set of triples has errors, or is too small for a step.
     """
     source = Source.of(recipe.decoder, trust_remote_code=recipe.trust_remote_code)
@@ -52,8 +52,10 @@ def check(recipe: Recipe, *, processes: int, progress: Progress) -> None:
     border = longrope_limit(config)
     if border is not None and recipe.encoder.max_length > border:
         progress.note(
-            f"texts of more than {border} tokens change the decoder's frequencies for all texts of a call. `encode` "
-            "keeps them apart, other libraries do not: encode there in batches of one, or lower encoder.max_length"
+            f"texts of more than {border} tokens change the decoder's frequencies for all texts of "
+            "a call. `encode` "
+            "keeps them apart, other libraries do not: encode there in batches of one, or lower "
+            "encoder.max_length"
         )
     if recipe.simcse.steps:
         noise = dict.fromkeys(attention_dropouts(source), recipe.simcse.dropout)
@@ -92,13 +94,14 @@ def _check_pooling(recipe: Recipe, source: Source) -> None:
     reason = unlike_elsewhere(settings_of(recipe, tokenizer), tokenizer)
     if reason is not None:
         raise UsageError(
-            f"encoder.pooling={recipe.encoder.pooling}: {reason}. The encoder would have other vectors there; "
+            f"encoder.pooling={recipe.encoder.pooling}: {reason}. The encoder would have other "
+            "vectors there; "
             "choose encoder.pooling=mean, or other prompts"
         )
 
 
 def _check_lengths(recipe: Recipe, config: PreTrainedConfig) -> None:
-    """Refuse lengths for which the decoder has no positions, or stages in which frequencies would change."""
+    """Refuse lengths without positions, and stages in which the decoder's frequencies change."""
     limit = position_limit(config)
     border = longrope_limit(config)
     stage_lengths = {}
@@ -115,6 +118,7 @@ def _check_lengths(recipe: Recipe, config: PreTrainedConfig) -> None:
     for name, length in stage_lengths.items():
         if border is not None and length > border:
             raise UsageError(
-                f"{name} is {length}, but texts of more than {border} tokens change the decoder's frequencies for all "
+                f"{name} is {length}, but texts of more than {border} tokens change the decoder's "
+                "frequencies for all "
                 f"texts of a batch: --set {name}={border}"
             )

@@ -1,4 +1,4 @@
-"""The last proof: a saved folder gives the same vectors in other libraries, with none of our code."""
+"""The last proof: a saved folder gives the same vectors in other libraries, without our code."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 
 _PROBE_TEXTS = (
     "The old man the boats.",
-    "Encoders read a text in both directions, so every token may look at what follows it as well as at what precedes.",
+    "Encoders read a text in both directions, so every token may look at what follows it as well "
+    "as at what precedes.",
     "Yes",
     "A short one, then.",
 )
 _READ_BACK_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
-"""Largest difference between vectors here and in sentence-transformers, relative to their length, by data type. Another
-batch shape rounds in another way."""
+"""Largest difference between vectors here and in sentence-transformers, relative to their length,
+by data type. Another batch shape rounds in another way."""
 
 
 def prove_read_back(encoder: Encoder, folder: Path, *, trust_remote_code: bool = False) -> Proof:
@@ -60,8 +61,10 @@ def prove_read_back(encoder: Encoder, folder: Path, *, trust_remote_code: bool =
     allowed = _READ_BACK_TOLERANCE[encoder.model.dtype]
     if not margin <= allowed:
         raise ProofFailed(
-            f"{folder}: opened by sentence-transformers it gives other vectors (off by {margin:.1e}, allowed "
-            f"{allowed:.0e}); the encoder is not published. Please report this with the decoder's name"
+            f"{folder}: opened by sentence-transformers it gives other vectors (off by "
+            f"{margin:.1e}, allowed "
+            f"{allowed:.0e}); the encoder is not published. Please report this with the decoder's "
+            "name"
         )
     detail = f"relative, allowed {allowed}"
     return Proof("the saved folder gives the same vectors", True, margin, detail)

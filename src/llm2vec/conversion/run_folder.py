@@ -1,7 +1,7 @@
 """The run folder of a conversion: which run made it, what is in it, and what would make that stale.
 
-A run keeps its work in `OUT.stages/` until the encoder is in `OUT`, whole; it keeps nothing anywhere else. This module
-knows stages only as folders with names.
+A run keeps its work in `OUT.stages/` until the encoder is in `OUT`, whole; it keeps nothing
+anywhere else. This module knows stages only as folders with names.
 """
 
 import shutil
@@ -32,7 +32,8 @@ from llm2vec.runtime.lock import LOCK_FILES, locked
 from llm2vec.runtime.progress import Progress
 
 STAGE_FILE = "stage.json"
-"""Name of the file in a stage's folder that holds what was done, the proofs, the metrics, and a list of files."""
+"""Name of the file in a stage's folder that holds what was done, the proofs, the metrics, and a
+list of files."""
 
 REPORT_FACTS = "report.json"
 REPORT_FILES = ("report.html", "report.md", REPORT_FACTS)
@@ -92,7 +93,7 @@ class RunFolder:
 
     @property
     def finished_stages(self) -> list[Path]:
-        """The folders of this run's finished stages, in order; the next stage starts from the last of them."""
+        """The folders of this run's finished stages, in order."""
         return [self.folder / name for name in self._finished]
 
     def stage_folders(self) -> dict[str, Path]:
@@ -116,7 +117,8 @@ class RunFolder:
         """Whether the encoder folder holds the finished encoder.
 
         Raises:
-            RunError: The encoder was made from something else, or the folder was not made by this program.
+            RunError: The encoder was made from something else, or the folder was not made by this
+                program.
         """
         if not self.out.is_dir() or not any(self.out.iterdir()):
             return False
@@ -125,7 +127,8 @@ class RunFolder:
             if self._was_publishing():
                 return False
             raise RunError(
-                f"{self.out} exists and was not made by this program; choose another --out, or remove it"
+                f"{self.out} exists and was not made by this program; choose another --out, or "
+                "remove it"
             )
         self._refuse_changes(read_json(provenance), made=self.out)
         return True
@@ -137,13 +140,15 @@ class RunFolder:
         The folder is removed in the end if it holds no finished stage.
 
         Raises:
-            RunError: Another process works in the folder, another program made it, or it cannot be made.
+            RunError: Another process works in the folder, another program made it, or it cannot be
+                made.
         """
         if self.folder.exists() and not (self.folder / _RUN_FILE).is_file():
             names = {path.name for path in self.folder.iterdir() if path.suffix != PARTIAL}
             if not names <= {*LOCK_FILES}:
                 raise RunError(
-                    f"{self.folder} exists and was not made by this program; remove it, or choose another --out"
+                    f"{self.folder} exists and was not made by this program; remove it, or choose "
+                    "another --out"
                 )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -165,7 +170,8 @@ class RunFolder:
         """Remove the encoder and the stages of an earlier run.
 
         Raises:
-            RunError: A folder of theirs holds a file that the run did not write; nothing is removed then.
+            RunError: A folder of theirs holds a file that the run did not write; nothing is removed
+                then.
         """
         has_run = (self.folder / _RUN_FILE).is_file()
         has_encoder = (self.out / PROVENANCE_FILE).is_file()
@@ -180,7 +186,7 @@ class RunFolder:
             self.remove()
 
     def begin(self) -> None:
-        """Write this run's identity into the run folder, or go on with an earlier run of the same identity.
+        """Write this run's identity into the run folder, or go on with a run of the same identity.
 
         Raises:
             RunError: A stage in the folder was made from something else.
@@ -198,7 +204,7 @@ class RunFolder:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What makes a run the same: recipe, decoder, adapters and corpora, by their content at the start."""
+        """What makes a run the same: recipe, decoder, adapters and corpora, by content."""
         recipe = self._recipe
         fingerprint_once = cache(corpus_fingerprint)
         fingerprints = {}
@@ -216,7 +222,7 @@ class RunFolder:
         }
 
     def source_paths(self) -> dict[str, Any]:
-        """Where the encoder's folder finds the models it was made from: relative paths, or hub ids."""
+        """Paths from the encoder's folder to the models it was made from, or hub ids."""
         recipe = self._recipe
         return {
             "decoder": relative_name(self.out, recipe.decoder),
@@ -285,7 +291,7 @@ class RunFolder:
         (self.folder / _PUBLISHING_FILE).unlink(missing_ok=True)
 
     def _was_publishing(self) -> bool:
-        """Whether a run was killed while it moved the encoder to `out`, which holds nothing else."""
+        """Whether a run was killed while it moved the encoder to `out`."""
         record = self.folder / _PUBLISHING_FILE
         return record.is_file() and {*files_in(self.out)} <= {*read_json(record)}
 
@@ -305,7 +311,7 @@ class RunFolder:
         return [*self.stage_folders().values(), *sorted(kept)]
 
     def _remove_partials(self) -> None:
-        """Remove what a killed process left half written; no other process writes while the folder is locked."""
+        """Remove what a killed process left half written; nobody else writes in a locked folder."""
         for pattern in (f"*{PARTIAL}", f"{CHECKPOINTS}/*{PARTIAL}", f"{_STAGES}/*{PARTIAL}"):
             for partial in self.folder.glob(pattern):
                 if partial.is_dir():
@@ -319,7 +325,7 @@ class RunFolder:
 
 
 def _written_files(folder: Path) -> list[str]:
-    """The files that this program wrote into an encoder's or a stage's folder, by the list that it wrote there."""
+    """The files that this program wrote into an encoder's or a stage's folder, by its own list."""
     for name in (PROVENANCE_FILE, STAGE_FILE):
         if (folder / name).is_file():
             listed = read_json(folder / name).get("files", [])

@@ -1,4 +1,4 @@
-"""The folders that a stage leaves: its own encoder, and those of the models kept during training."""
+"""The folders that a stage leaves: its encoder, and those of models kept during training."""
 
 from pathlib import Path
 

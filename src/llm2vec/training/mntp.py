@@ -254,7 +254,7 @@ def collate(
 
 
 def _padded_positions(flat_M: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Turn positions among all texts' tokens into positions in padded rows, counted row after row."""
+    """Turn positions among the tokens into positions in padded rows, counted row after row."""
     lengths_B = torch.tensor(lengths)
     ends_B = lengths_B.cumsum(0)
     starts_B = ends_B - lengths_B
@@ -342,7 +342,7 @@ def _on_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def _batch_sums(model: nn.Module, batch: Batch) -> Tensor:
-    """Summed loss, number of right predictions and number of targets: sums_3, float64, on the CPU."""
+    """Summed loss, right predictions and targets of a batch: sums_3 in float64, on the CPU."""
     labels_M = batch["labels"]
     logits_MV = read_logits(model, batch).float()
     loss = nn.functional.cross_entropy(logits_MV, labels_M, reduction="sum")

@@ -19,7 +19,7 @@ from llm2vec.training.trainer import Task
 
 
 class BlockSampler:
-    """The data set and row of each sample, in blocks of one data set, shuffled anew for every epoch.
+    """The data set and row of each sample, in blocks of one data set, shuffled for every epoch.
 
     Rows that fill no block are left out of an epoch; which rows these are differs between epochs.
 

@@ -156,7 +156,7 @@ class Losses:
         self.since_log += loss
 
     def mean_since_log(self, step: int, over_processes: Callable[[float], float]) -> float:
-        """The mean loss of the steps since the last log line; this step is the last log line from now on.
+        """The mean loss since the last log line, which is at this step from now on.
 
         Args:
             step: The current step.
@@ -179,7 +179,7 @@ class Losses:
 
 
 class _StageTrainer(Trainer):
-    """The library's trainer with a stage's loss, numbered samples, whole checkpoints, and a stop at NaN.
+    """The library's trainer with a stage's loss, numbered samples, whole checkpoints, and no NaN.
 
     Args:
         task: What the stage trains.
@@ -383,7 +383,7 @@ class _Reporting(TrainerCallback):
 
 
 class Keeping(TrainerCallback):
-    """Saves merged copies of the model during training, in `kept-STEP` folders; the model itself is not changed.
+    """Saves merged copies of the model during training, in `kept-STEP` folders.
 
     Args:
         every: Number of steps from one copy to the next.
@@ -503,7 +503,7 @@ def open_trainer(
 
 
 def _check_report_to(recipe: StageRecipe) -> None:
-    """Check that the packages that training is to be reported with are installed, by opening their callbacks."""
+    """Check that the packages of `report_to` are installed, by opening their callbacks."""
     try:
         for callback in get_reporting_integration_callbacks(list(recipe.report_to)):
             callback()
@@ -555,7 +555,7 @@ def _arguments(
 
 
 def _to_resume_from(trainer: _StageTrainer, folder: Path) -> str | None:
-    """Find the newest whole checkpoint, and give its losses to the trainer; None if there is no checkpoint.
+    """Find the newest whole checkpoint, if there is one, and give its losses to the trainer.
 
     One of the processes removes the checkpoints that a killed run left unfinished.
     """
