@@ -391,9 +391,9 @@ def became_simcse(recipe, tokenizer, store, model, task):
     """Read off the stored texts, the layers and the loss."""
     rows = [store[number] for number in range(len(store))]
     own = [row.ids[row.first : row.end] for row in rows]
-    after = ENCODER["template"].partition("{text}")[2].strip()
-    texts = [tokenizer.decode(ids).replace(" ", "").removesuffix(after) for ids in own]
-    assert all("Say" in tokenizer.decode(row.ids).replace(" ", "") for row in rows)
+    after = ENCODER["template"].partition("{text}")[2]
+    texts = [squeezed(tokenizer.decode(ids)).removesuffix(squeezed(after)) for ids in own]
+    assert all("Say" in squeezed(tokenizer.decode(row.ids)) for row in rows)
     dropouts = {
         each.attention_dropout for each in model.modules() if hasattr(each, "attention_dropout")
     }

@@ -11,7 +11,8 @@ from llm2vec.cli.options import Decoder, Json, PresetName, RecipeFile, Sets, Tru
 from llm2vec.cli.recipe import chosen_recipe
 
 if TYPE_CHECKING:
-    from llm2vec.conversion.info import Estimate, Info
+    from llm2vec.conversion.estimate import Estimate
+    from llm2vec.conversion.info import Info
     from llm2vec.evaluation.analysis import Similarity
 
 _VERDICTS = {True: "can be converted", False: "cannot be converted", None: "cannot be tried"}

@@ -38,10 +38,8 @@ class Reading:
         """
         if self.pooling is None:
             return states_ND[read].float()
-        first_B, end_B = read.unbind(1)
-        return pool(
-            states_ND, lengths_B=lengths_B, first_B=first_B, end_B=end_B, pooling=self.pooling
-        )
+        ranges_B3 = torch.cat([lengths_B[:, None], read], dim=1)
+        return pool(states_ND, ranges_B3, pooling=self.pooling)
 
 
 class LabelNetwork(nn.Module):
