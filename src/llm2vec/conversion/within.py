@@ -22,7 +22,8 @@ from llm2vec.conversion.budget import (
     trains,
 )
 from llm2vec.conversion.convert import Conversion, convert
-from llm2vec.conversion.info import Estimate, estimates
+from llm2vec.conversion.estimate import Estimate
+from llm2vec.conversion.info import estimates
 from llm2vec.conversion.rehearsal import rehearse
 from llm2vec.conversion.run_folder import RunFolder
 from llm2vec.errors import RunError
@@ -95,8 +96,8 @@ def offered(recipe: Recipe) -> list[tuple[Plan, Recipe]]:
         recipe: The recipe that would be planned.
 
     Returns:
-        Plans, and the recipe as each would have it; none for hours that are too short for any training, and for a
-        recipe that cannot be planned.
+        Plans, and the recipe as each would have it; none for hours that are too short for any
+        training, and for a recipe that cannot be planned.
     """
     if cannot_be_planned(recipe) is not None:
         return []
@@ -153,7 +154,8 @@ def _measured(
 def _check_unplanned(run_folder: RunFolder) -> None:
     if run_folder.has_begun():
         raise RunError(
-            f"{run_folder.folder} or {run_folder.out} was made without --hours or --tokens: say --start-over to throw it away, "
+            f"{run_folder.folder} or {run_folder.out} was made without --hours or --tokens: say "
+            "--start-over to throw it away, "
             "leave the option out to go on, or choose another --out"
         )
 
@@ -161,6 +163,7 @@ def _check_unplanned(run_folder: RunFolder) -> None:
 def _check_budget(found: Plan, budget: Budget, run_folder: RunFolder) -> None:
     if found.budget != budget:
         raise RunError(
-            f"{run_folder.folder} was planned for {found.budget}, not {budget}: say --start-over to throw it away, or "
+            f"{run_folder.folder} was planned for {found.budget}, not {budget}: say --start-over "
+            "to throw it away, or "
             "choose another --out"
         )
