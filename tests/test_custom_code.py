@@ -1,13 +1,16 @@
 """A decoder that brings its own model code is converted where that is allowed, and refused where it is not."""
 
 import json
+from pathlib import Path
 
 import families
 import pytest
 import torch
 from transformers import AutoModel
+from typer.testing import CliRunner
 
 from llm2vec import LLM2Vec, Recipe, convert
+from llm2vec.cli.main import app
 from llm2vec.conversion.info import describe
 from llm2vec.errors import ModelError
 from llm2vec.recipe.files import merged
@@ -40,6 +43,8 @@ CLASSES = {
     "AutoModelForCausalLM": "modeling_own.OwnForCausalLM",
 }
 
+ALLOWED = "--trust-remote-code"
+
 REFUSED = "brings model code of its own.*--trust-remote-code"
 
 
@@ -59,6 +64,56 @@ def recipe(decoder, folder, **changes):
     (folder / "texts.txt").write_text("\n".join(families.TEXTS))
     corpus = {"corpus": {"source": str(folder / "texts.txt")}}
     return Recipe.read(merged(families.FEW_STEPS, corpus, {"decoder": str(decoder)}, changes))
+
+
+@pytest.fixture(scope="module")
+def encoder(decoder, tmp_path_factory):
+    """An encoder of that decoder, and files to measure it on, in one folder."""
+    folder = tmp_path_factory.mktemp("encoder")
+    without = {"mntp": {"steps": 0}, "simcse": {"steps": 0}}
+    convert(recipe(decoder, folder, trust_remote_code=True, **without), folder / "encoder")
+    (folder / "words.tsv").write_text("a\tX\nbox\tY\n\n" * 4)
+    (folder / "pairs.tsv").write_text("1.0\ta box\ta door\n4.0\ta box\tthe box\n2.0\ta\tb\n")
+    return folder
+
+
+WORDS = ("--train", "words.tsv", "--test", "words.tsv")
+
+COMMANDS = {
+    "encode": ("encode", "encoder", "a box"),
+    "probe": ("probe", "encoder", "uni:decoder", "random:decoder", *WORDS),
+    "evaluate": ("evaluate", "encoder", "--task", "sts", "--data", "pairs.tsv"),
+    "evaluate an encoder as it is": (
+        *("evaluate", "auto:encoder", "--task", "sts", "--data", "pairs.tsv"),
+    ),
+    "report": ("report", "encoder", *WORDS, "--sts", "pairs.tsv"),
+    "import": ("import", "decoder", "--out", "imported"),
+}
+
+
+@pytest.fixture
+def run(encoder, decoder, monkeypatch):
+    """What a command ends with, in a folder with the encoder and its decoder."""
+    monkeypatch.chdir(encoder)
+    if not Path("decoder").exists():
+        Path("decoder").symlink_to(decoder)
+    return lambda *arguments: CliRunner().invoke(app, list(arguments))
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_every_command_that_opens_a_model_runs_its_code_where_that_is_allowed(command, run):
+    with pytest.raises(ModelError, match=REFUSED):
+        raise run(*command).exception
+    allowed = run(*command, ALLOWED)
+    assert allowed.exit_code == 0, allowed.exception
+
+
+def test_a_probe_of_the_encoder_is_saved_and_used(run):
+    assert run("probe", "encoder", *WORDS, "--save", "kept", ALLOWED).exit_code == 0
+    tag = ("tag", "a box", "--probe", "kept")
+    with pytest.raises(ModelError, match=REFUSED):
+        raise run(*tag).exception
+    assert json.loads(run(*tag, ALLOWED).stdout)["text"] == "a box"
 
 
 def test_every_stage_and_every_kept_encoder_is_made_with_the_decoders_own_code(decoder, tmp_path):

@@ -65,7 +65,7 @@ def read_tokenizer(source: Source) -> PreTrainedTokenizerFast:
         ModelError: As for `load_tokenizer`.
     """
     name, file = gguf.pretrained_arguments(source)
-    with _errors_of(source, "a tokenizer"), quiet():
+    with loading_errors(source, "a tokenizer"), quiet():
         tokenizer = AutoTokenizer.from_pretrained(
             name, padding_side="right", **file, **source.options()
         )
@@ -148,7 +148,7 @@ def _load_text_model(
     options = {**file, **gguf.plain_weights_arguments(source), **source.options()}
     if attention is not None:
         options["attn_implementation"] = attention
-    with _errors_of(source, "a model"), quiet():
+    with loading_errors(source, "a model"), quiet():
         model, info = auto.from_pretrained(  # type: ignore[misc]  # a pair, by output_loading_info
             name, config=config, dtype=dtype, output_loading_info=True, **options
         )
@@ -172,7 +172,7 @@ def _load_from_wrapper(
     attention: str | None,
 ) -> PreTrainedModel:
     """Load a multimodal model and extract its text decoder, with its LM head."""
-    with _errors_of(source, "a model"), quiet():
+    with loading_errors(source, "a model"), quiet():
         whole = wrapper.load(source, outer, dtype=dtype)
     if quantization_name(outer) is not None:
         whole = plain(whole, dtype)
@@ -225,7 +225,7 @@ def _read_config(source: Source) -> PreTrainedConfig:
         )
     source.check()
     name, file = gguf.pretrained_arguments(source)
-    with _errors_of(source, "a model"), quiet():
+    with loading_errors(source, "a model"), quiet():
         config: PreTrainedConfig = AutoConfig.from_pretrained(name, **file, **source.options())
     ask_for_plain_weights(config, source)
     forget_padding_beyond(config)
@@ -321,7 +321,7 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _errors_of(source: Source, what: str) -> Iterator[None]:
+def loading_errors(source: Source, what: str) -> Iterator[None]:
     """Turn what a library raises while loading into one line that says what to do."""
     try:
         with gguf.errors_of(source, what), memory_checked(f"while {source} was loaded"):

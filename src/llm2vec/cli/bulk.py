@@ -12,7 +12,15 @@ import typer
 from llm2vec.backbone.source import Source
 from llm2vec.cli.console import Drawn, answer, one_of, people, results
 from llm2vec.cli.inputs import TextSource, given_texts, unread_source
-from llm2vec.cli.options import Delimiter, Json, TextColumn, TextFile, TextFormat, Texts
+from llm2vec.cli.options import (
+    Delimiter,
+    Json,
+    TextColumn,
+    TextFile,
+    TextFormat,
+    Texts,
+    TrustRemoteCode,
+)
 from llm2vec.errors import UsageError
 
 if TYPE_CHECKING:
@@ -93,7 +101,7 @@ def refuse_without_folder(given: Mapping[str, Any]) -> None:
 
 
 def encode_folder(
-    model: str,
+    model: Source,
     source: TextSource,
     out: Path,
     *,
@@ -128,7 +136,7 @@ def encode_folder(
         normalize=asked["normalize"] or encoder.settings.normalize,
     )
     task = VectorTask(encoder, options, on_note=drawn.note)
-    _tell(_run(task, encoder, rows, out, model, given, drawn), json=json)
+    _tell(_run(task, encoder, rows, out, str(model.name), given, drawn), json=json)
 
 
 def _options(given: Mapping[str, Any], *, prompt: str, normalize: bool) -> "VectorOptions":
@@ -161,13 +169,15 @@ def words(
     store: Store = None,
     shard_rows: ShardRows = None,
     shard: Shard = None,
+    trust_remote_code: TrustRemoteCode = False,
     json: Json = False,
 ) -> None:
     """Encode the words, sentences or tokens of texts, each as it is in its whole text, with offsets.
 
     The same command goes on where it was stopped. Rows that cannot be read are in rejected.jsonl.
     """
-    Source.of(model).check()
+    opened_from = Source(model, trust_remote_code=trust_remote_code)
+    Source.of(opened_from).check()
     one_of("--unit", unit, ("word", "sentence", "token"))
     given = {"id_column": id_column, "store": store, "shard_rows": shard_rows, "shard": shard}
     _check_values(given)
@@ -175,7 +185,7 @@ def words(
     from llm2vec.bulk.parts import PartOptions, PartTask
     from llm2vec.encoder.encoder import Encoder
 
-    encoder, drawn = Encoder.from_pretrained(model), Drawn()
+    encoder, drawn = Encoder.from_pretrained(opened_from), Drawn()
     options = PartOptions(unit, store or "float32")  # type: ignore[arg-type]  # checked above
     task = PartTask(encoder, options, on_note=drawn.note)
     _tell(_run(task, encoder, rows, out, model, given, drawn), json=json)
@@ -272,6 +282,7 @@ def search(
     prompt_name: Annotated[
         str | None, typer.Option(help="The same, by its name in the encoder's settings.")
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
     json: Json = False,
 ) -> None:
     """Find the nearest rows of a folder of vectors: exact, by cosine, block by block."""
@@ -283,7 +294,7 @@ def search(
     Source.of(name).check()
     from llm2vec.encoder.encoder import Encoder
 
-    opened = Encoder.from_pretrained(name)
+    opened = Encoder.from_pretrained(Source(name, trust_remote_code=trust_remote_code))
     shards.check(opened)
     found = shards.search(opened, given.texts, top=top, prompt=prompt, prompt_name=prompt_name)
     if json:

@@ -11,7 +11,15 @@ from llm2vec.backbone.source import Source
 from llm2vec.cli import bulk
 from llm2vec.cli.console import answer, people
 from llm2vec.cli.inputs import TextSource, given_texts
-from llm2vec.cli.options import Delimiter, Json, TextColumn, TextFile, TextFormat, Texts
+from llm2vec.cli.options import (
+    Delimiter,
+    Json,
+    TextColumn,
+    TextFile,
+    TextFormat,
+    Texts,
+    TrustRemoteCode,
+)
 from llm2vec.cli.vector_files import check_target, write_vectors
 from llm2vec.errors import UsageError
 
@@ -71,6 +79,7 @@ def encode(
     no_text: bulk.NoText = False,
     shard_rows: bulk.ShardRows = None,
     shard: bulk.Shard = None,
+    trust_remote_code: TrustRemoteCode = False,
     json: Json = False,
 ) -> None:
     """Encode texts to vectors: one vector a row, in order; an empty text has the zero vector.
@@ -78,7 +87,8 @@ def encode(
     Into a folder, rows are streamed: the file may be larger than memory. The same command goes on
     where it was stopped. Rows that cannot be read are listed in rejected.jsonl.
     """
-    Source.of(model).check()
+    opened_from = Source(model, trust_remote_code=trust_remote_code)
+    Source.of(opened_from).check()
     source = TextSource(file, column, as_format, delimiter)
     asked: dict[str, Any] = {
         "prompt": prompt,
@@ -100,15 +110,15 @@ def encode(
     }
     if out is not None and bulk.is_folder(out):
         _refuse_for_folder(texts, batch_size)
-        bulk.encode_folder(model, source, out, asked=asked, given=for_folder, json=json)
+        bulk.encode_folder(opened_from, source, out, asked=asked, given=for_folder, json=json)
     else:
         bulk.refuse_without_folder(for_folder)
         asked["batch_size"] = batch_size
-        _encode_file(model, texts, source, out, asked=asked, json=json)
+        _encode_file(opened_from, texts, source, out, asked=asked, json=json)
 
 
 def _encode_file(
-    model: str,
+    model: Source,
     texts: list[str] | None,
     source: TextSource,
     out: Path | None,

@@ -1,12 +1,13 @@
 """The command `evaluate`: sentence vectors on a user's own data, or on MTEB."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llm2vec.cli.console import answer, one_of, people
-from llm2vec.cli.options import Json, Models, Pooling
+from llm2vec.cli.options import Json, Models, Pooling, TrustRemoteCode
 from llm2vec.cli.scores import print_mteb_scores, print_scores, with_differences
 from llm2vec.errors import UsageError
 
@@ -51,6 +52,7 @@ def evaluate(
             help="Prompt before every text, in retrieval before queries only; it is not pooled."
         ),
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
     json: Json = False,
 ) -> None:
     """Measure sentence vectors on your own data, or on MTEB.
@@ -63,7 +65,8 @@ def evaluate(
                 "--mteb brings its own data and prompts; leave out --task, --data, --train and "
                 "--prompt"
             )
-        _evaluate_mteb(models, mteb, out, pooling=pooling, json=json)
+        opening = {"pooling": pooling, "trust_remote_code": trust_remote_code}
+        _evaluate_mteb(models, mteb, out, opening=opening, json=json)
         return
     if task is None or data is None:
         raise UsageError("say what to measure: --task and --data, or --mteb")
@@ -75,7 +78,7 @@ def evaluate(
 
     scores = {}
     for name in models:
-        embed = open_embedder(name, pooling=pooling)
+        embed = open_embedder(name, pooling=pooling, trust_remote_code=trust_remote_code)
         extra = {} if train is None else {"train": train}
         scores[name] = TASKS[task](embed, data, prompt=prompt, **extra)
         people.print(f"{name}: {scores[name].metric} {scores[name].value:.4f}")
@@ -86,7 +89,7 @@ def evaluate(
 
 
 def _evaluate_mteb(
-    models: list[str], names: str, out: Path, *, pooling: str | None, json: bool
+    models: list[str], names: str, out: Path, *, opening: Mapping[str, Any], json: bool
 ) -> None:
     from llm2vec.evaluation.mteb import chosen_tasks, run_mteb
     from llm2vec.evaluation.subjects import open_encoder
@@ -94,7 +97,7 @@ def _evaluate_mteb(
     tasks = chosen_tasks(names)
     scores = {}
     for model in models:
-        encoder = open_encoder(model, pooling=pooling)
+        encoder = open_encoder(model, **opening)
         name = _result_name(model)
         scores[model] = run_mteb(encoder, tasks, out=out, name=name, on_score=_print_task)
     if json:

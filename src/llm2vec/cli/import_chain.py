@@ -7,7 +7,7 @@ import typer
 
 from llm2vec.backbone.source import Source
 from llm2vec.cli.console import answer, people, print_ready
-from llm2vec.cli.options import Json
+from llm2vec.cli.options import Json, TrustRemoteCode
 from llm2vec.errors import ModelError
 from llm2vec.runtime.files import refuse_occupied, resolved_folder
 
@@ -45,15 +45,17 @@ def import_chain(
             help="Merge the adapters even if they seem to be of another base or in another order.",
         ),
     ] = False,
+    trust_remote_code: TrustRemoteCode = False,
     json: Json = False,
 ) -> None:
     """Merge a base model and adapters of version 0.2.3 into one encoder folder."""
     refuse_occupied(resolved_folder(out, option="--out"))
+    source = Source.of(base, trust_remote_code=trust_remote_code)
     if not (Path(base) / "adapter_config.json").is_file():
-        Source.of(base).check()
+        source.check()
     from llm2vec.backbone.adapter_chain import find_chain
 
-    chain = find_chain(Source.of(base), adapters or ())
+    chain = find_chain(source, adapters or ())
     if chain.doubts and not as_given:
         raise ModelError(f"{chain.doubts[0]}, or say --as-given")
     from llm2vec.legacy.import_chain import import_encoder

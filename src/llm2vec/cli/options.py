@@ -11,7 +11,9 @@ Json = Annotated[
     bool,
     typer.Option("--json", help="Print one JSON document on standard output and nothing else."),
 ]
-TrustRemoteCode = Annotated[bool, typer.Option(help="Run model code that comes with the model.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run model code that comes with a model.")
+]
 
 Decoder = Annotated[
     str, typer.Argument(help="Decoder: a folder, a GGUF file, a hub id, or `bundled`.")

@@ -7,7 +7,7 @@ import typer
 
 from llm2vec.cli.console import Drawn, answer, people
 from llm2vec.cli.inputs import labelled_sentences
-from llm2vec.cli.options import Json, LabelColumn, WordColumn, WordMetric
+from llm2vec.cli.options import Json, LabelColumn, TrustRemoteCode, WordColumn, WordMetric
 from llm2vec.cli.words import word_metric
 from llm2vec.errors import UsageError
 
@@ -52,6 +52,7 @@ def report(
         Path | None,
         typer.Option(help="Pairs of texts with graded similarity, instead of the bundled ones."),
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
     json: Json = False,
 ) -> None:
     """Measure a finished conversion against its decoder and write a page: figures, tables, proofs.
@@ -79,6 +80,7 @@ def report(
             words=words,
             sentences=sentences,
             progress=display,
+            trust_remote_code=trust_remote_code,
         )
     finally:
         display.close()

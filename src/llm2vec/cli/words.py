@@ -18,6 +18,7 @@ from llm2vec.cli.options import (
     TextColumn,
     TextFile,
     TextFormat,
+    TrustRemoteCode,
     WordColumn,
     WordMetric,
 )
@@ -150,6 +151,7 @@ def probe(
             "same sentences does not run the model again."
         ),
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
     json: Json = False,
 ) -> None:
     """Probe word vectors: parts of speech, chunks, entities, or any other label of words."""
@@ -172,7 +174,11 @@ def probe(
 
     probed = {}
     for name in models:
-        encoder = open_encoder(options.model or name, adapters=options.adapters)
+        encoder = open_encoder(
+            options.model or name,
+            adapters=options.adapters,
+            trust_remote_code=trust_remote_code,
+        )
         probed[name] = _probe_model(encoder, name, sentences, options, measuring)
     if save is not None:
         _save(probed[models[0]], save, encoder, options.model or models[0], merge=options.merge)
@@ -327,6 +333,7 @@ def tag(
     tokenized: Annotated[
         bool, typer.Option("--tokenized", help="Read texts as words with spaces between.")
     ] = False,
+    trust_remote_code: TrustRemoteCode = False,
     json: Json = False,
 ) -> None:
     """Label the words or entities of texts with a tagger or a saved probe: spans with offsets.
@@ -337,7 +344,7 @@ def tag(
     folder, texts = _tagger_folder(texts or [], probe_folder)
     source = TextSource(file, column, as_format, delimiter, True, word_column, tokenized)
     rows = given_texts(texts, source, stdin=sys.stdin).rows
-    tagger = _open_tagger(folder, encoder)
+    tagger = _open_tagger(folder, encoder, trust_remote_code=trust_remote_code)
     tagged = tagger.read([row.words or row.text for row in rows])
     found = [_as_dict(row, each) for row, each in zip(rows, tagged, strict=True)]
     if json:
@@ -356,13 +363,13 @@ def _tagger_folder(arguments: list[str], probe: Path | None) -> tuple[Path, list
     return Path(arguments[0]), arguments[1:]
 
 
-def _open_tagger(folder: Path, encoder: str | None) -> "Tagger":
+def _open_tagger(folder: Path, encoder: str | None, *, trust_remote_code: bool) -> "Tagger":
     from llm2vec.evaluation.tagger import Tagger
     from llm2vec.finetuning.folder import is_finetuned, open_tagger
 
     if is_finetuned(folder):
         return open_tagger(folder)
-    return Tagger.open(folder, encoder=encoder)
+    return Tagger.open(folder, encoder=encoder, trust_remote_code=trust_remote_code)
 
 
 def _as_dict(row: TextRow, tagged: "TaggedText") -> dict[str, Any]:

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from transformers import AutoModel, PreTrainedModel
 
-from llm2vec.backbone.loading import embedding_rows, load_tokenizer
+from llm2vec.backbone.loading import embedding_rows, load_tokenizer, loading_errors, quiet
 from llm2vec.backbone.source import Source, relative_name, resolved_name
 from llm2vec.backbone.vocabulary import fit_tokenizer
 from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.settings import Settings, pooling_named
-from llm2vec.errors import ModelError, first_line
+from llm2vec.errors import ModelError
 from llm2vec.runtime.hardware import default_device
 
 UNI, AUTO, RANDOM, TFIDF = "uni:", "auto:", "random:", "tfidf"
@@ -55,13 +55,20 @@ def _split(name: str) -> tuple[str, str]:
     return prefix, name.removeprefix(prefix)
 
 
-def open_encoder(name: str, *, pooling: str | None = None, adapters: Sequence[str] = ()) -> Encoder:
+def open_encoder(
+    name: str,
+    *,
+    pooling: str | None = None,
+    adapters: Sequence[str] = (),
+    trust_remote_code: bool = False,
+) -> Encoder:
     """Open an encoder by its name.
 
     Args:
         name: Name of the model, as the module describes it.
         pooling: Pooling to use; None keeps the encoder's own.
         adapters: Adapters to merge into a decoder, in the order they were trained.
+        trust_remote_code: Whether to run model code that comes with the model.
 
     Raises:
         ModelError: The model does not exist, or has no states.
@@ -69,17 +76,18 @@ def open_encoder(name: str, *, pooling: str | None = None, adapters: Sequence[st
     if name == TFIDF:
         raise ModelError(f"{TFIDF} counts words and has no states to read; name an encoder")
     prefix, model = _split(name)
+    source = Source(model, trust_remote_code=trust_remote_code)
     if prefix == AUTO:
-        return _open_any(model, pooling=pooling)
+        return _open_any(Source.of(source), pooling=pooling)
     if prefix == UNI:
         return Encoder.from_pretrained(
-            model, adapters=adapters, bidirectional=False, pooling=pooling
+            source, adapters=adapters, bidirectional=False, pooling=pooling
         )
     if prefix == RANDOM:
-        encoder = Encoder.from_pretrained(model, pooling=pooling)
+        encoder = Encoder.from_pretrained(source, pooling=pooling)
         _reset_weights(encoder.model)
         return encoder
-    return Encoder.from_pretrained(model, adapters=adapters, pooling=pooling)
+    return Encoder.from_pretrained(source, adapters=adapters, pooling=pooling)
 
 
 def _reset_weights(model: PreTrainedModel) -> None:
@@ -90,14 +98,11 @@ def _reset_weights(model: PreTrainedModel) -> None:
     model.load_state_dict(fresh.state_dict())
 
 
-def _open_any(name: str, *, pooling: str | None) -> Encoder:
+def _open_any(source: Source, *, pooling: str | None) -> Encoder:
     """Open an encoder of any kind as it is, without switching or proving anything."""
-    source = Source.of(name)
     tokenizer = load_tokenizer(source)
-    try:
-        model = AutoModel.from_pretrained(str(source), dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot load {name} as an encoder: {first_line(error)}") from error
+    with loading_errors(source, "an encoder"), quiet():
+        model = AutoModel.from_pretrained(str(source), dtype=torch.float32, **source.options())
     fit_tokenizer(tokenizer, rows=embedding_rows(model))
     # Some models have positions that they cannot use, and their tokenizer knows it.
     positions = int(getattr(model.config, "max_position_embeddings", None) or _LONGEST)
@@ -108,11 +113,13 @@ def _open_any(name: str, *, pooling: str | None) -> Encoder:
     return Encoder(model.to(default_device()).eval(), tokenizer, settings=settings)
 
 
-def open_embedder(name: str, *, pooling: str | None = None) -> Embedder:
+def open_embedder(
+    name: str, *, pooling: str | None = None, trust_remote_code: bool = False
+) -> Embedder:
     """Open a model as a function from texts to vectors; arguments as of `open_encoder`."""
     if name == TFIDF:
         return _Tfidf()
-    encoder = open_encoder(name, pooling=pooling)
+    encoder = open_encoder(name, pooling=pooling, trust_remote_code=trust_remote_code)
 
     def embed(texts: Sequence[str], *, prompt: str | None = None) -> np.ndarray:
         return encoder.encode(list(texts), prompt=prompt, convert_to_numpy=True)

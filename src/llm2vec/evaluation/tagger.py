@@ -106,12 +106,19 @@ class Tagger:
         self.encoder, self.classifier, self.facts = encoder, classifier, facts
 
     @classmethod
-    def open(cls, folder: str | Path, *, encoder: str | None = None) -> "Tagger":
+    def open(
+        cls,
+        folder: str | Path,
+        *,
+        encoder: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> "Tagger":
         """Open a saved probe with its encoder.
 
         Args:
             folder: Folder of the probe.
             encoder: Name of the probe's encoder; None takes the name that the probe knows.
+            trust_remote_code: Whether to run model code that comes with the encoder.
 
         Raises:
             ModelError: The folder holds no probe, or its encoder is gone or has changed.
@@ -120,7 +127,7 @@ class Tagger:
         facts, weights = _read_probe(folder)
         name = encoder or resolved_model_name(folder, facts.encoder)
         try:
-            opened = open_encoder(name)
+            opened = open_encoder(name, trust_remote_code=trust_remote_code)
         except ModelError as error:
             raise ModelError(
                 f"{error}; the probe in {folder} was trained on it: say --encoder where it is now"

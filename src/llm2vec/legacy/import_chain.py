@@ -47,7 +47,7 @@ def import_encoder(chain: Chain, out: Path, *, pooling: str | None = None) -> di
         raise UsageError(f"{reason}; choose another pooling")
     with atomic_folder(out) as partial:
         encoder.write(partial)
-        proof = prove_read_back(encoder, partial)
+        proof = prove_read_back(encoder, partial, trust_remote_code=chain.base.trust_remote_code)
         facts = chain_provenance(chain)
         facts["notes"] += filter(None, [about_template(encoder.settings)])
         facts["switch"] = encoder.switch.to_dict() if encoder.switch else None

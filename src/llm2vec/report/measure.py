@@ -161,6 +161,7 @@ def measure(
     words: Sequence[WordTask] | None = None,
     sentences: Sequence[SentenceTask] | None = None,
     progress: Progress | None = None,
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Measure everything that the report shows.
 
@@ -171,6 +172,7 @@ def measure(
         words: Word tasks; None takes the bundled ones.
         sentences: Sentence tasks; None takes the bundled one.
         progress: Listener that is told of each model.
+        trust_remote_code: Whether to run model code that comes with the models.
 
     Returns:
         Plain data for JSON, which `docs/evaluate.md` describes.
@@ -185,14 +187,15 @@ def measure(
     sentences = bundled_sentences() if sentences is None else sentences
     subjects = _subjects(run, decoder)
     subjects += [_Subject(_short(each), each, baseline=True) for each in baselines]
-    tables = _measure_subjects(subjects, words, sentences, decoder, progress or Silent())
-    similarity = analysis.layer_similarity(decoder)
+    opening: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    tables = _measure_subjects(subjects, words, sentences, decoder, progress or Silent(), opening)
+    similarity = analysis.layer_similarity(Source(decoder, **opening))
     return {
         "encoder": run.name,
         "decoder": str(decoder),
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         **tables,
-        "efficiency": list(_efficiency(run, words[:1], sentences[:1])),
+        "efficiency": list(_efficiency(run, words[:1], sentences[:1], opening)),
         "layers": {"cosine_LT": similarity.cosine_LT, "by_layer": similarity.by_layer},
         "training": _training(provenance),
         "proofs": list(_proofs(provenance)),
@@ -206,15 +209,16 @@ def _measure_subjects(
     sentences: Sequence[SentenceTask],
     decoder: str,
     progress: Progress,
+    opening: Mapping[str, Any],
 ) -> dict[str, list[Any]]:
     """The report's facts of each task and of each model's vectors."""
     tables = [_Measured(_word_entry(task)) for task in words]
-    tables += [_with_floors(task, decoder) for task in sentences]
+    tables += [_with_floors(task, decoder, opening) for task in sentences]
     of_run = [each.title for each in subjects if not each.baseline]
     analyses: dict[str, list[Any]] = {"future": [], "geometry": [], "neighbours": []}
     progress.start("measuring", total=len(subjects))
     for subject in subjects:
-        encoder = open_encoder(subject.source, adapters=subject.adapters)
+        encoder = open_encoder(subject.source, adapters=subject.adapters, **opening)
         scores = [*_probed(words, encoder), *_similarities(sentences, encoder)]
         for table, score in zip(tables, scores, strict=True):
             table.add(subject.title, score, baseline=subject.baseline)
@@ -227,11 +231,14 @@ def _measure_subjects(
 
 
 def _efficiency(
-    run: Path, words: Sequence[WordTask], sentences: Sequence[SentenceTask]
+    run: Path,
+    words: Sequence[WordTask],
+    sentences: Sequence[SentenceTask],
+    opening: Mapping[str, Any],
 ) -> Iterator[dict[str, Any]]:
     """Scores of the encoders kept during training, by stage and step (paper, section 5)."""
     for stage, step, folder in _kept_checkpoints(run):
-        encoder = open_encoder(str(folder))
+        encoder = open_encoder(str(folder), **opening)
         scores: dict[str, float] = {}
         for task in words:
             parts = (*with_development(task.train, ()), task.test)
@@ -397,7 +404,7 @@ def _similarities(tasks: Sequence[SentenceTask], encoder: Encoder) -> list[Score
     return [sts(embed, task.path) for task in tasks]
 
 
-def _with_floors(task: SentenceTask, decoder: str) -> _Measured:
+def _with_floors(task: SentenceTask, decoder: str, opening: Mapping[str, Any]) -> _Measured:
     """A sentence task with its floors, and the causal decoder with the pooling that suits it."""
     table = _Measured(_sentence_entry(task))
     models: dict[str, tuple[str, str | None]] = {
@@ -406,7 +413,7 @@ def _with_floors(task: SentenceTask, decoder: str) -> _Measured:
         _WEIGHTED: (f"{UNI}{decoder}", "weighted_mean"),
     }
     for title, (source, pooling) in models.items():
-        embed = open_embedder(source, pooling=pooling)
+        embed = open_embedder(source, pooling=pooling, **opening)
         table.add(title, sts(embed, task.path), baseline=True)
     return table
 
