@@ -88,7 +88,7 @@ def extract_decoder(wrapper: Any, *, text: PreTrainedConfig, source: Source) -> 
 
     Args:
         wrapper: The wrapper, from `load`.
-        text: Configuration of the decoder, as from `text_config`; it may be changed.
+        text: Configuration of the decoder, from `text_config`; it may be changed.
         source: The wrapper, for messages.
 
     Raises:

@@ -34,7 +34,7 @@ _CHUNK = 500
 
 
 class PromptedText(NamedTuple):
-    """A text, and the prompt before it; an empty prompt is none."""
+    """A text, and the prompt before it, which is empty if there is none."""
 
     prompt: str
     text: str
