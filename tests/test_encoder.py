@@ -256,7 +256,7 @@ def test_a_missing_folder_is_one_clear_line(source):
 
 
 def test_a_folder_that_is_no_model_is_one_clear_line(tmp_path):
-    with pytest.raises(ModelError, match="no model: there is no config.json"):
+    with pytest.raises(ModelError, match="not a model: it has no config.json"):
         LLM2Vec.from_pretrained(tmp_path)
 
 

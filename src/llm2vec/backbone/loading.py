@@ -261,7 +261,7 @@ def check_is_decoder(config: PreTrainedConfig, source: str | Path | Source) -> N
     its_own_classes = getattr(config, "auto_map", {})
     is_decoder = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
     if not is_decoder and "AutoModelForCausalLM" not in its_own_classes:
-        raise ModelError(f"{source} is no decoder-only language model ({kind})")
+        raise ModelError(f"{source} is not a decoder-only language model ({kind})")
 
 
 def _reads_more_than_text(config: PreTrainedConfig) -> bool:

@@ -102,7 +102,7 @@ class Source:
         if self.folder is None:
             _looked_up(self.name)
         elif not (self.folder / _CONFIG).is_file():
-            raise ModelError(f"{self} is no model: there is no {_CONFIG} in it")
+            raise ModelError(f"{self} is not a model: it has no {_CONFIG}")
 
     def find(self, file: str) -> Path | None:
         """Find one of the model's files, and fetch it if need be.

@@ -1,7 +1,7 @@
 """Files of rows: which files a path, folder, glob or address means, and their bytes.
 
 Compression is recognised by a file's first bytes, and an address is opened by fsspec, so that rows
-are the same whatever way they arrive. This module does not know what a row is.
+are the same however they arrive. This module does not know what a row is.
 """
 
 import bz2
@@ -214,7 +214,7 @@ def _listed(source: str) -> _Listed:
     path = Path(source).expanduser()
     if path.is_dir():
         return _Listed([str(file) for file in path.rglob("*") if file.is_file()], True)
-    if path.exists():  # a pipe is no regular file, and can be read all the same
+    if path.exists():  # a pipe too, which is not a regular file
         return _Listed([str(path)], False)
     matching = glob.glob(str(path), recursive=True)  # noqa: PTH207  # of absolute patterns too
     return _Listed([name for name in matching if Path(name).is_file()], bool(matching))
