@@ -1,5 +1,6 @@
 """The report of a run, whole: what is measured, and the page, its Markdown and its JSON."""
 
+import copy
 import json
 import re
 import shutil
@@ -23,6 +24,7 @@ from llm2vec.report.figures import PALETTE, Bar, bars, cells, histograms, rankin
 from llm2vec.report.html import to_html, to_markdown, write_report
 from llm2vec.report.measure import WordTask, bundled_words, measure
 from llm2vec.report.sections import sections
+from llm2vec.report.task_facts import UNTRAINED
 
 RUN = {
     "decoder": str(DECODERS / "qwen3"),
@@ -60,10 +62,12 @@ def test_every_stage_is_measured_under_the_papers_names(report):
     assert [row["model"] for row in rows if row["baseline"]] == ["gpt2"]
     assert all(0 < row["low"] <= row["value"] <= row["high"] < 1 for row in rows)
     assert [row["model"] for row in report["future"]] == names
-    assert [row["model"] for row in report["sentences"][0]["rows"]][:3] == [
+    assert [row["model"] for row in report["sentences"][0]["rows"]][:7] == [
         "tf-idf",
         "random weights",
+        "Uni, last token",
         "Uni, weighted mean",
+        *UNTRAINED,
     ]
     assert report["words"][0]["floors"]["majority"] < report["words"][0]["floors"]["word identity"]
 
@@ -75,7 +79,7 @@ def test_changes_between_stages_are_measured_on_the_same_items(report):
     assert [(each["before"], each["after"]) for each in words["changes"]] == steps
     assert [(each["before"], each["after"]) for each in sentences["changes"]] == [
         *steps,
-        ("Uni, weighted mean", stages[-1]),
+        *((each, stages[-1]) for each in ("Uni, weighted mean", *UNTRAINED)),
     ]
     for entry in (words, sentences):
         values = {row["model"]: row["value"] for row in entry["rows"]}
@@ -246,6 +250,19 @@ def test_the_first_screen_says_what_was_gained_and_shows_every_model(report):
     assert 2 <= len(first.points) <= 3
     for name in [row["model"] for row in words["rows"]] + list(words["floors"]):
         assert f">{name}<" in first.figures[0]
+
+
+def test_a_conversion_that_does_not_beat_an_untrained_prompt_says_so(report):
+    def said(low, value):
+        entry = copy.deepcopy(report["sentences"][0])
+        for change in entry["changes"]:
+            if change["before"] in UNTRAINED:
+                change |= {"low": low, "value": value, "high": 0.3, "clear": low > 0}
+        return sections({**report, "sentences": [entry]})[0].points[-1]
+
+    assert "does not beat its own decoder" not in said(0.05, 0.1)
+    assert "does not beat its own decoder" in said(-0.05, 0.1)
+    assert "train longer" in said(-0.5, -0.2)
 
 
 def test_histograms_that_are_compared_share_an_axis(report):

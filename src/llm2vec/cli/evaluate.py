@@ -57,7 +57,9 @@ def evaluate(
 ) -> None:
     """Measure sentence vectors on your own data, or on MTEB.
 
-    The models `tfidf` and `random:DECODER` show how far one comes without any training.
+    The models `tfidf` and `random:DECODER` show how far one comes without any training, and
+    `prompt:DECODER`, `prompt+1:DECODER` and `echo:DECODER` what an untrained decoder knows if it is
+    asked well.
     """
     if mteb is not None:
         if task or data or train or prompt:

@@ -2,7 +2,8 @@
 
 A name is a folder, a GGUF file or a hub id. `uni:DECODER` reads a decoder causally, `auto:ENCODER`
 is any encoder that `AutoModel` opens (BERT, DeBERTa ...), `random:DECODER` is the architecture
-before any training, and `tfidf` counts words.
+before any training, and `tfidf` counts words. `prompt:DECODER`, `prompt+1:DECODER` and
+`echo:DECODER` ask a causal decoder in which nothing is trained.
 """
 
 import copy
@@ -19,10 +20,14 @@ from llm2vec.backbone.source import Source, relative_name, resolved_name
 from llm2vec.backbone.vocabulary import fit_tokenizer
 from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.settings import Settings, pooling_named
-from llm2vec.errors import ModelError
+from llm2vec.errors import ModelError, UsageError
+from llm2vec.evaluation.untrained import EXAMPLE, Echo, OneWord
 from llm2vec.runtime.hardware import default_device
 
 UNI, AUTO, RANDOM, TFIDF = "uni:", "auto:", "random:", "tfidf"
+PROMPT, ONE_EXAMPLE, ECHO = "prompt:", "prompt+1:", "echo:"
+_UNTRAINED = (PROMPT, ONE_EXAMPLE, ECHO)
+_PREFIXES = (UNI, AUTO, RANDOM, *_UNTRAINED)
 
 _LONGEST = 512
 """Longest sequence of an encoder of another kind, in tokens."""
@@ -51,7 +56,7 @@ def resolved_model_name(folder: Path, name: str) -> str:
 
 
 def _split(name: str) -> tuple[str, str]:
-    prefix = next((each for each in (UNI, AUTO, RANDOM) if name.startswith(each)), "")
+    prefix = next((each for each in _PREFIXES if name.startswith(each)), "")
     return prefix, name.removeprefix(prefix)
 
 
@@ -76,6 +81,11 @@ def open_encoder(
     if name == TFIDF:
         raise ModelError(f"{TFIDF} counts words and has no states to read; name an encoder")
     prefix, model = _split(name)
+    if prefix in _UNTRAINED:
+        raise ModelError(
+            f"{name} has vectors of whole texts alone, for `llm2vec evaluate --task`; {UNI}{model} "
+            "is the decoder read causally"
+        )
     source = Source(model, trust_remote_code=trust_remote_code)
     if prefix == AUTO:
         return _open_any(Source.of(source), pooling=pooling)
@@ -116,15 +126,33 @@ def _open_any(source: Source, *, pooling: str | None) -> Encoder:
 def open_embedder(
     name: str, *, pooling: str | None = None, trust_remote_code: bool = False
 ) -> Embedder:
-    """Open a model as a function from texts to vectors; arguments as of `open_encoder`."""
+    """Open a model as a function from texts to vectors; arguments as of `open_encoder`.
+
+    Raises:
+        ModelError: The model does not exist.
+        UsageError: A pooling is given for `prompt:`, which has one state to read.
+    """
     if name == TFIDF:
         return _Tfidf()
+    if name.startswith(_UNTRAINED):
+        return _open_untrained(name, pooling, trust_remote_code=trust_remote_code)
     encoder = open_encoder(name, pooling=pooling, trust_remote_code=trust_remote_code)
 
     def embed(texts: Sequence[str], *, prompt: str | None = None) -> np.ndarray:
         return encoder.encode(list(texts), prompt=prompt, convert_to_numpy=True)
 
     return embed
+
+
+def _open_untrained(name: str, pooling: str | None, *, trust_remote_code: bool) -> Embedder:
+    prefix, decoder = _split(name)
+    uni = f"{UNI}{decoder}"
+    if prefix == ECHO:
+        return Echo(open_encoder(uni, pooling=pooling, trust_remote_code=trust_remote_code))
+    if pooling is not None:
+        raise UsageError(f"{name} reads the last state; leave out the pooling {pooling}")
+    encoder = open_encoder(uni, pooling="last", trust_remote_code=trust_remote_code)
+    return OneWord(encoder, example=EXAMPLE if prefix == ONE_EXAMPLE else "")
 
 
 class _Tfidf:

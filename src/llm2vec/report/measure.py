@@ -27,6 +27,9 @@ from llm2vec.evaluation.probe import ProbeResult, Split, probe_splits, read_spli
 from llm2vec.evaluation.sentence_tasks import Score, sts
 from llm2vec.evaluation.subjects import (
     AUTO,
+    ECHO,
+    ONE_EXAMPLE,
+    PROMPT,
     RANDOM,
     TFIDF,
     UNI,
@@ -34,6 +37,7 @@ from llm2vec.evaluation.subjects import (
     open_encoder,
 )
 from llm2vec.evaluation.word_metrics import Metric, floors
+from llm2vec.report.task_facts import UNTRAINED
 from llm2vec.runtime import fingerprint
 from llm2vec.runtime.files import read_json
 from llm2vec.runtime.progress import Progress, Silent
@@ -405,13 +409,16 @@ def _similarities(tasks: Sequence[SentenceTask], encoder: Encoder) -> list[Score
 
 
 def _with_floors(task: SentenceTask, decoder: str, opening: Mapping[str, Any]) -> _Measured:
-    """A sentence task with its floors, and the causal decoder with the pooling that suits it."""
+    """A sentence task with its floors, and with untrained readings of the causal decoder."""
     table = _Measured(_sentence_entry(task))
     models: dict[str, tuple[str, str | None]] = {
         "tf-idf": (TFIDF, None),
         "random weights": (f"{RANDOM}{decoder}", None),
+        "Uni, last token": (f"{UNI}{decoder}", "last"),
         _WEIGHTED: (f"{UNI}{decoder}", "weighted_mean"),
     }
+    for title, prefix in zip(UNTRAINED, (PROMPT, ONE_EXAMPLE, ECHO), strict=True):
+        models[title] = (f"{prefix}{decoder}", None)
     for title, (source, pooling) in models.items():
         embed = open_embedder(source, pooling=pooling, **opening)
         table.add(title, sts(embed, task.path), baseline=True)
@@ -423,12 +430,12 @@ def _changes(
 ) -> Iterator[dict[str, Any]]:
     """Differences of each stage from Uni and from the stage before it, on the same resamples.
 
-    The last stage is also compared with the causal decoder's better pooling, if it was measured.
+    The last stage is also compared with untrained readings of the causal decoder, if they were
+    measured.
     """
     uni, *stages = of_run
     steps = [(uni, stage) for stage in stages] + list(pairwise(stages))
-    if _WEIGHTED in scores:
-        steps.append((_WEIGHTED, stages[-1]))
+    steps += [(each, stages[-1]) for each in (_WEIGHTED, *UNTRAINED) if each in scores]
     for before, after in steps:
         difference = paired_difference(scores[after], scores[before])
         if difference is not None:

@@ -8,6 +8,9 @@ from llm2vec.report.section import Facts, hundredths, interval, signed_hundredth
 UNI = "Uni"
 """Name of the causal decoder."""
 
+UNTRAINED = ("prompt, no example", "prompt, one example", "echo")
+"""Names of untrained ways to read the causal decoder, which a conversion should beat."""
+
 
 @dataclass(frozen=True)
 class ModelScore:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from llm2vec.report.figures import PALETTE, Bar, bars, ranking
 from llm2vec.report.section import Facts, Section, hundredths
-from llm2vec.report.task_facts import UNI, ModelScore, TaskFacts, read_tasks
+from llm2vec.report.task_facts import UNI, UNTRAINED, Change, ModelScore, TaskFacts, read_tasks
 
 _WEIGHTED = "Uni, weighted mean"
 _GEOMETRY = ("anisotropy", "uniformity", "alignment")
@@ -14,7 +14,8 @@ def verdict(report: Facts) -> Section:
     """The verdict in three sentences, and one picture of all models for each task."""
     words, sentences = read_tasks(report["words"]), read_tasks(report["sentences"])
     tasks = [*words, *sentences]
-    points = [_gains("Words", words), _gains("Sentences", sentences), _better_models(tasks)]
+    compared = f"{_better_models(tasks)} {_untrained_is_as_good(sentences)}".strip()
+    points = [_gains("Words", words), _gains("Sentences", sentences), compared]
     figures = [ranking(task.title, _ranked_bars(task)) for task in tasks]
     return Section("In short", "", figures, points=[point for point in points if point])
 
@@ -47,6 +48,28 @@ def _better_models(tasks: Sequence[TaskFacts]) -> str:
     if not better:
         return "Nothing that it was compared with does better."
     return f"It does not reach {', '.join(better)}."
+
+
+def _untrained_is_as_good(tasks: Sequence[TaskFacts]) -> str:
+    """Where an untrained prompt does as well as the conversion; empty if nowhere."""
+    found = []
+    for task in tasks:
+        best = _least_change(task)
+        if best is not None and not (best.clear and best.value > 0):
+            found.append(f"{task.task} ({best.before}: {best.signed}, {best.interval})")
+    if not found:
+        return ""
+    return (
+        "The conversion does not beat its own decoder asked by an untrained prompt in "
+        f"{'; '.join(found)}: train longer, or use the prompt."
+    )
+
+
+def _least_change(task: TaskFacts) -> Change | None:
+    """The change from the best untrained reading of the decoder; None if none was measured."""
+    changes = [task.change(each, task.stages[-1]) for each in UNTRAINED]
+    measured = [each for each in changes if each is not None]
+    return min(measured, key=lambda each: each.value, default=None)
 
 
 def _ranked_bars(task: TaskFacts) -> list[Bar]:
@@ -140,7 +163,9 @@ def sentences(report: Facts) -> Section:
     tables.append(_geometry_table(report["geometry"]))
     text = (
         f"Spearman correlation of cosines with graded similarity. Data: {_data(tasks)}. tf-idf "
-        "counts words; random weights are the same architecture, untrained.\n"
+        "counts words; random weights are the same architecture, untrained; prompt asks the causal "
+        "decoder for the text in one word and reads its last state (Jiang et al. 2023); echo gives "
+        "it the text twice and pools the second copy (Springer et al. 2024).\n"
         "Anisotropy: mean cosine of different texts, 0 if they are spread out. Uniformity: lower "
         "is more evenly spread. Alignment: squared distance of texts that mean the same, lower is "
         "nearer."
