@@ -18,6 +18,7 @@ def register(app: typer.Typer) -> None:
         epilog="Examples:\n\n"
         "`llm2vec export encoder --to onnx --out encoder-onnx`\n\n"
         "`llm2vec export encoder --to onnx --precision int8 --out encoder-int8 --pairs stsb.test.tsv`\n\n"
+        "`llm2vec export encoder --to gguf --precision q8_0 --out encoder-q8`\n\n"
         "`llm2vec export encoder --to static --out encoder-static`"
     )(export)
 

@@ -24,10 +24,11 @@ from llm2vec.runtime.optional import optional
 from llm2vec.serving.export.card import export_card
 from llm2vec.serving.export.comparison import Agreement, compare, comparison_texts
 from llm2vec.serving.export.form import Form, Written
+from llm2vec.serving.export.to_gguf import GGUF
 from llm2vec.serving.export.to_onnx import ONNX
 from llm2vec.serving.export.to_static import STATIC
 
-FORMS: tuple[Form, ...] = (ONNX, STATIC)
+FORMS: tuple[Form, ...] = (ONNX, GGUF, STATIC)
 
 EXPORT_FILE = "export.json"
 """What was written and measured, in the folder of an export."""
@@ -103,7 +104,7 @@ def export(
     encoder = Encoder.from_pretrained(source, device="cpu", dtype=torch.float32)
     with atomic_folder(out) as partial:
         written = form.write(encoder, partial, precision)
-        original, exported = _embedder(encoder), form.open(partial, written, encoder.settings)
+        original, exported = _embedder(encoder), form.open(partial, written, encoder)
         agreement = _agreement(form, precision, original, exported, encoder.settings)
         scores = {
             name: float(sts(embed, graded).value)
@@ -158,7 +159,7 @@ def _agreement(
     least = form.least_cosine[precision]
     if least is None:
         return None
-    prompts = [*settings.prompts.values(), _A_PROMPT] if form.leaves_prompts_out else []
+    prompts = [] if _prompts_differ(form, settings) else [*settings.prompts.values(), _A_PROMPT]
     found = compare(source, exported, comparison_texts(), prompts=prompts)
     if found.least_cosine < least:
         raise ProofFailed(
@@ -166,6 +167,12 @@ def _agreement(
             f"{found.worst!r}, at least {least} is allowed; nothing was written"
         )
     return found
+
+
+def _prompts_differ(form: Form, settings: Settings) -> bool:
+    """Whether what opens the form pools prompts where the source does not."""
+    averaged = settings.pooling in ("mean", "weighted_mean")
+    return averaged and settings.skip_prompt and not form.leaves_prompts_out
 
 
 def _notes(form: Form, settings: Settings) -> list[str]:
@@ -176,7 +183,7 @@ def _notes(form: Form, settings: Settings) -> list[str]:
         notes.append(
             f"texts are not cut to {settings.doc_max_length} tokens before their prompt is added"
         )
-    if settings.prompts and settings.skip_prompt and not form.leaves_prompts_out:
+    if settings.prompts and _prompts_differ(form, settings):
         notes.append("prompts are pooled here, so vectors with a prompt differ from the source's")
     return notes
 

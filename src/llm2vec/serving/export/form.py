@@ -41,7 +41,7 @@ class Form:
             only its scores can be compared.
         leaves_prompts_out: Whether what opens it can leave prompts out of pooling, as the source does.
         write: Fills an empty folder, at one of the precisions.
-        open: Opens a written folder as other people would.
+        open: Opens a written folder as other people would; the source tells it what they would have to know.
         snippet: Code for the card that opens a folder of this name.
     """
 
@@ -50,7 +50,7 @@ class Form:
     least_cosine: Mapping[str, float | None]
     leaves_prompts_out: bool
     write: Callable[[Encoder, Path, str], Written]
-    open: Callable[[Path, Written, Settings], Embedder]
+    open: Callable[[Path, Written, Encoder], Embedder]
     snippet: Callable[[str, Written, Settings], str]
 
     @property

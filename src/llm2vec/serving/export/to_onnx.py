@@ -209,7 +209,7 @@ def _without_advice() -> Iterator[None]:
         logging.disable(was)
 
 
-def _open(folder: Path, written: Written, settings: Settings) -> Embedder:
+def _open(folder: Path, written: Written, encoder: Encoder) -> Embedder:
     """The graph under onnxruntime and the tokenizer's file, as in the card, prompts and templates added."""
     runtime = optional("onnxruntime", extra="onnx")
     options = runtime.SessionOptions()
@@ -218,7 +218,7 @@ def _open(folder: Path, written: Written, settings: Settings) -> Embedder:
     session = runtime.InferenceSession(
         str(folder / written.weights), options, providers=["CPUExecutionProvider"]
     )
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer, settings = Tokenizer.from_file(str(folder / "tokenizer.json")), encoder.settings
 
     def embed(texts: Sequence[str], *, prompt: str | None = None) -> np.ndarray:
         read = texts_as_read(texts, settings, prompt=prompt)

@@ -47,7 +47,7 @@ def _write(encoder: Encoder, folder: Path, _precision: str) -> Written:
     return Written("model.safetensors", notes=(note,), facts=facts)
 
 
-def _open(folder: Path, _written: Written, _settings: Settings) -> Embedder:
+def _open(folder: Path, _written: Written, _encoder: Encoder) -> Embedder:
     static: Any = optional("model2vec", extra="static")
     table = static.StaticModel.from_pretrained(str(folder))
 
