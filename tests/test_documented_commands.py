@@ -32,7 +32,9 @@ SMALL = ("mntp.steps=1", "mntp.batch_size=2", "mntp.max_length=32", "mntp.eval_b
 SMALL += ("simcse.steps=1", "simcse.batch_size=2", "simcse.max_length=16", "encoder.max_length=64")
 SMALL += ("corpus.self_texts=6", "corpus.self_tokens=24")
 UNTRAINED = ("mntp.steps=0", "simcse.steps=0", "encoder.max_length=64")
-NOT_RUN = re.compile(r"--mteb|meta-llama/|McGill-NLP/|hub:|model\.gguf|llm2vec serve|s3://")
+NOT_RUN = re.compile(
+    r"--mteb|meta-llama/|McGill-NLP/|hub:|model\.gguf|llm2vec serve|s3://|--public"
+)
 PLACEHOLDER = re.compile(r"\b(FILE|DECODER|BASE|ADAPTER|FOLDER|M|T)\b|\.\.\.")
 
 RECORD = """#!/bin/sh

@@ -22,6 +22,7 @@ from llm2vec.cli import (
     import_chain,
     info,
     legacy,
+    push,
     recipe,
     report,
     serve,
@@ -54,6 +55,7 @@ _COMMANDS = (
     report,
     import_chain,
     export,
+    push,
     serve,
     legacy,
 )

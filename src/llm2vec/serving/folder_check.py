@@ -1,9 +1,9 @@
-"""Whether a folder may be served: safetensors, nothing that runs, nothing that leads outside.
+"""Whether a folder may be served or published: safetensors, nothing that runs, nothing that leads outside.
 
 Looks at names, first bytes, links and the paths that configuration files name; loads nothing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,18 @@ _CODE_KEY = "auto_map"
 """Where transformers looks up classes that come with a model."""
 
 
-def check_folder(folder: Path, *, trust_remote_code: bool = False) -> None:
+def check_folder(
+    folder: Path,
+    *,
+    trust_remote_code: bool = False,
+    weights: Sequence[str] = ("*.safetensors",),
+) -> None:
     """Refuse a folder that could execute something or that reads files elsewhere.
 
     Args:
         folder: An encoder folder.
         trust_remote_code: The operator allows the model's own Python code.
+        weights: Patterns of file names, of which one must be there.
 
     Raises:
         ModelError: The first thing that speaks against it, by its path.
@@ -45,8 +51,10 @@ def check_folder(folder: Path, *, trust_remote_code: bool = False) -> None:
         if path.is_file():
             _check_file(path)
     _check_configurations(folder, trust_remote_code=trust_remote_code)
-    if not list(folder.glob("*.safetensors")):
-        raise ModelError(f"{folder} holds no *.safetensors; only weights in that format are served")
+    if not any(list(folder.glob(pattern)) for pattern in weights):
+        raise ModelError(
+            f"{folder} holds no {', '.join(weights)}; weights in another format are not taken"
+        )
 
 
 def _files(folder: Path) -> Iterator[Path]:

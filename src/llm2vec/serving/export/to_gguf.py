@@ -232,7 +232,7 @@ def _snippet(folder: str, written: Written, settings: Settings) -> str:
 GGUF = Form(
     name="gguf",
     library="llama.cpp",
-    least_cosine={F16: 0.9999, Q8_0: 0.999},
+    least_cosine={F16: 0.9999, Q8_0: 0.99},
     leaves_prompts_out=False,
     write=_write,
     open=_open,

@@ -1,0 +1,1 @@
+"""An encoder on a model hub: its files, its card, and the upload."""
