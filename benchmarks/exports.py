@@ -11,6 +11,7 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -26,25 +27,39 @@ from llm2vec.serving.export.form import Written
 SOURCE = "source (PyTorch, float32)"
 
 
-def opened(encoder: Encoder, source: str, folder: Path) -> tuple[dict, dict]:
-    """Ways to encode by name, and the size of each in MB."""
+def opened(encoder: Encoder, source: str, forms: list[str], folder: Path) -> tuple[dict, dict]:
+    """Ways to encode by name, with vectors of length 1, and the size of each in MB."""
 
     def embed(texts: list[str], *, prompt: str | None = None) -> np.ndarray:
-        return encoder.encode(list(texts), prompt=prompt, convert_to_numpy=True)
+        return encoder.encode(list(texts), prompt=prompt, normalize=True, convert_to_numpy=True)
 
     ways = {SOURCE: embed}
     sizes = {SOURCE: sum(weight.nbytes for weight in encoder.model.parameters()) / 1e6}
     for form in FORMS:
         for precision in form.precisions:
-            name, place = f"{form.name} {precision}", folder / f"{form.name}-{precision}"
+            name, place = f"{form.name}-{precision}", folder / f"{form.name}-{precision}"
+            if forms and name not in forms:
+                continue
             try:
                 made = export(source, form.name, precision=precision, out=place)
             except LLM2VecError as error:
                 print(f"{name}: {error}")
                 continue
-            ways[name] = form.open(place, Written(made.weights, facts=made.facts), encoder)
+            way = form.open(place, Written(made.weights, facts=made.facts), encoder)
+            ways[name] = of_length_one(way)
             sizes[name] = made.weights_bytes / 1e6
     return ways, sizes
+
+
+def of_length_one(way: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    """The same vectors, scaled: a classifier is regularised by their lengths."""
+
+    def embed(texts: list[str], *, prompt: str | None = None) -> np.ndarray:
+        vectors_BD = way(texts, prompt=prompt)
+        lengths_B1 = np.linalg.norm(vectors_BD, axis=1, keepdims=True)
+        return vectors_BD / np.maximum(lengths_B1, 1e-12)
+
+    return embed
 
 
 def seconds(ways: dict, texts: list[str], *, repeats: int) -> dict[str, tuple[float, float]]:
@@ -67,13 +82,14 @@ def main() -> None:
     parser.add_argument("--pairs", type=Path, required=True)
     parser.add_argument("--test", type=Path, required=True)
     parser.add_argument("--train", type=Path, required=True)
+    parser.add_argument("--forms", nargs="*", default=[], help="such as onnx-int8; none: all")
     parser.add_argument("--texts", type=int, default=256)
     options = parser.parse_args()
     lines = options.test.read_text(encoding="utf8").splitlines()[: options.texts]
     texts = [json.loads(line)["text"] for line in lines]
     encoder = Encoder.from_pretrained(options.encoder, device="cpu", dtype=torch.float32)
     with tempfile.TemporaryDirectory() as folder:
-        ways, sizes = opened(encoder, options.encoder, Path(folder))
+        ways, sizes = opened(encoder, options.encoder, options.forms, Path(folder))
         times = seconds(ways, texts, repeats=3)
         print(heading(), f"load {os.getloadavg()[0]:.1f}; {len(texts)} texts; best of 3 in turns")
         print("| form | MB | texts/s | processor s | faster by it | STS-B | Banking77 |")

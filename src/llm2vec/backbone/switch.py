@@ -42,6 +42,9 @@ _ONE_WAY = (
 """Parts of the names of layer types that read from left to right by construction."""
 
 
+_SERVERS_KEY = "use_bidirectional_attention"
+
+
 @dataclass(frozen=True)
 class Switch:
     """How a model was made bidirectional, and what proves it.
@@ -279,8 +282,19 @@ def attention_windows(base: PreTrainedModel) -> tuple[int | None, ...]:
 
 def save_model(model: PreTrainedModel, folder: str | Path) -> None:
     """Write a model such that plain transformers opens it with the attention that was proven."""
+    for config in _configs(model):
+        _tell_servers(config)
     with quiet():
         model.save_pretrained(str(folder))
+
+
+def _tell_servers(config: PreTrainedConfig) -> None:
+    """Set the key by which text-embeddings-inference knows what transformers calls `is_causal`.
+
+    Families that have a key of this name mean something else by it (their windows are halved), and keep it.
+    """
+    if is_bidirectional(config) and not hasattr(type(config), _SERVERS_KEY):
+        setattr(config, _SERVERS_KEY, True)
 
 
 def _configs(model: PreTrainedModel) -> list[PreTrainedConfig]:

@@ -37,7 +37,7 @@ _OLDER_FLAGS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-"""Flags that older files set instead of naming the pooling."""
+"""Flags that older files set instead of naming the pooling; servers and older versions read nothing else."""
 
 _TASK = "feature-extraction"
 _UNDERSTOOD = {
@@ -216,9 +216,11 @@ def write_modules(
     averaged = settings.pooling in ("mean", "weighted_mean")
     if averaged and not settings.pools_special and added_tokens(tokenizer):
         _add(modules, folder, "WordWeights", _special_weights(tokenizer))
+    mode = _POOLINGS[settings.pooling]
     pooling = {
-        "embedding_dimension": dimension,
-        "pooling_mode": _POOLINGS[settings.pooling],
+        "word_embedding_dimension": dimension,
+        "pooling_mode": mode,
+        **{flag: name == mode for flag, name in _OLDER_FLAGS.items()},
         "include_prompt": not settings.skip_prompt or not averaged,
     }
     _add(modules, folder, "Pooling", pooling)

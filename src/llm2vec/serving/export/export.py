@@ -26,9 +26,10 @@ from llm2vec.serving.export.comparison import Agreement, compare, comparison_tex
 from llm2vec.serving.export.form import Form, Written
 from llm2vec.serving.export.to_gguf import GGUF
 from llm2vec.serving.export.to_onnx import ONNX
+from llm2vec.serving.export.to_servers import TO_TEI, TO_VLLM
 from llm2vec.serving.export.to_static import STATIC
 
-FORMS: tuple[Form, ...] = (ONNX, GGUF, STATIC)
+FORMS: tuple[Form, ...] = (ONNX, GGUF, STATIC, TO_TEI, TO_VLLM)
 
 EXPORT_FILE = "export.json"
 """What was written and measured, in the folder of an export."""

@@ -9,7 +9,7 @@ and the model here computes with them; that proves the weights alone, and the ex
 import copy
 import importlib.util
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ import torch
 
 from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.settings import Settings
-from llm2vec.errors import ModelError
 from llm2vec.evaluation.subjects import Embedder
+from llm2vec.recipe.knobs import Pooling
 from llm2vec.runtime.optional import optional
+from llm2vec.serving.export.every_token import refuse_other_pooling
 from llm2vec.serving.export.form import Form, Written
 from llm2vec.serving.export.gguf_model import (
     Layout,
@@ -36,7 +37,7 @@ from llm2vec.serving.export.texts_as_read import texts_as_read
 
 F16, Q8_0 = "f16", "q8_0"
 
-_POOLINGS = {"mean": "MEAN", "last": "LAST", "first": "CLS"}
+_POOLINGS: Mapping[Pooling, str] = {"mean": "MEAN", "last": "LAST", "first": "CLS"}
 """llama.cpp's names of poolings; it has no weighted mean."""
 
 _COMPOSED = "composed"
@@ -52,9 +53,9 @@ vectors = model.embed({texts}, normalize=True)"""
 def _write(encoder: Encoder, folder: Path, precision: str) -> Written:
     gguf: Any = optional("gguf", extra="gguf")
     settings, model = encoder.settings, encoder.model
+    refuse_other_pooling(encoder, reader="llama.cpp", poolings=tuple(_POOLINGS))
     layout = layout_of(model, max_length=settings.max_length)
     vocabulary = vocabulary_of(encoder.tokenizer, rows=vocabulary_size(model))
-    _refuse_pooling(settings, vocabulary)
     weights = f"model-{precision}.gguf"
     writer = gguf.GGUFWriter(folder / weights, layout.architecture)
     writer.add_name(Path(model.name_or_path or layout.architecture).name)
@@ -77,23 +78,6 @@ def _write(encoder: Encoder, folder: Path, precision: str) -> Written:
         "checked_with": checked or "the weights read back from the file",
     }
     return Written(weights, notes=_notes(vocabulary, checked), facts=facts)
-
-
-def _refuse_pooling(settings: Settings, vocabulary: Vocabulary) -> None:
-    """Refuse what llama.cpp would pool in another way."""
-    if settings.pooling not in _POOLINGS:
-        raise ModelError(f"llama.cpp has no {settings.pooling}; use --to onnx")
-    added = [
-        vocabulary.tokens[index]
-        for index in (vocabulary.start, vocabulary.end)
-        if index is not None
-    ]
-    if settings.pooling == "mean" and added and not settings.pools_special:
-        raise ModelError(
-            f"llama.cpp pools every token, and this encoder leaves out {added[0]}, which its tokenizer puts around "
-            "each text; the vectors would differ. Use --to onnx, or an encoder that pools special tokens "
-            '(`"pool_special": true` in its llm2vec_config.json, which is another encoder: measure it)'
-        )
 
 
 def _notes(vocabulary: Vocabulary, checked: str | None) -> tuple[str, ...]:
