@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import DECODERS
+from transformers import AutoTokenizer
 
 from llm2vec.encoder.encoder import Encoder
 from llm2vec.errors import ProofFailed, RunError, UsageError
@@ -50,6 +51,12 @@ def test_an_onnx_graph_gives_the_vectors_of_its_source(graph):
     assert found.similarity["export"] == pytest.approx(found.similarity["source"], abs=1e-4)
     kept = json.loads((folder / EXPORT_FILE).read_text())
     assert kept["agreement"]["least_cosine"] == found.agreement.least_cosine
+
+
+def test_a_tokenizer_beside_a_graph_is_one_that_older_transformers_open(graph):
+    said = json.loads((graph[1] / "tokenizer_config.json").read_text())
+    assert said["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert AutoTokenizer.from_pretrained(graph[1])("Some text.")["input_ids"]
 
 
 def test_the_code_in_an_onnx_card_runs(graph, source, monkeypatch):

@@ -27,6 +27,7 @@ from llm2vec.encoder.settings import Settings
 from llm2vec.errors import ModelError, first_line
 from llm2vec.evaluation.subjects import Embedder
 from llm2vec.recipe.knobs import Pooling
+from llm2vec.runtime.files import read_json, write_json
 from llm2vec.runtime.optional import optional
 from llm2vec.serving.export.form import Form, Written
 from llm2vec.serving.export.texts_as_read import texts_as_read
@@ -42,6 +43,9 @@ _GRAPHS = {FLOAT32: "onnx/model.onnx", INT8: "onnx/model_qint8.onnx"}
 _OPSET = 18
 _PROTOBUF_BYTES = 1_500_000_000
 """A graph with more weights than this keeps them in a second file: protobuf ends at 2 GiB."""
+
+_TOKENIZER_CLASS = "PreTrainedTokenizerFast"
+"""The name that transformers 4 knows too, which optimum-onnx needs for now."""
 
 _BATCH = 8
 
@@ -125,6 +129,8 @@ def _set_up_tokenizer(encoder: Encoder, path: Path) -> None:
     pad = encoder.tokenizer.pad_token
     tokenizer.enable_padding(pad_id=int(encoder.tokenizer.pad_token_id), pad_token=str(pad))
     tokenizer.save(str(path))
+    described = path.with_name("tokenizer_config.json")
+    write_json(described, {**read_json(described), "tokenizer_class": _TOKENIZER_CLASS})
 
 
 def _trace(encoder: Encoder, path: Path) -> None:
