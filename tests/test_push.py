@@ -171,6 +171,12 @@ def test_a_refusal_of_the_hub_is_one_line(made, hub):
     assert "\n" not in str(raised.value)
 
 
+def test_a_hub_that_does_not_answer_is_one_line(made):
+    upload = prepare(made, "me/encoder", licence="mit")
+    with pytest.raises(ModelError, match="me/encoder was not published"):
+        send(upload, token="hf_x", endpoint="http://127.0.0.1:9")
+
+
 def result_file(folder, *, score):
     values = {
         "task_name": "STSBenchmark",

@@ -128,9 +128,9 @@ def send(
     Raises:
         ModelError: The hub refuses, or cannot be asked.
     """
-    from httpx2 import HTTPError
     from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.errors import HTTPError as AnyHTTPError  # type: ignore[attr-defined]
 
     api = HfApi(endpoint=endpoint, token=token)
     operations = [CommitOperationAdd(path, content) for path, content in upload.files.items()]
@@ -139,7 +139,7 @@ def send(
         done = api.create_commit(
             upload.name, operations, commit_message="Encoder made with llm2vec"
         )
-    except (HfHubHTTPError, HFValidationError, HTTPError, OSError, ValueError) as error:
+    except (AnyHTTPError, HFValidationError, OSError, ValueError) as error:
         raise ModelError(f"{upload.name} was not published: {first_line(error)}") from error
     return str(done.commit_url)
 
