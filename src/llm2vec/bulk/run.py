@@ -30,6 +30,7 @@ from llm2vec.runtime.lock import locked
 from llm2vec.runtime.progress import Progress, Silent
 
 if TYPE_CHECKING:
+    from llm2vec.bulk.workers import Workers
     from llm2vec.encoder.encoder import Encoder
 
 SHARD_ROWS = 16_384
@@ -130,6 +131,7 @@ def run(
     shard_rows: int = SHARD_ROWS,
     part: Part = WHOLE,
     progress: Progress | None = None,
+    workers: "Workers | None" = None,
 ) -> Summary:
     """Make the shards of an input that are not there yet.
 
@@ -142,6 +144,7 @@ def run(
         shard_rows: Rows of the input in a shard.
         part: Which shards; all of them where there is one part.
         progress: Hears rows, tokens a second and rejected rows.
+        workers: Processes on other devices, which do the same task there; None: this process does it.
 
     Raises:
         RunError: The folder's shards were made from another model, input or other settings; another process is at
@@ -168,7 +171,7 @@ def run(
         )
         writer = ShardWriter(folder, shard_rows=shard_rows, job=part.name)
         heard = _Heard(progress or Silent(), total=given.count())
-        shards = _write_all(_made(task, windows, id_type), writer, done, heard)
+        shards = _write_all(_made(task, windows, id_type, workers), writer, done, heard)
         if not shards:
             raise CorpusError(f"{given.name} holds no row")
         return _finish(folder, manifest, shards, len(done), time.monotonic() - started)
@@ -247,8 +250,13 @@ def _manifest(
     )
 
 
-def _made(task: Task, windows: Iterator[Window], id_type: IdType | None) -> Generator[Made]:
+def _made(
+    task: Task, windows: Iterator[Window], id_type: IdType | None, workers: "Workers | None"
+) -> Generator[Made]:
     """What becomes of all windows, in order."""
+    if workers is not None:
+        yield from workers.made(windows, id_type)
+        return
     with closing(ahead(map(task.prepare, windows), most=_WINDOWS_AHEAD)) as prepared:
         for each in prepared:
             yield task.finish(each, id_type=id_type)

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from llm2vec.bulk.rows import Input
     from llm2vec.bulk.run import Part, Summary, Task
     from llm2vec.bulk.search import Hit
-    from llm2vec.bulk.vectors import VectorOptions
+    from llm2vec.bulk.vectors import VectorOptions, VectorTask
+    from llm2vec.bulk.workers import Workers
     from llm2vec.encoder.encoder import Encoder
 
 IdColumn = Annotated[str | None, typer.Option(help="Folder out: column of ids, kept beside.")]
@@ -50,6 +51,12 @@ Long = Annotated[
 Deterministic = Annotated[
     bool,
     typer.Option("--deterministic", help="Folder out: equal texts, equal bits; a text at a time."),
+]
+Devices = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder out: a process for each of several devices: cuda:0,cuda:1 or all (GPUs)."
+    ),
 ]
 Int8 = Annotated[
     bool,
@@ -128,7 +135,8 @@ def encode_folder(
     from llm2vec.bulk.vectors import VectorTask
     from llm2vec.encoder.encoder import Encoder
 
-    encoder, drawn = Encoder.from_pretrained(model), Drawn()
+    devices = _devices(given["devices"])
+    encoder, drawn = Encoder.from_pretrained(model, device=devices[0]), Drawn()
     prompt = asked["prompt"]
     options = _options(
         given,
@@ -136,7 +144,31 @@ def encode_folder(
         normalize=asked["normalize"] or encoder.settings.normalize,
     )
     task = VectorTask(encoder, options, on_note=drawn.note)
-    _tell(_run(task, encoder, rows, out, str(model.name), given, drawn), json=json)
+    workers = _workers(model, options, task, devices, drawn)
+    _tell(_run(task, encoder, rows, out, str(model.name), given, drawn, workers), json=json)
+
+
+def _devices(names: str | None) -> Sequence[str | None]:
+    """The devices that are named; None is the one that is chosen by itself."""
+    from llm2vec.bulk.workers import devices_named
+
+    return [None] if names is None else devices_named(names)
+
+
+def _workers(
+    model: Source,
+    options: "VectorOptions",
+    task: "VectorTask",
+    devices: Sequence[str | None],
+    drawn: Drawn,
+) -> "Workers | None":
+    """Processes for several devices; None where this process is enough."""
+    from llm2vec.bulk.workers import Opening, Workers
+
+    named = [name for name in devices if name is not None]
+    if len(named) < 2:
+        return None
+    return Workers(Opening(model, options, task.settings["dtype"]), named, on_note=drawn.note)
 
 
 def _options(given: Mapping[str, Any], *, prompt: str, normalize: bool) -> "VectorOptions":
@@ -222,6 +254,7 @@ def _run(
     model: str,
     given: Mapping[str, Any],
     drawn: Drawn,
+    workers: "Workers | None" = None,
 ) -> "Summary":
     from llm2vec.bulk.run import SHARD_ROWS, run
 
@@ -235,9 +268,12 @@ def _run(
             shard_rows=given["shard_rows"] or SHARD_ROWS,
             part=_part(given["shard"]),
             progress=drawn,
+            workers=workers,
         )
     finally:
         drawn.close()
+        if workers is not None:
+            workers.close()
 
 
 def _part(shard: str | None) -> "Part":
