@@ -290,9 +290,8 @@ def test_a_cut_text_pools_what_is_left_of_it_and_nothing_of_its_prompt(opened, t
         json.dumps({"query": text, "positive": text, "negative": text})
     )
     pairs = PairsRecipe(source=str(tmp_path / "rows.jsonl"), prompts={"rows": PROMPT})
-    trained = store_triples(encoder.tokenizer, pairs, tmp_path / "t", max_length=32, separator=" ")(
-        0, 0
-    )
+    triples = store_triples(encoder.tokenizer, pairs, tmp_path / "t", settings=encoder.settings)
+    trained = triples(0, 0)
     assert (len(trained[0].ids), trained[0].first, trained[0].end) == (32, prompt_tokens, 32)
 
 
@@ -448,9 +447,7 @@ def test_texts_are_joined_to_their_prompts_in_training_as_in_encoding_on_both_si
         encoder = changed(opened["qwen3"], separator=separator, max_length=64)
         pairs = PairsRecipe.model_validate({"source": str(tmp_path), **given})
         folder = tmp_path / f"stored-{ord(separator)}"
-        triples = store_triples(
-            encoder.tokenizer, pairs, folder, max_length=64, separator=separator
-        )
+        triples = store_triples(encoder.tokenizer, pairs, folder, settings=encoder.settings)
         for number, each in enumerate(triples.data_sets):
             prompted = (True, each.name == "quora", each.name == "quora")
             for found, text, has_prompt in zip(triples(number, 0), TEXTS, prompted, strict=False):

@@ -85,9 +85,8 @@ def rows_of(letter, count):
 
 def stored(tokenizer, folder, *, separator=" ", template=None, max_length=48, **pairs):
     pairs = PairsRecipe.model_validate(pairs)
-    return store_triples(
-        tokenizer, pairs, folder, max_length=max_length, separator=separator, template=template
-    )
+    settings = Settings(max_length=max_length, separator=separator, template=template)
+    return store_triples(tokenizer, pairs, folder, settings=settings)
 
 
 @pytest.mark.parametrize("negatives", [0, 5, 10])
@@ -348,7 +347,8 @@ def trained(tokenizer, source, folder):
             "corpus": {"source": str(write(folder / "kept.jsonl", kept))},
         }
     )
-    triples = store_triples(tokenizer, recipe.corpus, folder / "t", max_length=48, separator=" ")
+    settings = Settings(max_length=48, separator=" ")
+    triples = store_triples(tokenizer, recipe.corpus, folder / "t", settings=settings)
     model = load_decoder(DECODERS / "qwen3", head=False, dtype=torch.float32)
     make_bidirectional(model)
     shares = [share_of_right_ones(LLM2Vec(model, tokenizer), held_out)]

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 PACKED = "llm2vec_packed"
 """The implementation's name in transformers' registers, after `register()`."""
@@ -67,12 +68,9 @@ def padded_inputs(
     Returns:
         Keyword arguments of the model: ids_BT and mask_BT.
     """
-    longest = max(len(document) for document in documents)
-    ids_BT = torch.full((len(documents), longest), pad_id, dtype=torch.long)
-    mask_BT = torch.zeros_like(ids_BT)
-    for row, document in enumerate(documents):
-        ids_BT[row, : len(document)] = torch.as_tensor(document)
-        mask_BT[row, : len(document)] = 1
+    rows = [torch.as_tensor(document, dtype=torch.long) for document in documents]
+    ids_BT = pad_sequence(rows, batch_first=True, padding_value=pad_id)
+    mask_BT = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
     return {
         "input_ids": ids_BT.to(device),
         "attention_mask": mask_BT.to(device),

@@ -67,8 +67,8 @@ def convert(
         start_over: Whether to remove an earlier run of the same `out`, finished or not, and begin
             again.
         progress: Listener that everything long is reported to. None reports to nobody.
-        plan: How the recipe was planned within a budget, for the run folder and the provenance. None for a
-            recipe that was not planned.
+        plan: How the recipe was planned within a budget, for the run folder and the provenance.
+            None for a recipe that was not planned.
 
     Raises:
         LLM2VecError: Something is wrong with the decoder, the corpus or the recipe. Finished stages
@@ -124,7 +124,7 @@ class _Run:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other runs out of the run folder inside the block; the main process holds the lock."""
+        """Keep other runs out of the run folder inside the block."""
         with self.folder.locked() if self.processes.is_main_process else nullcontext():
             self.processes.wait_for_everyone()
             yield
@@ -187,7 +187,7 @@ class _Run:
         return Source.of(folder, trust_remote_code=self.recipe.trust_remote_code)
 
     def make_encoder(self) -> None:
-        """Write the last stage's encoder, open it as others would, compare vectors, and publish it."""
+        """Write the last stage's encoder, compare it with what others open, and publish it."""
         built = self.folder.folder / ("encoder" + PARTIAL)
         shutil.rmtree(built, ignore_errors=True)
         encoder = Encoder.from_pretrained(self._last_stage())

@@ -149,13 +149,20 @@ def _masked_share(knobs: StageRecipe) -> float:
     return knobs.mask_probability if isinstance(knobs, MntpRecipe) else 0.0
 
 
-def memory_of_step(knobs: StageRecipe, model: PreTrainedModel, device: torch.device) -> Memory:
+def memory_of_step(
+    knobs: StageRecipe,
+    model: PreTrainedModel,
+    device: torch.device,
+    *,
+    allocator: float = _ALLOCATOR_CPU,
+) -> Memory:
     """Estimate the memory of a stage's step.
 
     Args:
         knobs: The stage's knobs.
         model: The language model; its weights are not read, and may lie on the meta device.
         device: Device that the stage would run on.
+        allocator: Memory of states and logits on a CPU, in multiples of their size.
     """
     on_cpu = device.type == "cpu"
     trained_model = model if isinstance(knobs, MntpRecipe) else body(model)
@@ -169,13 +176,13 @@ def memory_of_step(knobs: StageRecipe, model: PreTrainedModel, device: torch.dev
     states = tokens * states_per_token * _bytes_of(precision(knobs, device))
     masked_tokens = tokens * _masked_share(knobs)
     logits = masked_tokens * embedding_rows(model) * _LOGIT_COPIES * _FLOAT32_BYTES
-    allocator = _ALLOCATOR_CPU if on_cpu else 1.0
+    copies = allocator if on_cpu else 1.0
     return Memory(
         process=_PROCESS_BYTES_CPU if on_cpu else 0,
         weights=model_weights * _bytes_of(weights_dtype(knobs, device)),
         training=training,
-        states=int(states * allocator),
-        logits=int(logits * allocator),
+        states=int(states * copies),
+        logits=int(logits * copies),
     )
 
 

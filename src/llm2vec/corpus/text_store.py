@@ -70,13 +70,18 @@ def store_texts(
     Raises:
         CorpusError: No text is left.
     """
+    rows = _rows(
+        tokenizer, texts, settings=settings, min_tokens=min_tokens, on_progress=on_progress
+    )
+    return write_texts(rows, folder)
+
+
+def write_texts(texts: Iterable[Tokens], folder: Path) -> TextStore:
+    """Write tokenised texts to a folder, whole or not at all, and open it."""
     ranges = array("i")
 
     def ids_of_all() -> Iterator[list[int]]:
-        rows = _rows(
-            tokenizer, texts, settings=settings, min_tokens=min_tokens, on_progress=on_progress
-        )
-        for tokens in rows:
+        for tokens in texts:
             ranges.extend((tokens.first, tokens.end))
             yield tokens.ids
 

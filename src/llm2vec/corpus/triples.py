@@ -6,21 +6,18 @@ data set. A prompt is joined to its text, and left out of pooling, just as
 """
 
 import difflib
-from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
 from llm2vec.corpus.data_files import TABLES, DataFile, find_files
 from llm2vec.corpus.row import Row
 from llm2vec.corpus.rows import read_rows
+from llm2vec.corpus.text_store import TextStore, write_texts
 from llm2vec.corpus.texts import Tally, check_encoding, chunks
-from llm2vec.corpus.token_store import TokenStore, write_tokens
-from llm2vec.encoder.settings import before_text
-from llm2vec.encoder.tokenization import Tokens, borders, tokenize
+from llm2vec.encoder.settings import Settings
+from llm2vec.encoder.tokenization import Tokens, encoder_tokens
 from llm2vec.errors import CorpusError, UsageError
 from llm2vec.recipe.knobs import PairsRecipe
 from llm2vec.runtime.files import atomic_folder, read_json, write_json
@@ -69,19 +66,13 @@ class Triples:
     def __init__(self, folder: Path) -> None:
         facts = read_json(folder / "triples.json")
         self.data_sets = tuple(DataSet(**each) for each in facts["data_sets"])
-        self.store = TokenStore(folder / "tokens")
-        self._after: int = facts["after"]
-        self._firsts = np.fromfile(folder / "firsts.bin", dtype=np.int32)
+        self.store = TextStore(folder / "texts")
 
     def __call__(self, data_set: int, row: int) -> list[Tokens]:
         found = self.data_sets[data_set]
         width = 2 + found.negatives
         start = found.start + row * width
-        return [self._text(index) for index in range(start, start + width)]
-
-    def _text(self, index: int) -> Tokens:
-        ids = self.store[index].tolist()
-        return Tokens(ids, int(self._firsts[index]), len(ids) - self._after)
+        return [self.store[index] for index in range(start, start + width)]
 
 
 def check_triples(
@@ -132,9 +123,7 @@ def store_triples(
     pairs: PairsRecipe,
     folder: Path,
     *,
-    max_length: int,
-    separator: str,
-    template: str | None = None,
+    settings: Settings,
     on_progress: OnProgress = silent,
 ) -> Triples:
     """Tokenise a corpus of triples into a folder, special tokens and prompts included, and open it.
@@ -143,118 +132,93 @@ def store_triples(
         tokenizer: Tokenizer of the decoder.
         pairs: Recipe of the corpus, which is read as a stream.
         folder: The folder to write, whole or not at all.
-        max_length: Largest number of tokens of a text, prompt included; the rest is cut.
-        separator: Text between a prompt and its text, as in the encoder's settings.
-        template: Template around prompt and text, as in the encoder's settings; its end counts as
-            part of the text.
+        settings: The encoder's settings: template, separator, and the longest sequence.
         on_progress: Called after each batch with the number of rows in it.
 
     Raises:
         CorpusError: A row lacks a text, or a file has no row with tokens in all its texts.
         UsageError: A prompt leaves no room for its text.
     """
-    before, _, after = (template or "{text}").partition("{text}")
-    joining = _Joining(tokenizer, max_length, separator, before, after)
-    rows = _TokenRows(pairs, joining, on_progress)
+    rows = _TokenRows(tokenizer, pairs, settings, on_progress)
     with atomic_folder(folder) as partial:
-        write_tokens(rows.ids(), partial / "tokens")
-        np.asarray(rows.firsts, dtype=np.int32).tofile(partial / "firsts.bin")
-        facts = {
-            "after": borders(tokenizer).after,
-            "data_sets": [asdict(each) for each in rows.data_sets],
-        }
+        write_texts(rows.texts(), partial / "texts")
+        facts = {"data_sets": [asdict(each) for each in rows.data_sets]}
         write_json(partial / "triples.json", facts)
     return Triples(folder)
 
 
-@dataclass(frozen=True)
-class _Joining:
-    """How prompts, texts and a template become tokens.
+class _TokenRows:
+    """All texts of a corpus, tokenised, file after file.
+
+    Args:
+        tokenizer: Tokenizer of the decoder.
+        pairs: Recipe of the corpus.
+        settings: The encoder's settings.
+        on_progress: Called after each batch with the number of rows in it.
 
     Attributes:
-        tokenizer: Tokenizer of the decoder.
-        max_length: Largest number of tokens of a text, prompt included.
-        separator: Text between a prompt and its text.
-        before: Beginning of the template.
-        after: End of the template.
+        data_sets: The files that were read to their end.
     """
 
-    tokenizer: "PreTrainedTokenizerBase"
-    max_length: int
-    separator: str
-    before: str
-    after: str
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        pairs: PairsRecipe,
+        settings: Settings,
+        on_progress: OnProgress,
+    ) -> None:
+        self.data_sets: list[DataSet] = []
+        self._tokenizer = tokenizer
+        self._pairs = pairs
+        self._settings = settings
+        self._on_progress = on_progress
+        self._texts = 0
 
-    def tokens(self, rows: Sequence[Triple]) -> Iterator[list[Tokens]]:
+    def texts(self) -> Iterator[Tokens]:
+        """Each text, read once."""
+        for file in _files(self._pairs):
+            yield from self._texts_of(file)
+
+    def _texts_of(self, file: DataFile) -> Iterator[Tokens]:
+        start = self._texts
+        kept = skipped = width = 0
+        for rows in chunks(_triples(file, self._pairs, Tally()), _CHUNK):
+            width = len(rows[0])
+            for row, tokens in zip(rows, self._tokenized(rows), strict=True):
+                if not _is_complete(row, tokens):
+                    skipped += 1
+                    continue
+                kept += 1
+                self._texts += width
+                yield from tokens
+            self._on_progress(len(rows))
+        if not kept:
+            raise CorpusError(f"{file.name}: every row has an empty text")
+        self.data_sets.append(DataSet(file.stem, kept, width - 2, skipped, start))
+
+    def _tokenized(self, rows: Sequence[Triple]) -> Iterator[list[Tokens]]:
         """The tokens of each text of each row.
 
         Texts with and without a prompt are tokenised apart, since only the border after a prompt
         has to be found by character offsets.
         """
-        joined = [[self._joined(each) for each in row] for row in rows]
         prompted: Triple = []
         bare: Triple = []
-        for row in joined:
+        for row in rows:
             prompted += [each for each in row if each.prompt]
             bare += [each for each in row if not each.prompt]
-        with_prompt = iter(self._tokenized(prompted, prompts=[each.prompt for each in prompted]))
-        without = iter(self._tokenized(bare))
-        for row in joined:
+        with_prompt = iter(self._tokens(prompted))
+        without = iter(self._tokens(bare))
+        for row in rows:
             yield [next(with_prompt if each.prompt else without) for each in row]
 
-    def _joined(self, given: PromptedText) -> PromptedText:
-        """A text with all that comes before it in place of its prompt."""
-        prompt = before_text(given.prompt, separator=self.separator)
-        return PromptedText(self.before + prompt, given.text)
-
-    def _tokenized(
-        self, texts: Sequence[PromptedText], *, prompts: Sequence[str] | None = None
-    ) -> Sequence[Tokens]:
-        return tokenize(
-            self.tokenizer,
+    def _tokens(self, texts: Sequence[PromptedText]) -> list[Tokens]:
+        return encoder_tokens(
+            self._tokenizer,
             [each.text for each in texts],
-            max_length=self.max_length,
-            prompts=prompts,
-            suffix=self.after,
+            settings=self._settings,
+            prompts=[self._settings.before_text(each.prompt) for each in texts],
         )
-
-
-class _TokenRows:
-    """The token ids of all texts of a corpus, file after file.
-
-    Attributes:
-        data_sets: The files that were read to their end.
-        firsts: Index of the first token that is pooled, for each text so far.
-    """
-
-    def __init__(self, pairs: PairsRecipe, joining: _Joining, on_progress: OnProgress) -> None:
-        self.data_sets: list[DataSet] = []
-        self.firsts = array("i")
-        self._pairs = pairs
-        self._joining = joining
-        self._on_progress = on_progress
-
-    def ids(self) -> Iterator[list[int]]:
-        """The ids of each text, read once."""
-        for file in _files(self._pairs):
-            yield from self._ids_of(file)
-
-    def _ids_of(self, file: DataFile) -> Iterator[list[int]]:
-        start = len(self.firsts)
-        kept = skipped = width = 0
-        for rows in chunks(_triples(file, self._pairs, Tally()), _CHUNK):
-            width = len(rows[0])
-            for row, tokens in zip(rows, self._joining.tokens(rows), strict=True):
-                if not _is_complete(row, tokens):
-                    skipped += 1
-                    continue
-                kept += 1
-                self.firsts.extend(each.first for each in tokens)
-                yield from (each.ids for each in tokens)
-            self._on_progress(len(rows))
-        if not kept:
-            raise CorpusError(f"{file.name}: every row has an empty text")
-        self.data_sets.append(DataSet(file.stem, kept, width - 2, skipped, start))
 
 
 def _is_complete(row: Triple, tokens: Sequence[Tokens]) -> bool:

@@ -431,10 +431,11 @@ class Encoder(nn.Module):
 
         Args:
             texts: Whole texts, or one.
-            spans: Character ranges for each text, in any order; they may overlap. None: those of `unit`.
+            spans: Character ranges for each text, in any order; they may overlap. None: those of
+                `unit`.
             unit: What texts are cut into where there are no spans: `sentence`, `word` or `token`.
-            max_length: Longest sequence, in tokens, which a decoder with more positions may read; None is what the
-                settings say. Parts beyond it have the zero vector.
+            max_length: Longest sequence, in tokens, which a decoder with more positions may read;
+                None is what the settings say. Parts beyond it have the zero vector.
 
         Raises:
             UsageError: A span is not within its text.

@@ -9,19 +9,24 @@ import torch
 from torch import Tensor
 from transformers import BatchEncoding
 
+from llm2vec.backbone.packed_attention import padded_inputs
 from llm2vec.encoder.tokenization import Tokens
 from llm2vec.errors import UsageError
 
 
 def to_features(tokens: Sequence[Tokens], *, pad_id: int) -> BatchEncoding:
     """`input_ids`, `attention_mask` and `embed_mask`, each ids_BT, padded on the right."""
-    longest = max((len(each.ids) for each in tokens), default=0)
-    ids_BT = torch.full((len(tokens), longest), pad_id, dtype=torch.long)
-    mask_BT, embed_BT = torch.zeros_like(ids_BT), torch.zeros_like(ids_BT)
-    for row, each in enumerate(tokens):
-        ids_BT[row, : len(each.ids)] = torch.as_tensor(each.ids, dtype=torch.long)
-        mask_BT[row, : len(each.ids)] = 1
-        embed_BT[row, each.first : each.end] = 1
+    if not tokens:
+        nothing = torch.zeros(0, 0, dtype=torch.long)
+        return BatchEncoding(
+            {"input_ids": nothing, "attention_mask": nothing, "embed_mask": nothing}
+        )
+    inputs = padded_inputs([each.ids for each in tokens], pad_id=pad_id)
+    ids_BT, mask_BT = inputs["input_ids"], inputs["attention_mask"]
+    first_B, end_B = torch.tensor([(each.first, each.end) for each in tokens]).unbind(1)
+    position_T = torch.arange(ids_BT.shape[1])
+    is_own_BT = (position_T >= first_B[:, None]) & (position_T < end_B[:, None])
+    embed_BT = is_own_BT.long()
     return BatchEncoding({"input_ids": ids_BT, "attention_mask": mask_BT, "embed_mask": embed_BT})
 
 

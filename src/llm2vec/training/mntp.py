@@ -6,6 +6,7 @@ through the LM head.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -16,11 +17,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from llm2vec.backbone.lm_head import masked_rows
 from llm2vec.backbone.loading import embedding_rows
 from llm2vec.backbone.mode import evaluating
-from llm2vec.corpus.token_store import TokenStore
+from llm2vec.corpus.token_store import TokenStore, store_tokens
 from llm2vec.encoder.batching import is_packed, model_inputs
 from llm2vec.errors import CorpusError, UsageError
 from llm2vec.recipe.knobs import MntpRecipe
-from llm2vec.training.rows import corpus_texts, open_tokens
+from llm2vec.training.rows import corpus_texts, open_or_store
 from llm2vec.training.stage import Stage, StageRun
 from llm2vec.training.trainer import Batch, EpochSampler, Task, unwrapped
 
@@ -467,7 +468,15 @@ def _open_rows(run: StageRun, tokenizer: PreTrainedTokenizerBase) -> TokenStore:
     knobs = run.recipe.mntp
     length = knobs.max_length if knobs.layout == "lines" else None
     texts = corpus_texts(run, run.recipe.corpus)
-    return open_tokens(run, tokenizer, texts, max_length=length, min_tokens=2)
+    store = partial(
+        store_tokens,
+        tokenizer,
+        texts,
+        max_length=length,
+        min_tokens=2,
+        on_progress=run.progress.advance,
+    )
+    return open_or_store(run, "tokens", open_store=TokenStore, store=store)
 
 
 def _task(

@@ -4,6 +4,8 @@ Both passes of a text are in one batch, and all other texts of the batch are neg
 differ by attention dropout, which is proven to be live before training begins.
 """
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -11,13 +13,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from llm2vec.backbone.loading import load_config
 from llm2vec.backbone.proofs import prove_dropout
 from llm2vec.backbone.source import Source
-from llm2vec.corpus.text_store import TextStore
+from llm2vec.corpus.text_store import TextStore, store_texts
 from llm2vec.corpus.texts import sentences
 from llm2vec.encoder.tokenization import Tokens
 from llm2vec.errors import UsageError
 from llm2vec.recipe.knobs import Pooling, SimcseRecipe
 from llm2vec.training.contrastive import contrastive_task
-from llm2vec.training.rows import corpus_texts, open_texts
+from llm2vec.training.rows import corpus_texts, open_or_store
 from llm2vec.training.stage import Stage, StageRun
 from llm2vec.training.trainer import EpochSampler, Task
 
@@ -82,15 +84,21 @@ def _open_rows(run: StageRun, tokenizer: PreTrainedTokenizerBase) -> TextStore:
     texts = corpus_texts(run, knobs.corpus or run.recipe.corpus)
     if knobs.sentences:
         texts = (sentence for text in texts for sentence in sentences(text))
-    store = open_texts(
-        run, tokenizer, texts, max_length=knobs.max_length, min_tokens=knobs.min_tokens
+    store = partial(
+        store_texts,
+        tokenizer,
+        texts,
+        settings=replace(run.settings, max_length=knobs.max_length),
+        min_tokens=knobs.min_tokens,
+        on_progress=run.progress.advance,
     )
-    if len(store) < knobs.batch_size:
+    opened = open_or_store(run, "texts", open_store=TextStore, store=store)
+    if len(opened) < knobs.batch_size:
         raise UsageError(
-            f"simcse.batch_size is {knobs.batch_size}, but the corpus has only {len(store)} texts; "
-            f"give more texts, or --set simcse.batch_size={len(store)}"
+            f"simcse.batch_size is {knobs.batch_size}, but the corpus has only {len(opened)} "
+            f"texts; give more texts, or --set simcse.batch_size={len(opened)}"
         )
-    return store
+    return opened
 
 
 def _task(

@@ -4,7 +4,8 @@ A batch holds rows of one data set only, so that a model cannot do well by telli
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from llm2vec.corpus.triples import Triples, check_size, store_triples
 from llm2vec.encoder.tokenization import Tokens
 from llm2vec.recipe.knobs import Pooling, SupervisedRecipe
+from llm2vec.runtime.progress import Progress
 from llm2vec.training.contrastive import contrastive_task
+from llm2vec.training.rows import open_or_store
 from llm2vec.training.stage import Stage, StageRun
 from llm2vec.training.trainer import Task
 
@@ -109,28 +112,28 @@ def supervised_task(
 
 def _open_rows(run: StageRun, tokenizer: PreTrainedTokenizerBase) -> Triples:
     knobs = run.recipe.supervised
-    folder = run.scratch / "triples"
-    if folder.is_dir():
-        return Triples(folder)
-    run.progress.start("reading triples", total=None)
-    triples = store_triples(
-        tokenizer,
-        knobs.corpus,
-        folder,
-        max_length=knobs.max_length,
-        separator=run.settings.separator,
-        template=run.settings.template,
-        on_progress=run.progress.advance,
-    )
-    run.progress.finish()
+    settings = replace(run.settings, max_length=knobs.max_length)
+
+    def store(folder: Path) -> Triples:
+        triples = store_triples(
+            tokenizer, knobs.corpus, folder, settings=settings, on_progress=run.progress.advance
+        )
+        _note_skipped(triples, run.progress)
+        return triples
+
+    task = "reading triples"
+    return open_or_store(run, "rows", open_store=Triples, store=store, task=task)
+
+
+def _note_skipped(triples: Triples, progress: Progress) -> None:
+    """Tell a person which data sets have rows that cannot be trained on."""
     for data_set in triples.data_sets:
         if data_set.skipped:
             rows = data_set.skipped + data_set.rows
-            run.progress.note(
+            progress.note(
                 f"{data_set.name}: {data_set.skipped} of {rows} rows are left out, because a text "
                 "of theirs is empty"
             )
-    return triples
 
 
 def _task(

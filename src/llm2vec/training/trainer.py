@@ -570,7 +570,7 @@ def _to_resume_from(trainer: _StageTrainer, folder: Path) -> str | None:
 
 
 def _newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; None if there is none."""
+    """The newest checkpoint that was written to its end, if there is one."""
     whole = [path for path in folder.glob("checkpoint-*") if (path / _COMPLETE).exists()]
     return max(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
 
