@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo real test check bench docs clean
+.PHONY: demo real test check lowest bench docs clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -29,6 +29,9 @@ check: .venv/ready  ## format, lint, types, floors, dependencies, generated page
 	$(BIN)/deptry src
 	$(BIN)/python scripts/make_docs.py --check
 
+lowest:  ## tests with the lowest versions that are declared; TORCH=lowest for torch's too
+	$(PYTHON) scripts/lowest.py $(if $(TORCH),--torch $(TORCH))
+
 bench: .venv/ready  ## the speed figures of docs/results.md
 	$(BIN)/python benchmarks/mntp_step.py
 	$(BIN)/python benchmarks/encode.py
@@ -39,4 +42,4 @@ docs: .venv/ready  ## write the generated pages, and the site from docs/ in site
 	$(BIN)/mkdocs build --strict --quiet
 
 clean:
-	rm -rf .venv demo real
+	rm -rf .venv .venv-lowest demo real

@@ -261,10 +261,10 @@ def test_a_folder_that_is_no_model_is_one_clear_line(tmp_path):
 
 
 def test_transformers_too_old_for_the_switch_are_refused(monkeypatch):
-    monkeypatch.setattr(loading, "version", lambda _: "5.1.3")
+    monkeypatch.setattr(loading, "version", lambda _: "5.2.0")
     with pytest.raises(
         ModelError,
-        match=r"transformers 5.1.3 ignores the switch: pip install 'transformers>=5.2.0'",
+        match=r"transformers 5.2.0 ignores .* families: pip install 'transformers>=5.3.0'",
     ):
         LLM2Vec.from_pretrained("bundled")
 

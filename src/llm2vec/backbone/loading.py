@@ -33,10 +33,10 @@ from llm2vec.backbone.vocabulary import choose_padding, forget_padding_beyond
 from llm2vec.errors import LLM2VecError, ModelError, UsageError, first_line
 from llm2vec.runtime.hardware import default_device, memory_checked
 
-OLDEST = "5.2.0"
-"""The first version of transformers with the switch to bidirectional attention.
+OLDEST = "5.3.0"
+"""The first version of transformers that honours the switch to bidirectional attention.
 
-Older versions ignore the switch silently.
+Version 5.2 leaves GPT-2 causal under SDPA, and older ones ignore the switch in every family, both silently.
 """
 
 _OTHER_MODALITIES = ("vision", "audio", "image", "speech", "vq")
@@ -220,7 +220,7 @@ def quantization_note(source: str | Path | Source) -> str | None:
 def _read_config(source: Source) -> PreTrainedConfig:
     if parse(version("transformers")) < parse(OLDEST):
         raise ModelError(
-            f"transformers {version('transformers')} ignores the switch: "
+            f"transformers {version('transformers')} ignores the bidirectional switch, at least in some families: "
             f"pip install 'transformers>={OLDEST}'"
         )
     source.check()

@@ -1,6 +1,6 @@
 """Any decoder's body, made bidirectional and proven: load, switch, save.
 
-The switch is that of transformers, `config.is_causal = False` (5.2 and newer). Some families ignore
+The switch is that of transformers, `config.is_causal = False` (5.3 and newer). Some families ignore
 it, and some honour half of it, so it counts only where behaviour proves it, without any code of
 ours in the model: what a folder says must hold when plain transformers opens it. This module knows
 no family by name.
