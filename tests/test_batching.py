@@ -1,6 +1,6 @@
 """Batches: nothing lost, the budget kept, and no text sees another."""
 
-from itertools import chain
+from itertools import chain, pairwise
 
 import pytest
 import torch
@@ -41,6 +41,30 @@ def test_a_plan_holds_every_text_once_within_its_budget(lengths, max_tokens, max
         cost = max(inside) * len(inside) if padded else sum(inside)
         assert cost <= max_tokens or len(batch) == 1
         assert max_texts is None or len(batch) <= max_texts
+
+
+@given(
+    lengths=st.lists(st.integers(1, 12), max_size=20),
+    max_tokens=st.integers(1, 40),
+    max_texts=st.none() | st.integers(1, 5),
+    padded=st.booleans(),
+    border=st.none() | st.integers(1, 12),
+)
+def test_a_batch_ends_only_where_the_next_text_would_break_a_rule(
+    lengths, max_tokens, max_texts, padded, border
+):
+    batches = plan_batches(
+        lengths, max_tokens=max_tokens, max_texts=max_texts, padded=padded, border=border
+    )
+    order = list(chain.from_iterable(batches))
+    assert order == sorted(order, key=lambda index: (-lengths[index], index))
+    for batch, after in pairwise(batches):
+        more = [lengths[index] for index in [*batch, after[0]]]
+        cost = max(more) * len(more) if padded else sum(more)
+        sides = set() if border is None else {length > border for length in more}
+        assert cost > max_tokens or len(batch) == max_texts or len(sides) == 2
+    for batch in batches:
+        assert border is None or len({lengths[index] > border for index in batch}) == 1
 
 
 @pytest.fixture(scope="module")
