@@ -5,14 +5,12 @@ import pytest
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 from llm2vec.corpus.tagged import TaggedSentence
-from llm2vec.evaluation.bootstrap import draws
+from llm2vec.evaluation.bootstrap import resamples
 from llm2vec.evaluation.word_metrics import (
     by_label,
-    counted,
     floors,
-    precision,
-    recall,
-    resampled,
+    measure_seeds,
+    sentence_counts,
     value,
 )
 
@@ -42,7 +40,7 @@ def flat(sentences):
 
 def test_words_are_counted_as_sklearn_counts_them():
     true, guessed = flat(sentence.tags for sentence in TEST), flat(GUESSES)
-    counts = counted(TEST, GUESSES, "accuracy")
+    counts = sentence_counts(TEST, GUESSES, "accuracy")
     assert counts.tolist() == [[4, 6, 6], [1, 2, 2]]
     assert value(counts) == pytest.approx(accuracy_score(true, guessed))
     report = by_label(TEST, GUESSES, "accuracy")
@@ -56,7 +54,7 @@ def test_words_are_counted_as_sklearn_counts_them():
 
 
 def test_entities_are_counted_whole():
-    counts = counted(NAMES, NAMED, "entity-f1")
+    counts = sentence_counts(NAMES, NAMED, "entity-f1")
     assert counts.tolist() == [[1, 4, 3], [1, 1, 1], [0, 1, 0]]
     assert value(counts) == pytest.approx(2 * 2 / (6 + 4))
     report = by_label(NAMES, NAMED, "entity-f1")
@@ -68,19 +66,23 @@ def test_entities_are_counted_whole():
 
 
 def test_nothing_guessed_and_nothing_to_find_is_zero():
-    nothing = counted([NAMES[2]], [["O", "O"]], "entity-f1")
-    assert (nothing.tolist(), value(nothing)) == ([[0, 0, 0]], 0)
-    assert (precision(nothing[None]), recall(nothing[None])) == (0, 0)
-    assert set(resampled(nothing[None])) == {0}
+    nothing = measure_seeds([NAMES[2]], [[["O", "O"]]], "entity-f1")
+    assert (nothing.value, nothing.precision, nothing.recall, nothing.accuracy) == (0, 0, 0, 1)
+    assert set(nothing.resampled) == {0}
 
 
 def test_several_seeds_are_averaged_and_not_summed():
-    counts_KS3 = np.array([[[1, 4, 3], [1, 1, 1], [0, 1, 0]], [[2, 2, 3], [0, 0, 1], [0, 0, 0]]])
-    assert precision(counts_KS3) == pytest.approx((2 / 6 + 2 / 2) / 2)
-    assert recall(counts_KS3) == pytest.approx((2 / 4 + 2 / 4) / 2)
-    drawn = [np.mean([value(seed_S3[each]) for seed_S3 in counts_KS3]) for each in draws(3)]
-    np.testing.assert_allclose(resampled(counts_KS3), drawn)
-    assert len(set(drawn)) > 5
+    other = [["B-PER", "I-PER", "O", "O", "O", "B-LOC"], ["O", "O"], ["O", "O"]]
+    found = measure_seeds(NAMES, [NAMED, other], "entity-f1")
+    assert found.seeds == pytest.approx((2 * 2 / (6 + 4), 2 * 2 / (2 + 4)))
+    assert found.value == pytest.approx(np.mean(found.seeds))
+    assert found.precision == pytest.approx((2 / 6 + 2 / 2) / 2)
+    assert found.recall == pytest.approx((2 / 4 + 2 / 4) / 2)
+    assert found.accuracy == pytest.approx((6 / 10 + 8 / 10) / 2)
+    counts = [sentence_counts(NAMES, each, "entity-f1") for each in (NAMED, other)]
+    drawn = [np.mean([value(each_S3[chosen]) for each_S3 in counts]) for chosen in resamples(3)]
+    np.testing.assert_allclose(found.resampled, drawn)
+    assert found.low < found.value < found.high
 
 
 def test_floors_know_a_word_by_its_letters_alone_and_others_by_the_most_frequent_label():
@@ -92,7 +94,8 @@ def test_floors_know_a_word_by_its_letters_alone_and_others_by_the_most_frequent
     assert found == {"majority": pytest.approx(3 / 8), "word identity": pytest.approx(6 / 8)}
 
 
-def test_another_number_of_guesses_than_of_words_is_an_error():
-    for guesses in (GUESSES[:1], [GUESSES[0][:-1], GUESSES[1]]):
-        with pytest.raises(ValueError, match="shorter|longer"):
-            counted(TEST, guesses, "accuracy")
+def test_another_number_of_guesses_than_of_sentences_is_an_error():
+    with pytest.raises(ValueError, match="shorter"):
+        sentence_counts(TEST, GUESSES[:1], "accuracy")
+    with pytest.raises(ValueError, match="shorter"):
+        by_label(TEST, GUESSES[:1], "accuracy")
