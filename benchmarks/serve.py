@@ -1,11 +1,12 @@
 """Load on `llm2vec serve`: many clients at once against one at a time and against a plain loop.
 
-    python benchmarks/serve.py [MODEL] [--clients 64] [--seconds 20]
+    python benchmarks/serve.py [MODEL] [--clients 64] [--seconds 60]
 
 The plain loop is what people write first: FastAPI, `SentenceTransformer.encode` in a route, no
-joining of requests. All parts run on this machine's loopback, one server after the other; clients
-are a process of their own. Every request holds one sentence. MODEL is an encoder folder, or a
-decoder, which is then made bidirectional and written to a temporary folder first.
+joining of requests. Both servers run on this machine's loopback and are asked in turns, so that what
+else the machine does hits both; clients are a process of their own. Every request holds one sentence.
+MODEL is an encoder folder, or a decoder, which is then made bidirectional and written to a temporary
+folder first.
 """
 
 import argparse
@@ -17,6 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
@@ -24,6 +27,9 @@ import numpy as np
 from machine import heading
 
 from llm2vec.encoder.encoder import Encoder
+
+TURNS = 3
+"""How often each server is asked, for a share of the seconds."""
 
 WORDS = (
     "the of and to in is was for on that by this with from they be at have or an as were which "
@@ -69,24 +75,48 @@ async def load(port: int, path: str, *, clients: int, seconds: float) -> list[fl
     return [one for times in each for one in times]
 
 
-def measured(port: int, process: int, *, clients: int, seconds: float) -> dict:
-    """Throughput, percentiles, the server's own processor time, and its memory before and after."""
-    asyncio.run(load(port, "/embed", clients=clients, seconds=min(3.0, seconds)))  # warm
-    memory_mb, cpu_s = resident_mb(process), processor_s(process)
-    started = time.perf_counter()
-    times = asyncio.run(load(port, "/embed", clients=clients, seconds=seconds))
-    took = time.perf_counter() - started
+def measured(servers: Mapping[str, "Server"], *, clients: int, seconds: float) -> dict[str, dict]:
+    """Throughput, percentiles, processor time and memory of each server; they take turns."""
+    found: dict[str, list[float]] = {name: [] for name in servers}
+    took, used = dict.fromkeys(servers, 0.0), dict.fromkeys(servers, 0.0)
+    memory = {name: [resident_mb(server.process)] for name, server in servers.items()}
+    for _ in range(TURNS):
+        for name, server in servers.items():
+            cpu_s, started = processor_s(server.process), time.perf_counter()
+            asking = load(server.port, "/embed", clients=clients, seconds=seconds / TURNS)
+            found[name] += asyncio.run(asking)
+            took[name] += time.perf_counter() - started
+            used[name] += processor_s(server.process) - cpu_s
+            memory[name].append(resident_mb(server.process))
+    return {
+        name: summary(found[name], took[name], used[name], memory[name], clients=clients)
+        for name in servers
+    }
+
+
+def summary(
+    times: list[float], took_s: float, used_s: float, memory_mb: list[int], *, clients: int
+) -> dict:
+    """One line of the result."""
     p50, p95, p99 = np.percentile(np.asarray(times) * 1000, [50, 95, 99])
     return {
         "clients": clients,
         "requests": len(times),
-        "per_s": round(len(times) / took, 1),
+        "per_s": round(len(times) / took_s, 1),
         "p50_ms": round(p50, 1),
         "p95_ms": round(p95, 1),
         "p99_ms": round(p99, 1),
-        "cpu_ms_a_request": round((processor_s(process) - cpu_s) / len(times) * 1000, 2),
-        "memory_mb": f"{memory_mb} to {resident_mb(process)}",
+        "cpu_ms_a_request": round(used_s / len(times) * 1000, 2),
+        "memory_mb": memory_mb,
     }
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that runs: its port and its process."""
+
+    port: int
+    process: int
 
 
 def resident_mb(process: int) -> int:
@@ -148,7 +178,7 @@ def main() -> None:
     )
     parser.add_argument("model", nargs="?", default="bundled")
     parser.add_argument("--clients", type=int, default=64)
-    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--port", type=int, default=18080)
     parser.add_argument("--plain", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -161,25 +191,29 @@ def main() -> None:
 
 
 def compare(folder: str, options: argparse.Namespace) -> dict:
-    """Both servers, each with one client and with many."""
-    url = f"http://127.0.0.1:{options.port}"
-    port = str(options.port)
+    """Both servers, each with one client and with many, in turns."""
+    serve, plain = options.port, options.port + 1
     commands = {
-        "llm2vec serve": ["-m", "llm2vec", "serve", folder, "--port", port],
-        "plain loop": [__file__, folder, "--plain", "--port", port],
+        "llm2vec serve": (serve, ["-m", "llm2vec", "serve", folder, "--port", str(serve)]),
+        "plain loop": (plain, [__file__, folder, "--plain", "--port", str(plain)]),
     }
+    running = {
+        name: started([sys.executable, *command], f"http://127.0.0.1:{port}")
+        for name, (port, command) in commands.items()
+    }
+    servers = {name: Server(commands[name][0], running[name].pid) for name in running}
     found: dict = {"machine": heading().strip(), "load_average": os.getloadavg()[0]}
-    for name, command in commands.items():
-        server = started([sys.executable, *command], url)
-        try:
-            found[name] = [
-                measured(options.port, server.pid, clients=count, seconds=options.seconds)
-                for count in (1, options.clients)
-            ]
-        finally:
+    try:
+        measured(servers, clients=options.clients, seconds=6)  # warm
+        alone = measured(servers, clients=1, seconds=options.seconds / 3)
+        many = measured(servers, clients=options.clients, seconds=options.seconds)
+    finally:
+        for server in running.values():
             server.terminate()
             server.wait()
-    return {**found, **ratios(*found["llm2vec serve"], found["plain loop"][1])}
+    found |= {name: [alone[name], many[name]] for name in servers}
+    served, plainly = many["llm2vec serve"], many["plain loop"]
+    return {**found, **ratios(alone["llm2vec serve"], served, plainly)}
 
 
 def ratios(alone: dict, served: dict, plain: dict) -> dict:
