@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import DECODERS
+from random_decoders import random_decoder
 from transformers import AutoTokenizer
 
 from llm2vec.encoder.encoder import Encoder
@@ -68,6 +69,15 @@ def test_the_code_in_an_onnx_card_runs(graph, source, monkeypatch):
 @pytest.mark.parametrize("kind", ["gpt2", "gemma3"])
 def test_learned_positions_and_windows_are_exported(kind, tmp_path):
     found = export(DECODERS / kind, "onnx", out=tmp_path / kind)
+    assert found.agreement.least_cosine > 0.99999
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"), [("llama", {}), ("mistral", {"sliding_window": 16}), ("qwen2", {})]
+)
+def test_the_usual_types_are_exported_windows_included(kind, changes, tmp_path):
+    decoder = random_decoder(kind, tmp_path / "decoder", **changes)
+    found = export(decoder, "onnx", out=tmp_path / "out")
     assert found.agreement.least_cosine > 0.99999
 
 

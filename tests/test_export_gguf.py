@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import DECODERS
+from random_decoders import random_decoder
 from test_export import run_card
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
@@ -108,6 +109,15 @@ def test_other_poolings_are_those_of_the_source_after_prompts_too(export, tmp_pa
     found = export(tmp_path / "encoder", tmp_path / "out")
     assert found.agreement.least_cosine > SAME
     assert found.agreement.texts == 3 * 37
+
+
+@needs_llama_cpp
+@pytest.mark.parametrize(
+    ("kind", "changes"), [("mistral", {"sliding_window": 600, "head_dim": 16}), ("qwen2", {})]
+)
+def test_llama_cpp_runs_the_other_types_too(export, kind, changes, tmp_path):
+    decoder = random_decoder(kind, tmp_path / "decoder", **changes)
+    assert export(decoder, tmp_path / "out").agreement.least_cosine > SAME
 
 
 @needs_llama_cpp
