@@ -22,6 +22,9 @@ from llm2vec.training.trainer import _arguments
 MIXTURES = ("mixtral", "qwen2_moe", "deepseek_v3", "gpt_oss", "jetmoe")
 """Routers that are linear layers and that are not; shared experts; a first layer without experts."""
 
+OWN_CLASS = "falcon"
+"""A family whose linear layers are of a class of its own."""
+
 SAME_STATES = 1e-5
 """Rounding of float32 states of size 1 when an adapter is added to its weight first."""
 
@@ -47,7 +50,7 @@ def adapted_weights(adapted):
     return found
 
 
-@pytest.mark.parametrize("model_type", [*MIXTURES, "llama"])
+@pytest.mark.parametrize("model_type", [*MIXTURES, "llama", OWN_CLASS])
 def test_every_linear_layer_and_every_stack_of_experts_gets_an_adapter(model_type):
     model = families.tiny(model_type)
     wanted = {f"{name}.weight" for name in linear_layers(model)} | set(stacked_experts(model))
@@ -88,6 +91,20 @@ def test_merged_experts_compute_what_their_adapters_did(model_type):
     assert (live_BTD - plain_BTD).abs().max() > 1e-2, "the adapters would not show a difference"
     assert (merged_BTD - live_BTD).abs().max() < SAME_STATES
     assert not any(isinstance(module, LoraLayer) for module in merged.modules())
+
+
+def test_a_router_that_gives_more_than_a_product_gets_no_adapter():
+    model = families.tiny("phimoe")
+    routers = {
+        name for name in linear_layers(model) if type(model.get_submodule(name)) is not nn.Linear
+    }
+    assert len(routers) == len(model.model.layers)
+    adapted = add_adapters(model, MntpRecipe())
+    taken = {name.removesuffix(".weight") for name in adapted_weights(adapted)}
+    assert taken.isdisjoint(routers)
+    assert linear_layers(families.tiny("phimoe")) - taken == routers
+    ids_BT = torch.tensor([[5, 6, 7]])
+    assert adapted.train()(input_ids=ids_BT, labels=ids_BT).loss.isfinite()
 
 
 def test_adapters_that_are_tried_are_taken_off_again():

@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer, ParamWrapper
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from llm2vec.backbone.forward import ForwardFailed, model_code
+from llm2vec.backbone.mode import evaluating
 from llm2vec.errors import UsageError, first_line
 from llm2vec.recipe.knobs import StageRecipe
 from llm2vec.runtime.hardware import has_bfloat16
@@ -133,10 +135,28 @@ def _linear_layers(model: PreTrainedModel) -> list[str]:
     """Names of all linear layers but the LM head."""
     head = model.get_output_embeddings()
     return [
-        name
-        for name, module in model.named_modules()
-        if type(module) in (nn.Linear, Conv1D) and module is not head
+        name for name, module in model.named_modules() if module is not head and _is_linear(module)
     ]
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear layer, whatever its class.
+
+    Some families' own subclasses of linear layers are such. Others, like a router that returns
+    weights and choices of experts, give something else, to which no adapter can add its part.
+    """
+    if type(module) in (nn.Linear, Conv1D):
+        return True
+    if not isinstance(module, nn.Linear):
+        return False
+    weight_OI = module.weight
+    probe_1I = weight_OI.new_zeros(1, weight_OI.shape[1])
+    try:
+        with torch.no_grad(), evaluating(module), model_code():
+            output = module(probe_1I)
+    except ForwardFailed:
+        return False
+    return isinstance(output, Tensor) and output.shape == (1, weight_OI.shape[0])
 
 
 def _adapted_layers(adapted: PeftModel) -> set[str]:
