@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.markdown import Markdown
 
 import llm2vec
-from llm2vec.cli.console import Drawn, people, results
+from llm2vec.cli.console import ProgressDisplay, people, results
 from llm2vec.conversion.budget import Budget
 from llm2vec.conversion.within import convert_within
 from llm2vec.recipe.files import merged
@@ -47,10 +47,10 @@ def convert_and_show(recipe: llm2vec.Recipe, out: Path, *, budget: Budget | None
     warnings.simplefilter("ignore")
     started = time.monotonic()
     if budget is None:
-        llm2vec.convert(recipe, out, keep_stages=True, progress=Drawn())
+        llm2vec.convert(recipe, out, keep_stages=True, progress=ProgressDisplay())
     else:
-        convert_within(recipe, budget, out, keep_stages=True, progress=Drawn())
-    report = measure(out, progress=Drawn())
+        convert_within(recipe, budget, out, keep_stages=True, progress=ProgressDisplay())
+    report = measure(out, progress=ProgressDisplay())
     page = write_report(report, out.parent)
     results.print(Markdown(to_markdown([part for part in sections(report) if part.title in SHOWN])))
     peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

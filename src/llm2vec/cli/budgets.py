@@ -1,4 +1,4 @@
-"""`--hours` and `--tokens`: their options, what `convert` says of long recipes, and what `info` offers."""
+"""`--hours` and `--tokens`: their options, a warning of long recipes, and what `info` offers."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,26 +17,27 @@ if TYPE_CHECKING:
 
 Hours = Annotated[
     float | None,
-    typer.Option(help="Plan steps and batches for so many hours on this machine, and keep to it."),
+    typer.Option(help="Hours on this machine to plan steps and batches for, and to keep to."),
 ]
 Tokens = Annotated[
-    str | None, typer.Option(help="The same for so many tokens of MNTP: 250k, 1M ...")
+    str | None, typer.Option(help="Tokens of MNTP to plan for instead: 250k, 1M ...")
 ]
 
 BUDGET_PRESET = "hours"
-"""What decoders that are not small start from within a budget."""
+"""Preset of decoders that are not small, if there is a budget."""
 
 _LONG_HOURS = 3.0
-"""A recipe that takes longer says so before it starts."""
+"""Hours from which `convert` warns before it starts."""
 
 _PLANNED = ("mntp.steps", "mntp.eval_every", "simcse.steps", "corpus.self_texts")
 
 
 def budget_of(hours: float | None, tokens: str | None, sets: list[str] | None) -> Budget | None:
-    """The budget that a command line names; None where it names none.
+    """The budget that a command line names; None without one.
 
     Raises:
-        UsageError: Both options are given, one is not above 0, or `--set` names what a budget plans.
+        UsageError: Both options are given, one is not above 0, or `--set` has a knob that a budget
+            plans.
     """
     if hours is None and tokens is None:
         return None
@@ -50,7 +51,7 @@ def budget_of(hours: float | None, tokens: str | None, sets: list[str] | None) -
 
 
 def _value(given: dict[str, Any], key: str) -> Any:
-    """A value of nested settings by its whole key; None where it is not given."""
+    """A value of nested settings by its whole key, such as `mntp.steps`; None if not given."""
     value: Any = given
     for part in key.split("."):
         value = value.get(part) if isinstance(value, dict) else None
@@ -64,13 +65,13 @@ def warn_of_hours(recipe: Recipe) -> None:
     hours = sum(each.seconds for each in estimates(recipe)) / 3600
     if hours > _LONG_HOURS:
         people.print(
-            f"note: this recipe takes about {duration(3600 * hours)} here, estimated; --hours 1 makes the best of one "
-            "hour, and `llm2vec info` says what other budgets buy"
+            f"note: this recipe takes about {duration(3600 * hours)} here, estimated; --hours 1 "
+            "makes the best of one hour, and `llm2vec info` says what other budgets buy"
         )
 
 
 def print_offers(offers: "Sequence[tuple[Plan, Recipe]]") -> None:
-    """A table of what some hours would buy."""
+    """Print a table of what some budgets would buy."""
     rows = [[f"{plan.budget}, estimated", plan.described(recipe)] for plan, recipe in offers]
     if rows:
         table("With --hours:", ["", ""], rows)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llm2vec.backbone.source import Source
-from llm2vec.cli.console import Drawn, answer, one_of, people, results
+from llm2vec.cli.console import ProgressDisplay, answer, one_of, people, results
 from llm2vec.cli.inputs import TextSource, given_texts, unread_source
 from llm2vec.cli.options import (
     Delimiter,
@@ -136,7 +136,7 @@ def encode_folder(
     from llm2vec.encoder.encoder import Encoder
 
     devices = _devices(given["devices"])
-    encoder, drawn = Encoder.from_pretrained(model, device=devices[0]), Drawn()
+    encoder, drawn = Encoder.from_pretrained(model, device=devices[0]), ProgressDisplay()
     prompt = asked["prompt"]
     options = _options(
         given,
@@ -160,7 +160,7 @@ def _workers(
     options: "VectorOptions",
     task: "VectorTask",
     devices: Sequence[str | None],
-    drawn: Drawn,
+    drawn: ProgressDisplay,
 ) -> "Workers | None":
     """Processes for several devices; None where this process is enough."""
     from llm2vec.bulk.workers import Opening, Workers
@@ -217,7 +217,7 @@ def words(
     from llm2vec.bulk.parts import PartOptions, PartTask
     from llm2vec.encoder.encoder import Encoder
 
-    encoder, drawn = Encoder.from_pretrained(opened_from), Drawn()
+    encoder, drawn = Encoder.from_pretrained(opened_from), ProgressDisplay()
     options = PartOptions(unit, store or "float32")  # type: ignore[arg-type]  # checked above
     task = PartTask(encoder, options, on_note=drawn.note)
     _tell(_run(task, encoder, rows, out, model, given, drawn), json=json)
@@ -253,7 +253,7 @@ def _run(
     out: Path,
     model: str,
     given: Mapping[str, Any],
-    drawn: Drawn,
+    drawn: ProgressDisplay,
     workers: "Workers | None" = None,
 ) -> "Summary":
     from llm2vec.bulk.run import SHARD_ROWS, run

@@ -37,47 +37,41 @@ people = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emo
 results = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
-class Drawn:
-    """Draws long work: a bar on a terminal, now and then a line elsewhere."""
+class ProgressDisplay:
+    """Draws the progress of tasks: a bar on a terminal, and elsewhere a line now and then."""
 
     def __init__(self) -> None:
         self._bar: Progress | None = None
-        self._task: Any = None
-        self._name, self._total, self._done, self._spoke = "", 0, 0, 0.0
+        self._bar_task: Any = None
+        self._task, self._total, self._done = "", 0, 0
         self._numbers: dict[str, float] = {}
+        self._started_s = self._last_line_s = 0.0
 
     def start(self, task: str, *, total: int | None) -> None:
         self.close()
-        self._name, self._total, self._done, self._numbers = task, total or 0, 0, {}
-        self._started = self._spoke = time.monotonic()
+        self._task, self._total, self._done = task, total or 0, 0
+        self._numbers = {}
+        self._started_s = self._last_line_s = time.monotonic()
         if people.is_terminal:
-            columns = (
-                TextColumn("{task.description:<14}", markup=False),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-            )
-            left = (TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[numbers]}"))
-            self._bar = Progress(*columns, *left, console=people, transient=True)
-            self._task = self._bar.add_task(task, total=total, numbers="")
+            self._bar = _new_bar()
+            self._bar_task = self._bar.add_task(task, total=total, numbers="")
             self._bar.start()
 
     def advance(self, count: int, /, **numbers: float) -> None:
         self._done += count
         self._numbers.update(numbers)
         if self._bar is not None:
-            self._bar.update(self._task, advance=count, numbers=_shown(self._numbers))
-        elif time.monotonic() - self._spoke > _LINE_EVERY_S:
-            self._spoke = time.monotonic()
-            people.print(f"{self._name}: {self._place()}  {_shown(self._numbers)}")
+            self._bar.update(self._bar_task, advance=count, numbers=_shown(self._numbers))
+        elif time.monotonic() - self._last_line_s > _LINE_EVERY_S:
+            self._last_line_s = time.monotonic()
+            people.print(f"{self._task}: {self._position()}  {_shown(self._numbers)}")
 
     def finish(self, **numbers: float) -> None:
         self._numbers.update(numbers)
         self.close()
-        took = time.monotonic() - self._started
-        people.print(
-            f"{self._name}: {self._done:,} in {took:.0f} s  {_shown(self._numbers)}".rstrip()
-        )
+        elapsed_s = time.monotonic() - self._started_s
+        line = f"{self._task}: {self._done:,} in {elapsed_s:.0f} s  {_shown(self._numbers)}"
+        people.print(line.rstrip())
 
     def note(self, message: str) -> None:
         people.print(message)
@@ -88,17 +82,36 @@ class Drawn:
             self._bar.stop()
             self._bar = None
 
-    def _place(self) -> str:
+    def _position(self) -> str:
+        """How many items are done, of how many, and the time that the others need."""
         if not self._total or not self._done:
             return f"{self._done:,}"
-        left = (time.monotonic() - self._started) * (self._total - self._done) / self._done
-        return f"{self._done:,} of {self._total:,}, {left:.0f} s left"
+        elapsed_s = time.monotonic() - self._started_s
+        left_s = elapsed_s * (self._total - self._done) / self._done
+        return f"{self._done:,} of {self._total:,}, {left_s:.0f} s left"
+
+
+def _new_bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description:<14}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[numbers]}"),
+        console=people,
+        transient=True,
+    )
 
 
 def _shown(numbers: dict[str, float]) -> str:
-    return "  ".join(
-        f"{name} {value:,.{0 if value >= 100 else 3}f}" for name, value in numbers.items()
-    )
+    """Numbers with their names; large ones without decimals."""
+    parts = []
+    for name, value in numbers.items():
+        decimals = 0 if value >= 100 else 3
+        parts.append(f"{name} {value:,.{decimals}f}")
+    return "  ".join(parts)
 
 
 def answer(value: Any) -> None:

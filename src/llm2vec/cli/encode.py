@@ -14,6 +14,8 @@ from llm2vec.cli.inputs import TextSource, given_texts
 from llm2vec.cli.options import (
     Delimiter,
     Json,
+    Prompt,
+    PromptName,
     TextColumn,
     TextFile,
     TextFormat,
@@ -37,7 +39,8 @@ def register(app: typer.Typer) -> None:
         "`llm2vec encode encoder 'a text' 'another'`\n\n"
         "`llm2vec encode encoder --file texts.txt --out vectors.npy`\n\n"
         "`cat texts.txt | llm2vec encode encoder --out vectors.parquet --normalize`\n\n"
-        "`llm2vec encode encoder --file big.parquet --text-column body --id-column id --out vectors`"
+        "`llm2vec encode encoder --file big.parquet --text-column body --id-column id "
+        "--out vectors`"
     )(encode)
 
 
@@ -55,12 +58,8 @@ def encode(
             "size. By default JSON lines are printed."
         ),
     ] = None,
-    prompt: Annotated[
-        str | None, typer.Option(help="Prompt before every text; it is not pooled.")
-    ] = None,
-    prompt_name: Annotated[
-        str | None, typer.Option(help="Name of a prompt in the encoder's settings.")
-    ] = None,
+    prompt: Prompt = None,
+    prompt_name: PromptName = None,
     normalize: Annotated[
         bool, typer.Option("--normalize", help="Scale vectors to length 1.")
     ] = False,

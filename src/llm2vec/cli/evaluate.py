@@ -57,7 +57,7 @@ def evaluate(
 ) -> None:
     """Measure sentence vectors on your own data, or on MTEB.
 
-    The models `tfidf` and `random:DECODER` show how far one comes without any training, and
+    The models `tfidf` and `random:DECODER` show what is reached without any training, and
     `prompt:DECODER`, `prompt+1:DECODER` and `echo:DECODER` what an untrained decoder knows if it is
     asked well.
     """

@@ -17,7 +17,8 @@ def register(app: typer.Typer) -> None:
     app.command(
         epilog="Examples:\n\n"
         "`llm2vec export encoder --to onnx --out encoder-onnx`\n\n"
-        "`llm2vec export encoder --to onnx --precision int8 --out encoder-int8 --pairs stsb.test.tsv`\n\n"
+        "`llm2vec export encoder --to onnx --precision int8 --out encoder-int8 "
+        "--pairs stsb.test.tsv`\n\n"
         "`llm2vec export encoder --to gguf --precision q8_0 --out encoder-q8`\n\n"
         "`llm2vec export encoder --to static --out encoder-static`"
     )(export)
@@ -54,7 +55,8 @@ def _summary(found: "Exported") -> str:
     parts = [f"{found.folder} is ready: {found.weights}, {found.weights_bytes / 1e6:,.1f} MB"]
     if found.agreement is not None:
         parts.append(
-            f"cosine with the source at least {found.agreement.least_cosine:.6f} over {found.agreement.texts} texts"
+            f"cosine with the source at least {found.agreement.least_cosine:.6f} over "
+            f"{found.agreement.texts} texts"
         )
     source, export = found.similarity["source"], found.similarity["export"]
     parts.append(f"Spearman on {found.pairs} {source:.4f} before and {export:.4f} after")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from llm2vec.cli.console import Drawn, answer, one_line, one_of, pasted, people
+from llm2vec.cli.console import ProgressDisplay, answer, one_line, one_of, pasted, people
 from llm2vec.cli.inputs import TextSource, given_texts, labelled_sentences
 from llm2vec.cli.options import (
     Delimiter,
@@ -38,26 +38,32 @@ _HELD_OUT_EVERY = 10
 Start = Annotated[
     str,
     typer.Argument(
-        help="A decoder or an encoder folder; `uni:DECODER` stays causal; `auto:ENCODER` is any "
+        help="Decoder or encoder folder; `uni:DECODER` stays causal; `auto:ENCODER` is any "
         "encoder of transformers (BERT ...)."
     ),
 ]
 Out = Annotated[Path, typer.Option(help="Folder to make.")]
 Method = Annotated[
-    str, typer.Option(help="lora trains adapters and merges them; full trains every weight.")
+    str,
+    typer.Option(
+        help="How to train: lora trains adapters and merges them, full trains every weight."
+    ),
 ]
-Epochs = Annotated[float | None, typer.Option(help="Longest training, in passes over the data.")]
+Epochs = Annotated[float | None, typer.Option(help="Longest training, in epochs.")]
 BatchSize = Annotated[int | None, typer.Option(help="Texts in a step, per process.")]
 LearningRate = Annotated[
     float | None, typer.Option(help="Peak learning rate: by default 5e-4 (lora) or 5e-5 (full).")
 ]
 Patience = Annotated[
     int | None,
-    typer.Option(help="Evaluations without a better score after which training stops."),
+    typer.Option(help="Number of evaluations without a better score after which training stops."),
 ]
 MaxLength = Annotated[int | None, typer.Option(help="Longest text, in tokens.")]
 ClassWeights = Annotated[
-    str, typer.Option(help="balanced: rare labels count for more in the loss; none.")
+    str,
+    typer.Option(
+        help="Weights of the labels in the loss: balanced makes rare labels count more, or none."
+    ),
 ]
 Sets = Annotated[
     list[str] | None,
@@ -155,7 +161,7 @@ def tagger(
         reading=cast("Reading", reading),
         seed=seed,
         trust_remote_code=trust_remote_code,
-        progress=Drawn(),
+        progress=ProgressDisplay(),
     )
     _show(found, f"llm2vec tag {pasted(found.folder)} 'some text'", json=json)
 
@@ -221,7 +227,7 @@ def classifier(
         pooling=cast("Pooling", pooling),
         seed=seed,
         trust_remote_code=trust_remote_code,
-        progress=Drawn(),
+        progress=ProgressDisplay(),
     )
     _show(found, f"llm2vec classify {pasted(found.folder)} 'some text'", json=json)
 
@@ -235,7 +241,7 @@ def classify(
     delimiter: Delimiter = None,
     json: Json = False,
 ) -> None:
-    """Label texts with a fine-tuned classifier: the label or labels, and the probability of each."""
+    """Label texts with a fine-tuned classifier: labels and the probability of each."""
     rows = given_texts(texts, TextSource(file, column, as_format, delimiter), stdin=sys.stdin).rows
     from llm2vec.finetuning.folder import TextClassifier
 

@@ -88,10 +88,10 @@ def given_texts(arguments: Sequence[str] | None, source: TextSource, *, stdin: T
 
 
 def unread_source(source: TextSource, *, stdin: TextIO) -> str | DataFile:
-    """Where texts are that are read row by row: a file as it was named, or standard input.
+    """The source of texts that are read row by row: a file by its name, or standard input.
 
     Raises:
-        UsageError: There is no file and nothing on standard input, or no such format.
+        UsageError: There is no file and nothing on standard input, or the format does not exist.
     """
     if source.as_format is not None:
         one_of("--format", source.as_format, get_args(Format))
@@ -104,7 +104,7 @@ def unread_source(source: TextSource, *, stdin: TextIO) -> str | DataFile:
 
 
 def _unbuffered(stdin: TextIO) -> IO[bytes]:
-    """Standard input without its buffer, whose lock a thread that waits for input never gives back."""
+    """Standard input without its buffer, whose lock a waiting thread would never give back."""
     try:
         descriptor = stdin.fileno()
     except UnsupportedOperation:

@@ -84,4 +84,6 @@ WordColumn = Annotated[
 WordMetric = Annotated[
     str, typer.Option("--metric", help="Metric of the words: accuracy or entity-f1.")
 ]
+Prompt = Annotated[str | None, typer.Option(help="Prompt before every text; it is not pooled.")]
+PromptName = Annotated[str | None, typer.Option(help="Name of a prompt in the encoder's settings.")]
 Pooling = Annotated[str | None, typer.Option(help="Pooling to use instead of the encoder's own.")]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llm2vec.cli.console import Drawn, answer, people
+from llm2vec.cli.console import ProgressDisplay, answer, people
 from llm2vec.cli.inputs import labelled_sentences
 from llm2vec.cli.options import Json, LabelColumn, TrustRemoteCode, WordColumn, WordMetric
 from llm2vec.cli.words import word_metric
@@ -71,7 +71,7 @@ def report(
     from llm2vec.report.measure import SentenceTask, measure
 
     sentences = None if sts is None else [SentenceTask(sts.stem, sts, str(sts))]
-    display = Drawn()
+    display = ProgressDisplay()
     try:
         facts = measure(
             run,

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm2vec.cli.console import Drawn, answer, print_ready, results, table
+from llm2vec.cli.console import ProgressDisplay, answer, print_ready, results, table
 from llm2vec.conversion.budget import Budget
 from llm2vec.recipe.knobs import Recipe
 
@@ -51,7 +51,7 @@ def run_recipe(recipe: Recipe, out: Path, options: RunOptions) -> None:
     job = partial(convert, recipe, out)
     if options.budget is not None:
         job = partial(convert_within, recipe, options.budget, out)
-    display = Drawn()
+    display = ProgressDisplay()
     try:
         conversion = job(
             keep_stages=options.keep_stages,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from llm2vec.cli.console import Drawn, answer, one_line, one_of, pasted, people
+from llm2vec.cli.console import ProgressDisplay, answer, one_line, one_of, pasted, people
 from llm2vec.cli.inputs import TextSource, given_texts, labelled_sentences
 from llm2vec.cli.legacy import word_task_among
 from llm2vec.cli.options import (
@@ -252,7 +252,7 @@ def _probe_model(
     """Probe one model, draw how many sentences it has read, and print its value."""
     from llm2vec.evaluation import probe as probing
 
-    display = Drawn()
+    display = ProgressDisplay()
     display.start(name, total=sum(map(len, sentences.values())))
     try:
         probed = probing.probe(

@@ -19,6 +19,7 @@ from llm2vec.encoder.layers import Layer
 from llm2vec.encoder.words import Merge, Reading, joined, word_states, word_tokens
 from llm2vec.errors import CorpusError, UsageError
 from llm2vec.evaluation import word_metrics
+from llm2vec.evaluation.bootstrap import interval
 from llm2vec.evaluation.linear_classifier import Classifier, train_classifiers
 from llm2vec.evaluation.state_cache import StateCache, encoder_fingerprint
 from llm2vec.evaluation.word_metrics import Metric
@@ -245,18 +246,18 @@ def probe_splits(
     """
     if seeds < 1:
         raise UsageError(f"seeds is {seeds}; a probe needs at least one")
-    labels = _training_labels(train.sentences, metric)
-    _check_labels(labels, test.sentences, metric, part="test")
+    labels = _shared_labels(train.sentences, test.sentences, metric)
     by_reading = _development_accuracies(train, dev, labels)
     best = max(by_reading, key=by_reading.__getitem__)
     classifiers = _train(train, best, labels, seeds=range(seeds))
     guesses = [_guesses(each, test, best, labels) for each in classifiers]
     found = word_metrics.measure_seeds(test.sentences, guesses, metric)
+    low, high = interval(found.resampled)
     return ProbeResult(
         metric=metric,
         value=found.value,
-        low=found.low,
-        high=found.high,
+        low=low,
+        high=high,
         seeds=found.seeds,
         accuracy=found.accuracy,
         precision=found.precision,
@@ -338,10 +339,18 @@ def _check_sentences(
 ) -> None:
     """Refuse sentences that no probe can learn from, before a model computes their states."""
     train, _ = with_development(train, dev)
-    labels = _training_labels(train, metric)
-    _check_labels(labels, test, metric, part="test")
+    labels = _shared_labels(train, test, metric)
     if dev:
         _check_labels(labels, dev, "accuracy", part="development")
+
+
+def _shared_labels(
+    train: Sequence[TaggedSentence], test: Sequence[TaggedSentence], metric: Metric
+) -> list[str]:
+    """The labels of the training sentences, of which the test sentences have at least one."""
+    labels = _training_labels(train, metric)
+    _check_labels(labels, test, metric, part="test")
+    return labels
 
 
 def _training_labels(sentences: Sequence[TaggedSentence], metric: Metric) -> list[str]:

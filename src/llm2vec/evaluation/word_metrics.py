@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from llm2vec.corpus.tagged import TaggedSentence, entities
-from llm2vec.evaluation.bootstrap import interval, resamples
+from llm2vec.evaluation.bootstrap import resamples
 
 Metric = Literal["accuracy", "entity-f1"]
 
@@ -24,24 +24,23 @@ class SeedMetrics:
     """Metrics of the guesses of several classifiers, each trained from a seed of its own.
 
     Attributes:
-        value: Value of the metric, mean over the seeds.
-        low: Lower end of the value's 95% interval over resampled sentences.
-        high: Upper end of that interval.
         seeds: Value of each seed.
         accuracy: Share of the words labelled right, mean over the seeds.
         precision: Share of the guessed spans that are right, mean over the seeds.
         recall: Share of the true spans that were guessed, mean over the seeds.
-        resampled: The value on each resample of the sentences: values_R.
+        resampled: The mean value over the seeds on each resample of the sentences: values_R.
     """
 
-    value: float
-    low: float
-    high: float
     seeds: tuple[float, ...]
     accuracy: float
     precision: float
     recall: float
     resampled: np.ndarray
+
+    @property
+    def value(self) -> float:
+        """The mean value over the seeds."""
+        return float(np.mean(self.seeds))
 
 
 def measure_seeds(
@@ -52,18 +51,12 @@ def measure_seeds(
     """The metrics of the labels that K classifiers guessed for each sentence."""
     counts_KS3 = np.stack([sentence_counts(sentences, each, metric) for each in guesses])
     words_KS3 = np.stack([sentence_counts(sentences, each, "accuracy") for each in guesses])
-    resampled = resampled_values(counts_KS3)
-    low, high = interval(resampled)
-    seeds = tuple(map(value, counts_KS3))
     return SeedMetrics(
-        value=float(np.mean(seeds)),
-        low=low,
-        high=high,
-        seeds=seeds,
+        seeds=tuple(map(value, counts_KS3)),
         accuracy=float(np.mean([value(each) for each in words_KS3])),
         precision=_mean_ratio(counts_KS3, 1),
         recall=_mean_ratio(counts_KS3, 2),
-        resampled=resampled,
+        resampled=resampled_values(counts_KS3),
     )
 
 

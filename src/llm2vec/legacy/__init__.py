@@ -1,1 +1,1 @@
-"""Version 0.2.3: its API over our encoder, its files and its import paths. Nothing else imports this folder."""
+"""Version 0.2.3 (McGill-NLP/llm2vec): its API over our `Encoder`, its files, its import paths."""

@@ -1,4 +1,4 @@
-"""Tables for the configuration files of version 0.2.3: old names, prompts, and keys without effect."""
+"""Tables for configuration files of version 0.2.3: old names, prompts, keys without effect."""
 
 from collections.abc import Mapping
 

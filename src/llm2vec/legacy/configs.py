@@ -143,7 +143,7 @@ def _reports(file: ConfigFile) -> list[str]:
 
 
 def _length(file: ConfigFile) -> tuple[int, float | None]:
-    """Steps, and the epochs that the learning rate's schedule takes; None ends it with the steps."""
+    """Steps, and the epochs of the learning rate's schedule; None ends it with the steps."""
     steps, limit = file.take("stop_after_n_steps"), file.take("max_steps")
     epochs = file.take("num_train_epochs")
     if not file.take("do_train"):

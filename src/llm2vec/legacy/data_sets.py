@@ -1,6 +1,6 @@
-"""The data sets of version 0.2.3, by the names they had there.
+"""The data sets of version 0.2.3 by their names, for code that reads their rows itself.
 
-Ours trains from any file (`supervised.corpus`, `simcse.corpus`); these are for code that wants the rows themselves.
+Training here reads any file: see `supervised.corpus` and `simcse.corpus` of the recipe.
 """
 
 import random
@@ -21,7 +21,7 @@ from llm2vec.recipe.knobs import CorpusRecipe
 
 @dataclass
 class DataSample:
-    """A row as it is kept: a text, one that belongs to it and, perhaps, one that does not."""
+    """A stored row: a text, one that belongs to it and, perhaps, one that does not."""
 
     id_: int
     query: str
@@ -55,22 +55,23 @@ class E5Data(Dataset):
     """The public part of E5: anchors with their instructions, positives, hard negatives.
 
     Args:
-        dataset_name: Says nothing.
-        split: There is `train` alone.
-        file_path: A folder of jsonl files with `query`, `positive`, `negative`.
-        effective_batch_size: Samples follow each other in blocks of so many of one file; the rest is dropped.
-        shuffle_individual_datasets: Shuffle within each file first.
-        separator: What stands between an instruction and its text.
-        seed: Of the shuffling.
+        dataset_name: Without effect.
+        split: Name of the split; there is only `train`.
+        file_path: Folder of jsonl files with `query`, `positive`, `negative`.
+        effective_batch_size: Number of samples in a block. A block is of one file, and the last
+            samples that fill no block are dropped.
+        shuffle_individual_datasets: Whether each file is shuffled before it is cut into blocks.
+        separator: Marker between an instruction and its text.
+        seed: Seed of the shuffling.
 
     Raises:
-        UsageError: No such split or path.
+        UsageError: There is no such split or path.
         CorpusError: A row lacks a text.
     """
 
     def __init__(
         self,
-        dataset_name: str = "E5",  # the first implementation's order of arguments
+        dataset_name: str = "E5",  # the order of arguments is version 0.2.3's
         split: str = "train",
         file_path: str | None = None,
         effective_batch_size: int = 32,
@@ -79,17 +80,14 @@ class E5Data(Dataset):
         *,
         seed: int = 42,
     ) -> None:
-        shuffle, blocks = random.Random(seed), []  # noqa: S311  # order, not secrets
+        order = random.Random(seed)  # noqa: S311  # order, not secrets
+        blocks: list[list[TrainSample]] = []
         for path in sorted(_checked(split, file_path).glob("*.jsonl")):
             samples = list(_triples(path, separator))
             if shuffle_individual_datasets:
-                shuffle.shuffle(samples)
-            whole = len(samples) // effective_batch_size * effective_batch_size
-            blocks += [
-                samples[start : start + effective_batch_size]
-                for start in range(0, whole, effective_batch_size)
-            ]
-        shuffle.shuffle(blocks)
+                order.shuffle(samples)
+            blocks += _whole_blocks(samples, effective_batch_size)
+        order.shuffle(blocks)
         self.samples = [sample for block in blocks for sample in block]
 
 
@@ -97,17 +95,17 @@ class Wiki1M(Dataset):
     """Sentences of Wikipedia, each as its own positive.
 
     Args:
-        dataset_name: Says nothing.
-        split: There is `train` alone.
-        file_path: A file with a text a line.
+        dataset_name: Without effect.
+        split: Name of the split; there is only `train`.
+        file_path: File with a text a line.
 
     Raises:
-        UsageError: No such split or path.
+        UsageError: There is no such split or path.
     """
 
     def __init__(
         self,
-        dataset_name: str = "Wiki1M",  # the first implementation's order of arguments
+        dataset_name: str = "Wiki1M",  # the order of arguments is version 0.2.3's
         split: str = "train",
         file_path: str | None = None,
     ) -> None:
@@ -122,8 +120,14 @@ def _checked(split: str, file_path: str | None) -> Path:
     if split != "train":
         raise UsageError(f"there is no split {split!r}; there is 'train'")
     if file_path is None or not Path(file_path).exists():
-        raise UsageError(f"file_path {file_path} is not there; it names the downloaded data")
+        raise UsageError(f"file_path {file_path} does not exist; it names the downloaded data")
     return Path(file_path)
+
+
+def _whole_blocks(samples: Sequence[TrainSample], size: int) -> list[list[TrainSample]]:
+    """Samples in blocks of one size; the last ones that fill no block are left out."""
+    end = len(samples) // size * size
+    return [list(samples[start : start + size]) for start in range(0, end, size)]
 
 
 def _triples(path: Path, separator: str) -> Iterator[TrainSample]:
@@ -142,13 +146,13 @@ def load_dataset(
     """A training set by name.
 
     Args:
-        dataset_name: `E5` (a folder of jsonl files with `query`, `positive`, `negative`) or `Wiki1M` (a text a line).
-        split: There is `train` alone.
-        file_path: The folder or file.
-        **options: As of `E5Data`.
+        dataset_name: Name of the set: `E5` or `Wiki1M`.
+        split: Name of the split; there is only `train`.
+        file_path: Folder (`E5`) or file (`Wiki1M`) of the set.
+        **options: Further arguments of `E5Data`.
 
     Raises:
-        UsageError: No such set, split or path.
+        UsageError: There is no such set, split or path.
     """
     sets: dict[str, type[Any]] = {"E5": E5Data, "Wiki1M": Wiki1M}
     if dataset_name not in sets:

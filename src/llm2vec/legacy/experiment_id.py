@@ -1,4 +1,4 @@
-"""`generate_experiment_id`: how the first implementation's training scripts, and copies of them, name folders."""
+"""`generate_experiment_id`, which names the folders of version 0.2.3's training scripts."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ def generate_experiment_id(
     lr: float | None,
     lora_r: int | None,
 ) -> str:
-    """A name that says how a model was trained; a part of another type than is said here, such as None, is left out.
+    """A name that says how a model was trained, without the parts that are None or of another type.
 
     Example:
         >>> generate_experiment_id("E5", "train", "m", "mean", 64, 512, True, 3, 42, None, 2e-4, 16)

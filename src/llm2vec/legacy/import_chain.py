@@ -1,4 +1,4 @@
-"""A chain of the first implementation as one encoder folder: merged, proven, read back as others will read it."""
+"""A chain of adapters of version 0.2.3 as one encoder folder: merged, proven, and read back."""
 
 import warnings
 from pathlib import Path
@@ -20,26 +20,28 @@ from llm2vec.runtime.files import (
 
 
 def import_encoder(chain: Chain, out: Path, *, pooling: str | None = None) -> dict[str, Any]:
-    """Merge a chain and write the encoder, whole or not at all.
+    """Merge a chain of adapters and write the encoder, completely or not at all.
 
     Args:
-        chain: As from `find_chain`.
-        out: The folder to make; there must be nothing in it.
-        pooling: Instead of what the adapters' settings say.
+        chain: Base and adapters, as `find_chain` returns them.
+        out: Folder to make, which must be empty or not exist.
+        pooling: Pooling; None takes what the adapters' settings say.
 
     Returns:
-        What `provenance.json` in the folder says: the chain in the order it was merged, and the proofs.
+        The contents of `provenance.json`: the adapters in the order they were merged, and the
+        proofs.
 
     Raises:
-        RunError: There is something in `out`.
-        ModelError: Something cannot be loaded, does not fit, or cannot be made bidirectional.
-        UsageError: sentence-transformers has nothing like the pooling.
+        RunError: The folder is not empty.
+        ModelError: A model cannot be loaded, an adapter does not fit, or the decoder cannot be made
+            bidirectional.
+        UsageError: sentence-transformers has no equivalent of the pooling.
         ProofFailed: sentence-transformers reads other vectors from the folder.
     """
     out = resolved_folder(out, option="--out")
     refuse_occupied(out)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # doubts were told before
+        warnings.simplefilter("ignore")  # the caller has shown the doubts already
         encoder = Encoder.from_pretrained(chain.base, adapters=chain.folders, pooling=pooling)
     encoder.settings = encoder.settings.changed(boundary="offsets")
     reason = unlike_elsewhere(encoder.settings, encoder.tokenizer)

@@ -1,7 +1,7 @@
-"""`LLM2Vec`, version 0.2.3's class, over our `Encoder`: what `from llm2vec import LLM2Vec` gives.
+"""`LLM2Vec`, the class of version 0.2.3, over our `Encoder`.
 
-It takes 0.2.3's arguments by 0.2.3's names, texts as `[instruction, text]` pairs, and padded features for code that
-trains or pools by itself.
+It takes the arguments of version 0.2.3 by their names, texts as `[instruction, text]` pairs, and
+padded features for code that trains or pools by itself.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,8 +23,14 @@ from llm2vec.encoder.settings import Settings, pooling_named
 from llm2vec.encoder.templates import published_template
 from llm2vec.encoder.tokenization import encoder_tokens
 from llm2vec.errors import UsageError
-from llm2vec.legacy.arguments import SEPARATOR, Texts, loading_arguments, split_pairs
-from llm2vec.legacy.features import from_features, to_features
+from llm2vec.legacy.arguments import (
+    SEPARATOR,
+    Texts,
+    from_features,
+    loading_arguments,
+    split_pairs,
+    to_features,
+)
 
 if TYPE_CHECKING:
     from transformers import (
@@ -39,7 +45,7 @@ if TYPE_CHECKING:
 
 
 def _setting(name: str) -> Any:
-    """A setting as an attribute, to read and to set."""
+    """A property that reads and changes one of the encoder's settings."""
 
     def read(self: "LLM2Vec") -> Any:
         return getattr(self.settings, name)
@@ -62,7 +68,7 @@ def _pooling(name: str) -> str:
 
 
 class Options(TypedDict, total=False):
-    """What `encode` takes beside the arguments that it has had since version 0.2.3."""
+    """Arguments of `encode` that version 0.2.3 did not have."""
 
     prompt: str | None
     prompt_name: str | None
@@ -71,18 +77,19 @@ class Options(TypedDict, total=False):
 
 
 class LLM2Vec(Encoder):
-    """The encoder by version 0.2.3's interface; everything that `Encoder` offers is there too.
+    """The encoder with the arguments of version 0.2.3, and with everything that `Encoder` offers.
 
     Args:
-        model: The backbone; its attention and its template are what it says.
-        tokenizer: Its tokenizer.
-        pooling_mode: `mean`, `weighted_mean`, `eos_token`, `last_token` or `bos_token`; None is `mean`.
+        model: Backbone, used as it is: causal or bidirectional, with the template of its name.
+        tokenizer: Tokenizer of the backbone.
+        pooling_mode: `mean`, `weighted_mean`, `eos_token`, `last_token` or `bos_token`; None is
+            `mean`.
         max_length: Longest sequence, in tokens; None is 512.
-        doc_max_length: Longest text without its instruction, in tokens; None is no limit.
-        skip_instruction: Whether instructions are left out of pooling; None is yes.
-        settings: All of this at once.
-        switch: As of `Encoder`.
-        chain: As of `Encoder`.
+        doc_max_length: Longest text without its instruction, in tokens; None sets no limit.
+        skip_instruction: Whether instructions are left out of pooling; None leaves them out.
+        settings: Settings that the other arguments change; None takes the defaults.
+        switch: How the model was made bidirectional, as of `Encoder`.
+        chain: Adapters that were merged, as of `Encoder`.
 
     Example:
         >>> encoder = LLM2Vec.from_pretrained("encoder")  # doctest: +SKIP
@@ -148,23 +155,27 @@ class LLM2Vec(Encoder):
         """Load a decoder, an adapter or a chain of adapters, and prove that it is bidirectional.
 
         Args:
-            base_model_name_or_path: A folder, a hub id or `bundled`. One that holds an adapter names its own base.
-            peft_model_name_or_path: An adapter, or several, in the order they were trained in.
+            base_model_name_or_path: Folder, hub id or `bundled`. A folder that holds an adapter
+                names its own base.
+            peft_model_name_or_path: Adapter, or several in the order they were trained.
             merge_peft: Without effect: adapters are always merged; the vectors are the same.
-            enable_bidirectional: False keeps a decoder causal; None is what the folder says.
-            pooling_mode: Pooling instead of the folder's.
-            max_length: Longest sequence instead of the folder's, in tokens.
-            doc_max_length: Longest text without its instruction, in tokens, instead of the folder's.
-            skip_instruction: Whether instructions are left out of pooling, instead of what the folder says.
-            normalize: Whether vectors are scaled to length 1, instead of what the folder says.
-            template: Template instead of the folder's.
-            **others: `revision`, `token`, `cache_dir`, `trust_remote_code`, for model, tokenizer and configuration
-                alike; `torch_dtype`, `device_map`, `attn_implementation`, `attention_dropout` as transformers names
-                them; `dtype`, `device`, `attention` as of `Encoder.from_pretrained`.
+            enable_bidirectional: Whether the decoder is made bidirectional; None is what the folder
+                says.
+            pooling_mode: Pooling; None is the folder's.
+            max_length: Longest sequence, in tokens; None is the folder's.
+            doc_max_length: Longest text without its instruction, in tokens; None is the folder's.
+            skip_instruction: Whether instructions are left out of pooling; None is what the folder
+                says.
+            normalize: Whether vectors are scaled to length 1; None is what the folder says.
+            template: Template around texts; None is the folder's.
+            **others: `revision`, `token`, `cache_dir` and `trust_remote_code` for model, tokenizer
+                and configuration alike; `torch_dtype`, `device_map`, `attn_implementation` and
+                `attention_dropout` as in transformers; `dtype`, `device` and `attention` as of
+                `Encoder.from_pretrained`.
 
         Raises:
             ModelError: Something cannot be loaded, or cannot be made bidirectional.
-            UsageError: There is no such argument.
+            UsageError: An argument does not exist.
         """
         hub, loading = loading_arguments(others)
         changes = {
@@ -225,20 +236,20 @@ class LLM2Vec(Encoder):
         """Vectors of texts or `[instruction, text]` pairs, in their order.
 
         Args:
-            sentences: A text (the result then has no first axis), texts, or pairs.
-            batch_size: As of `Encoder.encode`.
-            show_progress_bar: As `show_progress` of `Encoder.encode`.
-            convert_to_numpy: Return a numpy array.
-            convert_to_tensor: Return a tensor, also where `convert_to_numpy` is set.
-            device: Move the encoder there first.
-            prompt: As of `Encoder.encode`.
-            prompt_name: As of `Encoder.encode`.
-            normalize: As of `Encoder.encode`.
-            show_progress: As of `Encoder.encode`.
+            sentences: Texts or pairs, or one text, for which the result has no first axis.
+            batch_size: Most texts in a batch; None cuts batches by tokens.
+            show_progress_bar: Whether progress is drawn; `show_progress` by its old name.
+            convert_to_numpy: Whether the result is a numpy array.
+            convert_to_tensor: Whether the result is a tensor even with `convert_to_numpy`.
+            device: Device to move the encoder to first; None leaves it where it is.
+            prompt: Prompt before every text that has no instruction.
+            prompt_name: Name of such a prompt in the settings.
+            normalize: Whether vectors are scaled to length 1; None is what the settings say.
+            show_progress: Whether progress is drawn.
 
         Raises:
-            UsageError: Something is neither a text nor a pair, a text has two prompts, or there is no such
-                prompt.
+            UsageError: A row is neither a text nor a pair, a text has two prompts, or there is no
+                prompt of that name.
         """
         texts, instructions, alone = split_pairs(sentences)
         if prompt is not None and prompt_name is not None:
@@ -261,26 +272,26 @@ class LLM2Vec(Encoder):
         return result.numpy() if convert_to_numpy and not convert_to_tensor else result
 
     def prepare_for_tokenization(self, text: str) -> str:
-        """A text for `tokenize`, its marker included, in the template that `encode` puts around texts."""
+        """A text with its marker, for `tokenize`, in the template that `encode` uses."""
         template = self.settings.template
         return text if template is None else template.replace("{text}", text.strip())
 
     def tokenize(self, texts: Texts) -> "BatchEncoding":
         """Texts as padded tensors: `input_ids`, `attention_mask`, `embed_mask`, each ids_BT.
 
-        Neither wrapped in the template (see `prepare_for_tokenization`) nor cut to `doc_max_length`.
+        The texts are not cut to `doc_max_length`, and not wrapped in the template (see
+        `prepare_for_tokenization`).
 
         Args:
-            texts: Texts or pairs; in a text, what precedes `!@#$%^&*()` is its instruction, to the letter.
+            texts: Texts or pairs. The part of a text before the marker `!@#$%^&*()` is its
+                instruction, character by character.
         """
         plain, instructions, _ = split_pairs(texts)
         if instructions is not None:
             prompts = self._with_separator(instructions)
         else:
-            cut = [
-                text.partition(SEPARATOR) if SEPARATOR in text else ("", "", text) for text in plain
-            ]
-            prompts, plain = [before for before, _, _ in cut], [after for _, _, after in cut]
+            parts = [_split_at_marker(text) for text in plain]
+            prompts, plain = [prompt for prompt, _ in parts], [text for _, text in parts]
         settings = replace(self.settings, template=None, doc_max_length=None)
         tokens = encoder_tokens(self.tokenizer, plain, settings=settings, prompts=prompts)
         return to_features(tokens, pad_id=int(self.tokenizer.pad_token_id))
@@ -289,12 +300,12 @@ class LLM2Vec(Encoder):
         """Vectors of tokenised texts, differentiable: embedding_BD.
 
         Args:
-            sentence_feature: Features as from `tokenize`; rows may be padded on either side.
+            sentence_feature: Features as `tokenize` returns them, padded on either side.
         """
         return self.embed(from_features(sentence_feature, whole=not self.settings.skip_prompt))
 
     def get_pooling(self, features: Mapping[str, Tensor], last_hidden_states: Tensor) -> Tensor:
-        """Pool states_BTD that somebody else computed from the same features: embedding_BD."""
+        """Pool states_BTD that were computed elsewhere from the same features: embedding_BD."""
         mask_BT = features.get("attention_mask", torch.ones(last_hidden_states.shape[:2])).bool()
         states_ND = last_hidden_states[mask_BT.to(last_hidden_states.device)]
         tokens = from_features(features, whole=not self.settings.skip_prompt)
@@ -306,9 +317,9 @@ class LLM2Vec(Encoder):
         """Write a whole encoder folder.
 
         Args:
-            output_path: The folder to make; as of `Encoder.save`.
-            merge_before_save: Without effect: adapters are always merged into what is written.
-            save_config: False leaves our settings file out.
+            output_path: Folder to write, as of `Encoder.save`.
+            merge_before_save: Without effect: the written weights always include the adapters.
+            save_config: Whether the file of settings is written too.
         """
         super().save(output_path)
         if not save_config:
@@ -317,13 +328,13 @@ class LLM2Vec(Encoder):
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None
     ) -> nn.Module:
-        """Make room for more tokens in the backbone's embeddings."""
+        """Change the number of tokens in the backbone's embeddings, as transformers does."""
         return self.model.resize_token_embeddings(new_num_tokens, pad_to_multiple_of)
 
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
     ) -> None:
-        """Recompute states in training instead of keeping them; options are those of transformers."""
+        """Recompute states in training instead of keeping them; the options are transformers'."""
         self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs, **options)
 
 
@@ -333,8 +344,16 @@ def _as_list(value: str | Path | Sequence[str | Path] | None) -> list[str | Path
     return [value] if isinstance(value, str | Path) else list(value)
 
 
+def _split_at_marker(text: str) -> tuple[str, str]:
+    """The instruction before the marker, and the text after it; without a marker, all is text."""
+    if SEPARATOR not in text:
+        return "", text
+    instruction, _, rest = text.partition(SEPARATOR)
+    return instruction, rest
+
+
 def _one_prompt_each(instructions: Sequence[str], common: str) -> list[str]:
-    """Each text's prompt: its own instruction, or what all texts share.
+    """Each text's prompt: its own instruction, or the prompt that all texts share.
 
     Raises:
         UsageError: A text has both.

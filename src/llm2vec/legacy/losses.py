@@ -1,4 +1,4 @@
-"""The contrastive loss of version 0.2.3, by the names it had there."""
+"""The contrastive loss of version 0.2.3, by its names."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from llm2vec.training.contrastive import contrastive_loss
 
 
 def cos_sim(a: Tensor, b: Tensor) -> Tensor:
-    """Cosines of every row of one with every row of the other; one vector is one row.
+    """Cosines of every row of one matrix with every row of the other; a vector is one row.
 
     Example:
         >>> cos_sim(torch.tensor([3.0, 4.0]), torch.tensor([[3.0, 4.0], [-4.0, 3.0]]))
@@ -26,11 +26,11 @@ class HardNegativeNLLLoss(nn.Module):
     """Our contrastive loss as a module; see `llm2vec.training.contrastive.contrastive_loss`.
 
     Args:
-        scale: What cosines are multiplied by.
-        similarity_fct: `cos_sim`, the only one there is.
+        scale: Factor of the cosines.
+        similarity_fct: Similarity; there is only `cos_sim`.
 
     Raises:
-        UsageError: Another similarity.
+        UsageError: The similarity is another one.
     """
 
     def __init__(self, scale: float = 20.0, similarity_fct: Any = cos_sim) -> None:

@@ -1,7 +1,7 @@
-"""Bidirectional model classes under the names that other packages import; one function makes one for any family.
+"""Bidirectional model classes by the names of version 0.2.3, made by one function.
 
-The flag of the configuration is all there is to it (`backbone` proves what it does when an encoder is loaded; these
-classes take it on trust, as the first implementation did).
+Each only sets the flag of the configuration, and does not prove that it has an effect, as version
+0.2.3 did not. `backbone` proves it when an encoder is loaded.
 """
 
 from typing import Any
@@ -21,34 +21,31 @@ from transformers import (
 
 
 def bidirectional(model_class: type[PreTrainedModel], *, name: str | None = None) -> type[Any]:
-    """A model class whose attention is bidirectional; everything else is the class it is made from.
+    """A model class whose attention is bidirectional, and which is otherwise the one it is made of.
 
     Args:
-        model_class: Of transformers, with or without LM head.
-        name: Of the new class; None: the old one's with `Bi` before `Model` or `For`.
+        model_class: Model class of transformers, with or without LM head.
+        name: Name of the new class; None puts `Bi` into the old name.
 
     Example:
         >>> from transformers import Qwen3Model
         >>> bidirectional(Qwen3Model).__name__
         'Qwen3BiModel'
     """
-    made = name or model_class.__name__.replace("Model", "BiModel").replace(
-        "ForCausalLM", "BiForMNTP"
-    )
+    if name is None:
+        name = model_class.__name__.replace("Model", "BiModel")
+        name = name.replace("ForCausalLM", "BiForMNTP")
 
     def __init__(self: Any, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         config.is_causal = False
         model_class.__init__(self, config, *args, **kwargs)
 
-    return type(
-        made,
-        (model_class,),
-        {"__init__": __init__, "__module__": __name__, "__doc__": model_class.__doc__},
-    )
+    members = {"__init__": __init__, "__module__": __name__, "__doc__": model_class.__doc__}
+    return type(name, (model_class,), members)
 
 
 def _with_head(model_class: type[PreTrainedModel]) -> type[Any]:
-    """With what its training script called to reach the model inside."""
+    """Such a class with the methods by which 0.2.3's training script reached the model inside."""
     made = bidirectional(model_class)
 
     def get_model_for_peft(self: Any) -> PreTrainedModel:

@@ -1,8 +1,8 @@
-"""Figures as SVG text, drawn by matplotlib: bars with intervals, curves, histograms, a map of cells.
+"""Figures as SVG text, drawn by matplotlib: bars with intervals, curves, histograms, maps.
 
 A figure needs no scripts, no fonts and no network. Its colours become names (`var(--c1)` ...) that
-the page defines for light and dark. Every figure has a title that screen readers speak; its numbers
-stand in a table beside it.
+the page defines for light and dark. Every figure has a title that screen readers speak, and a table
+beside it holds its numbers.
 """
 
 import io
@@ -134,14 +134,14 @@ def histograms(
     names: tuple[str, str],
     bounds: tuple[float, float] | None = None,
 ) -> str:
-    """Two sets of cosines in 15 bins, one upwards and one downwards, so that neither hides the other.
+    """Two sets of cosines in 15 bins: one upwards, one downwards, so that neither hides the other.
 
     Args:
         title: The title.
         first: The cosines drawn upwards.
         second: The cosines drawn downwards.
         names: The names of the two sets.
-        bounds: Ends of the axis, the same for figures that are compared; None takes the values' own.
+        bounds: Ends of the axis, shared by figures that are compared; None takes the values' own.
     """
     low, high = bounds or (min(*first, *second), max(*first, *second))
     if high - low < 0.02:
@@ -159,7 +159,7 @@ def histograms(
 
 
 def cells(title: str, rows: Sequence[Sequence[float]], *, names: Sequence[str]) -> str:
-    """A map of values between 0 and 1, a row for each layer; the stronger the colour, the nearer to 1.
+    """A map of values from 0 to 1, a row for each layer; a stronger colour is nearer to 1.
 
     Args:
         title: The title.
@@ -249,7 +249,7 @@ def _wrapped(name: str) -> str:
 
 
 def _svg(figure: "Figure", title: str) -> str:
-    """The figure with its title, its colours by name, and marks named so that figures do not mix."""
+    """The figure with its title, colours by name, and marks whose names no other figure has."""
     matplotlib: Any = optional("matplotlib", extra="report")
     settings = {"svg.fonttype": "none", "svg.hashsalt": title}
     text = io.StringIO()

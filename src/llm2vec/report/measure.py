@@ -215,7 +215,10 @@ def _measure_subjects(
     progress: Progress,
     opening: Mapping[str, Any],
 ) -> dict[str, list[Any]]:
-    """The report's facts of each task and of each model's vectors."""
+    """The report's facts of each task and of each model's vectors.
+
+    `opening` holds further arguments of `open_encoder`.
+    """
     tables = [_Measured(_word_entry(task)) for task in words]
     tables += [_with_floors(task, decoder, opening) for task in sentences]
     of_run = [each.title for each in subjects if not each.baseline]
@@ -223,7 +226,7 @@ def _measure_subjects(
     progress.start("measuring", total=len(subjects))
     for subject in subjects:
         encoder = open_encoder(subject.source, adapters=subject.adapters, **opening)
-        scores = [*_probed(words, encoder), *_similarities(sentences, encoder)]
+        scores = _scores(encoder, words, sentences)
         for table, score in zip(tables, scores, strict=True):
             table.add(subject.title, score, baseline=subject.baseline)
         if not subject.baseline:
@@ -232,6 +235,12 @@ def _measure_subjects(
     progress.finish()
     entries = [table.with_changes(of_run) for table in tables]
     return {"words": entries[: len(words)], "sentences": entries[len(words) :], **analyses}
+
+
+def _scores(
+    encoder: Encoder, words: Sequence[WordTask], sentences: Sequence[SentenceTask]
+) -> list[ProbeResult | Score]:
+    return [*_probed(words, encoder), *_similarities(sentences, encoder)]
 
 
 def _efficiency(

@@ -1,1 +1,1 @@
-"""Modules under the import paths of version 0.2.3. `llm2vec.__init__` appends this folder to the package's path."""
+"""Modules under the import paths of version 0.2.3; `llm2vec` appends this folder to its path."""

@@ -1,4 +1,4 @@
-"""`generate_experiment_id`, by the module path it had in version 0.2.3."""
+"""`generate_experiment_id`, by the import path of version 0.2.3."""
 
 from llm2vec.legacy.experiment_id import generate_experiment_id
 

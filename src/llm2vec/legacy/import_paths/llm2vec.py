@@ -1,4 +1,4 @@
-"""`LLM2Vec` by the module path it had in the first implementation."""
+"""`LLM2Vec` by the import path of version 0.2.3."""
 
 from llm2vec.legacy.llm2vec import LLM2Vec
 

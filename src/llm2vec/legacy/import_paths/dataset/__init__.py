@@ -1,4 +1,4 @@
-"""The data sets, by the module path they had in version 0.2.3."""
+"""The data sets, by their import path of version 0.2.3."""
 
 from llm2vec.legacy.data_sets import E5Data, Wiki1M
 

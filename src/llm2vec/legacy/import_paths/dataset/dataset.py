@@ -1,4 +1,4 @@
-"""The rows of a data set, by the module path they had in version 0.2.3."""
+"""The rows of a data set, by their import path of version 0.2.3."""
 
 from llm2vec.legacy.data_sets import DataSample, Dataset, TrainSample
 

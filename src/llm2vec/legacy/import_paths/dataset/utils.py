@@ -1,4 +1,4 @@
-"""`load_dataset`, by the module path it had in version 0.2.3."""
+"""`load_dataset`, by the import path of version 0.2.3."""
 
 from llm2vec.legacy.data_sets import load_dataset
 

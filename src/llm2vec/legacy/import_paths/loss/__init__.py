@@ -1,4 +1,4 @@
-"""The losses, by the module path they had in version 0.2.3."""
+"""The losses, by their import path of version 0.2.3."""
 
 from llm2vec.legacy.losses import HardNegativeNLLLoss
 

@@ -1,4 +1,4 @@
-"""`cos_sim`, by the module path it had in version 0.2.3."""
+"""`cos_sim`, by the import path of version 0.2.3."""
 
 from llm2vec.legacy.losses import cos_sim
 

@@ -1,4 +1,4 @@
-"""`load_loss`, by the module path it had in version 0.2.3."""
+"""`load_loss`, by the import path of version 0.2.3."""
 
 from llm2vec.legacy.losses import load_loss
 

@@ -1,4 +1,4 @@
-"""Bidirectional model classes, by the module path they had in version 0.2.3."""
+"""Bidirectional model classes, by their import path of version 0.2.3."""
 
 from llm2vec.legacy.model_classes import (
     GemmaBiForMNTP,

@@ -1,4 +1,4 @@
-"""Llama's bidirectional classes, by the module path they had in the first implementation."""
+"""Llama's bidirectional classes, by their import path of version 0.2.3."""
 
 from llm2vec.legacy.model_classes import LlamaBiForMNTP, LlamaBiModel
 
