@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from machine import heading
@@ -29,17 +30,19 @@ from llm2vec.training.stages import STAGES
 
 STEP = {"steps": 2, "max_length": 256, "log_every": 1}
 WAYS = {
-    "MNTP, adapters": {"mntp": {**STEP, "batch_size": 4, "eval_blocks": 1, "method": "lora"}},
-    "MNTP, all weights": {"mntp": {**STEP, "batch_size": 4, "eval_blocks": 1, "method": "full"}},
-    "SimCSE, adapters": {"simcse": {**STEP, "batch_size": 4, "method": "lora"}},
+    "MNTP, adapters": {"mntp": {**STEP, "eval_blocks": 1, "method": "lora"}},
+    "MNTP, all weights": {"mntp": {**STEP, "eval_blocks": 1, "method": "full"}},
+    "SimCSE, adapters": {"simcse": {**STEP, "method": "lora"}},
 }
 
 
-def recipe_of(decoder: str, way: str, corpus: str = "self") -> Recipe:
+def recipe_of(decoder: str, way: str, batch_size: int, corpus: str = "self") -> Recipe:
     """A recipe with one stage."""
-    none = {"mntp": {"steps": 0}, "simcse": {"steps": 0}}
-    changes = {**none, **WAYS[way], "decoder": decoder, "corpus": {"source": corpus}}
-    return Recipe.read({**changes, "encoder": {"max_length": 256}})
+    values: dict[str, Any] = {"mntp": {"steps": 0}, "simcse": {"steps": 0}}
+    for stage, knobs in WAYS[way].items():
+        values[stage] = {**knobs, "batch_size": batch_size}
+    values |= {"decoder": decoder, "corpus": {"source": corpus}, "encoder": {"max_length": 256}}
+    return Recipe.read(values)
 
 
 def write_long_texts(path: Path) -> None:
@@ -50,14 +53,14 @@ def write_long_texts(path: Path) -> None:
     path.write_text("\n".join(texts), encoding="utf8")
 
 
-def measure(decoder: str, way: str) -> None:
+def measure(decoder: str, way: str, batch_size: int) -> None:
     """Run the stage in this process, as the command line does, and print the peak in bytes."""
     keep_freed_memory()
     [stage] = [each for each in STAGES if each.name in WAYS[way]]
     with tempfile.TemporaryDirectory() as folder:
         corpus = Path(folder) / "texts.txt"
         write_long_texts(corpus)
-        recipe = recipe_of(decoder, way, str(corpus))
+        recipe = recipe_of(decoder, way, batch_size, str(corpus))
         processes = PartialState(cpu=True)
         run = StageRun(
             recipe, Source.of(decoder), Settings(), Path(folder), corpus, processes, Silent()
@@ -72,18 +75,22 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--decoders", nargs="+", default=["tests/assets/decoders/qwen3", "bundled"])
-    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--batch-size", type=int, default=4, help="blocks or texts in a step")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    size = arguments.batch_size
     if arguments.measure:
-        measure(*arguments.measure)
+        measure(arguments.decoders[0], arguments.ways[0], size)
         return
     print(heading())
     print("| decoder | stage | estimated, MB | measured, MB | estimated / measured |")
     print("| --- | --- | --- | --- | --- |")
     for decoder in arguments.decoders:
-        for way in WAYS:
-            [estimated] = describe(recipe_of(decoder, way)).estimates
-            command = [sys.executable, __file__, "--measure", decoder, way]
+        for way in arguments.ways:
+            [estimated] = describe(recipe_of(decoder, way, size)).estimates
+            command = [sys.executable, __file__, "--measure", "--batch-size", str(size)]
+            command += ["--decoders", decoder, "--ways", way]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             measured = int(done.stdout.splitlines()[-1])
             ratio = estimated.memory_bytes / measured

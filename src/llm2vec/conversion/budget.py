@@ -1,7 +1,7 @@
-"""A conversion that fits into some hours, or reads some tokens: how many steps, how large, how often evaluated.
+"""Planning a conversion within hours or tokens: its steps, batches and evaluations.
 
-Only arithmetic: what a step takes is measured by `rehearsal`, and is an argument here. Loads nothing heavy, so that a
-command can refuse a budget at once.
+This module only calculates. `rehearsal` measures how long a step takes, which is an argument here.
+It loads nothing heavy, so that a command can refuse a budget at once.
 """
 
 import math
@@ -16,46 +16,51 @@ from llm2vec.recipe.files import merged
 from llm2vec.recipe.knobs import Recipe, StageRecipe
 
 _WRITING_SHARE = 0.2
-"""Share of the time in which the decoder writes its own corpus, where it does. A quarter of the text costs words 0.2
-points (docs/results.md, "Texts the decoder writes itself"), so training gets the larger share."""
+"""Share of the time in which the decoder writes its own corpus, if it does. With a quarter of the
+text words lose 0.2 points (docs/results.md, "Texts the decoder writes itself"), so training gets
+the larger share."""
 
 _SIMCSE_SHARE = 0.25
 """SimCSE's share of the training time; MNTP has the rest."""
 
 _EVALUATION_SHARE = 0.05
-"""Share of MNTP's time that its evaluations may take, beyond the first and the last."""
+"""Largest share of MNTP's time for evaluations, without the first and the last."""
 
 _MOST_EVALUATIONS = 10
 
 _LEAST_STEPS = {"mntp": 200, "simcse": 30}
-"""A batch is halved until there are so many steps, or until it is as small as it may be."""
+"""Number of steps that a batch is halved for, as long as it is larger than the smallest batch."""
 
 _SMALLEST_BATCH = {"mntp": 8, "simcse": 32}
-"""SmolLM2-135M learns from 8 blocks of 128 tokens a step (docs/results.md); SimCSE needs the other texts of a step."""
+"""SmolLM2-135M learns from 8 blocks of 128 tokens a step (docs/results.md); SimCSE needs the other
+texts of a step."""
 
 _FEWEST_STEPS = 10
-"""Fewer steps than this are no training, and the budget is refused."""
+"""Smallest number of steps of a stage; a budget for fewer is refused."""
 
 _SAVE_EVERY_S = 120.0
-"""A run that is killed loses about so much."""
+"""Seconds between checkpoints, which is what a killed run loses at most."""
 
 _TOKENS_OF_A_TEXT = 32
-"""Length of a SimCSE text, where a budget counts tokens; sentences of textbooks have 27."""
+"""Assumed number of tokens of a SimCSE text in a budget of tokens; sentences of textbooks have
+27."""
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a conversion may take. One of `hours` and `tokens` is given.
+    """The time or the tokens that a conversion may take; one of the two is given.
 
     Attributes:
         hours: Wall-clock hours of everything: measuring, loading, proofs, training and writing.
-        tokens: Tokens that MNTP reads; SimCSE gets its share on top.
-        began_s: When the hours began, in seconds since the epoch.
+            None for a budget of tokens.
+        tokens: Number of tokens that MNTP reads; SimCSE reads its share beside them. None for a
+            budget of hours.
+        began_s: Beginning of the hours, in seconds since the epoch.
 
     Raises:
-        UsageError: Both are given, or neither, or the one that is given is not above 0.
+        UsageError: Both are given, or neither, or the given one is not above 0.
     """
 
     hours: float | None = None
@@ -71,11 +76,11 @@ class Budget:
 
     @property
     def spent_s(self) -> float:
-        """Seconds of the hours that are gone."""
+        """Seconds since the hours began."""
         return time.time() - self.began_s
 
     def to_dict(self) -> dict[str, Any]:
-        """For the run folder: how much it is, without when it began."""
+        """The budget for the run folder, without its beginning."""
         return {"hours": self.hours, "tokens": self.tokens}
 
     def __str__(self) -> str:
@@ -85,14 +90,14 @@ class Budget:
 
 
 def tokens_named(text: str) -> int:
-    """A number of tokens as a person writes it.
+    """The number of tokens that a person has written, which may end in k, m or b.
 
     Example:
         >>> [tokens_named(text) for text in ("1M", "250k", "1.5m", "4_000")]
         [1000000, 250000, 1500000, 4000]
 
     Raises:
-        UsageError: It is no number.
+        UsageError: The text is not a number.
     """
     found = re.fullmatch(r"(\d[\d_,]*\.?\d*)\s*([kmb]?)", text.strip().lower())
     if found is None:
@@ -103,15 +108,18 @@ def tokens_named(text: str) -> int:
 
 @dataclass(frozen=True)
 class Speeds:
-    """How fast the parts of a conversion are on this machine.
+    """The speeds of the parts of a conversion on this machine.
 
     Attributes:
         fixed_s: Seconds of everything that is no step, no evaluation and no writing of texts.
         evaluation_s: Seconds of one evaluation of MNTP.
-        mntp_blocks_per_s: Blocks of `mntp.max_length` tokens that a process trains on in a second.
-        simcse_texts_per_s: Texts that a process trains on in a second, each of them twice.
-        written_texts_per_s: Texts that the decoder writes in a second.
-        measured: Whether this machine was seen doing it; otherwise it is estimated from a matrix product.
+        mntp_blocks_per_s: Number of blocks of `mntp.max_length` tokens that a process trains on in
+            a second.
+        simcse_texts_per_s: Number of texts that a process trains on in a second, each of them
+            twice.
+        written_texts_per_s: Number of texts that the decoder writes in a second.
+        measured: Whether a rehearsal measured the speeds; otherwise they are estimated from a
+            matrix product.
     """
 
     fixed_s: float
@@ -124,13 +132,13 @@ class Speeds:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a recipe is followed within a budget.
+    """The way in which a recipe is followed within a budget.
 
     Attributes:
         budget: The budget.
-        speeds: What the plan was made from.
-        changes: Knobs laid over the recipe.
-        seconds: What each part takes by these speeds, in order.
+        speeds: The speeds that the plan was made from.
+        changes: The planned knobs, which replace those of the recipe.
+        seconds: Planned seconds of each part, in their order.
     """
 
     budget: Budget
@@ -143,12 +151,12 @@ class Plan:
         return Recipe.read(merged(recipe.to_dict(), self.changes))
 
     def to_dict(self) -> dict[str, Any]:
-        """For the run folder and the provenance."""
+        """The plan for the run folder and the provenance."""
         return {**asdict(self), "budget": self.budget.to_dict()}
 
     @classmethod
     def read(cls, kept: Mapping[str, Any]) -> Self:
-        """The plan that `to_dict` wrote down."""
+        """The plan that `to_dict` wrote."""
         return cls(
             budget=Budget(**kept["budget"]),
             speeds=Speeds(**kept["speeds"]),
@@ -171,17 +179,19 @@ def plan(
 ) -> Plan:
     """Plan a recipe's steps, batches, evaluations and own texts.
 
-    Stages that the recipe leaves out (`steps=0`) stay out; its batch sizes are the largest that are planned.
+    Stages that the recipe leaves out (`steps=0`) stay out; its batch sizes are the largest that are
+    planned.
 
     Args:
         recipe: The recipe to follow.
-        budget: What it may take.
-        speeds: How fast this machine is.
-        spent_s: Seconds of the hours that are gone already.
+        budget: Time or tokens that the conversion may take.
+        speeds: The speeds of this machine.
+        spent_s: Seconds since the hours began.
         processes: Number of processes that share each step.
 
     Raises:
-        UsageError: The budget is too small for any training, or the recipe has a stage that cannot be planned.
+        UsageError: The budget is too small for any training, or the recipe has a stage that cannot
+            be planned.
     """
     found = draft(recipe, budget, speeds, spent_s=spent_s, processes=processes)
     if not trains(recipe, found):
@@ -192,7 +202,7 @@ def plan(
 def draft(
     recipe: Recipe, budget: Budget, speeds: Speeds, *, spent_s: float = 0.0, processes: int = 1
 ) -> Plan:
-    """Plan as `plan` does, also where nothing fits: speeds that are only estimated may be wrong.
+    """Plan as `plan` does, also if nothing fits, since estimated speeds may be wrong.
 
     Raises:
         UsageError: The recipe has a stage that cannot be planned.
@@ -208,7 +218,7 @@ def draft(
 
 
 def trains(recipe: Recipe, found: Plan) -> bool:
-    """Whether a plan gives each stage of a recipe steps worth the name, and texts for them."""
+    """Whether a plan gives each stage of a recipe enough steps, and enough texts for them."""
     changes = found.changes
     steps = [changes[name]["steps"] for name in ("mntp", "simcse") if name in changes]
     texts = changes.get("corpus", {}).get("self_texts", math.inf)
@@ -219,17 +229,18 @@ def check_stages(recipe: Recipe) -> None:
     """Refuse a recipe that no budget can plan.
 
     Raises:
-        UsageError: It has a supervised stage, or no stage at all.
+        UsageError: The recipe has a supervised stage, or no stage at all.
     """
     if (reason := cannot_be_planned(recipe)) is not None:
         raise UsageError(reason)
 
 
 def cannot_be_planned(recipe: Recipe) -> str | None:
-    """Why no budget can plan a recipe, and what to do; None where one can."""
+    """The reason why no budget can plan a recipe, and what to do; None if a budget can."""
     if recipe.supervised.steps:
         return (
-            "--hours and --tokens plan MNTP and SimCSE alone: leave out supervised.steps, and train it on the encoder "
+            "--hours and --tokens plan MNTP and SimCSE alone: leave out supervised.steps, and "
+            "train it on the encoder "
             "in a conversion of its own"
         )
     if not recipe.mntp.steps and not recipe.simcse.steps:
@@ -239,13 +250,13 @@ def cannot_be_planned(recipe: Recipe) -> str | None:
 
 @dataclass(frozen=True)
 class _Rows:
-    """How much of everything fits, for one process.
+    """The rows that fit into a budget, for one process.
 
     Attributes:
-        blocks: Blocks that MNTP trains on.
-        evaluations: Evaluations of MNTP, the first and the last included.
-        texts: Texts that SimCSE trains on.
-        own_texts: Texts that the decoder writes.
+        blocks: Number of blocks that MNTP trains on.
+        evaluations: Number of evaluations of MNTP, the first and the last included.
+        texts: Number of texts that SimCSE trains on.
+        own_texts: Number of texts that the decoder writes.
     """
 
     blocks: float
@@ -289,7 +300,7 @@ def _shares(recipe: Recipe) -> tuple[float, float, float]:
 
 
 def _evaluations(whole: float, one: float) -> int:
-    """How many evaluations: the first, the last, and those between that cost little."""
+    """Number of evaluations: the first, the last, and as many between as take a small share."""
     between = _EVALUATION_SHARE * whole / one if one > 0 else _MOST_EVALUATIONS
     return min(2 + max(int(between), 0), _MOST_EVALUATIONS)
 
@@ -336,7 +347,7 @@ def _batch(name: str, knobs: StageRecipe, rows: float) -> int:
 
 
 def _fewest_texts(recipe: Recipe) -> int:
-    """Own texts without which a stage cannot begin: a batch of them."""
+    """Smallest number of own texts with which a stage can begin: those of a batch."""
     return max(recipe.simcse.batch_size, recipe.mntp.batch_size)
 
 
@@ -355,7 +366,7 @@ def _too_short(recipe: Recipe, budget: Budget, speeds: Speeds, spent_s: float) -
 
 
 def _least_hours(recipe: Recipe, speeds: Speeds, spent_s: float) -> float:
-    """The shortest hours in which each part gets what it needs, rounded up to two digits."""
+    """The fewest hours that give each part what it needs, rounded up to two digits."""
     mntp_rows = _FEWEST_STEPS * _smallest("mntp", recipe.mntp)
     simcse_rows = _FEWEST_STEPS * _smallest("simcse", recipe.simcse)
     needs_s = (
@@ -374,7 +385,7 @@ def _smallest(name: str, knobs: StageRecipe) -> int:
 
 
 def _seconds(changes: Mapping[str, Any], speeds: Speeds, spent_s: float) -> dict[str, float]:
-    """What each part of a plan takes."""
+    """Seconds of each part of a plan."""
     found = {"measuring": spent_s} if spent_s else {}
     found["loading, proofs and writing"] = speeds.fixed_s
     if "corpus" in changes:
@@ -391,7 +402,7 @@ def _seconds(changes: Mapping[str, Any], speeds: Speeds, spent_s: float) -> dict
 
 
 def _described(part: str, seconds: float, recipe: Recipe) -> str:
-    """One part of a plan, with what is done in it."""
+    """One part of a plan, with its steps and its seconds, for people."""
     mntp, simcse = recipe.mntp, recipe.simcse
     done = {
         "own texts": f" ({recipe.corpus.self_texts:,})",
@@ -402,7 +413,7 @@ def _described(part: str, seconds: float, recipe: Recipe) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them.
+    """A duration in the unit that suits it.
 
     Example:
         >>> [duration(each) for each in (8.2, 95, 4000, 50_000)]

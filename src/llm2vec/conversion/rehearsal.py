@@ -1,7 +1,7 @@
 """How fast this machine is: the whole conversion in miniature, watched with a clock.
 
-Nothing is modelled that can be seen: loading, proofs, a few steps of each stage in their real size, an evaluation,
-writing and reading back. What it makes is thrown away.
+Nothing is modelled that can be seen: loading, proofs, a few steps of each stage in their real size,
+an evaluation, writing and reading back. What it makes is thrown away.
 """
 
 import shutil
@@ -19,7 +19,8 @@ from llm2vec.recipe.knobs import Recipe
 from llm2vec.runtime.progress import Silent
 
 _SHARE = 0.01
-"""Share of a budget's time that the steps of a stage may take here, within the limits of `_STEPS`."""
+"""Share of a budget's time that the steps of a stage may take here, within the limits of
+`_STEPS`."""
 
 _STEPS = (4, 12)
 """The fewest and the most steps of a stage; the first is not counted, as it warms up."""
@@ -28,12 +29,12 @@ _EVALUATION_PART = 4
 """An evaluation is tried on a part of its blocks: one in so many."""
 
 _WRITTEN_PART, _WRITTEN = 16, (64, 256)
-"""Own texts to write: one in so many, but no fewer than the first and no more than the second, which the decoder writes
-at a time."""
+"""Own texts to write: one in so many, but no fewer than the first and no more than the second,
+which the decoder writes at a time."""
 
 
 class _Clock(Silent):
-    """Notes when each piece of work began, advanced and ended."""
+    """A listener that records when each task began and when it advanced."""
 
     def __init__(self) -> None:
         self.began_s: dict[str, float] = {}
@@ -49,41 +50,41 @@ class _Clock(Silent):
         self.seen_s[self._task].append(time.perf_counter())
 
     def whole_s(self, task: str) -> float:
-        """Seconds from the beginning of a task to its last step; 0 where there was none."""
+        """Seconds from the beginning of a task to its last step; 0 for a task without steps."""
         seen_s = self.seen_s.get(task)
         return seen_s[-1] - self.began_s[task] if seen_s else 0.0
 
     def step_s(self, task: str, *, last: int | None = None) -> float:
-        """Seconds of a step, the first left out; 0 where there was none.
+        """Mean seconds of a step, without the first; 0 for a task without steps.
 
         Args:
-            task: The task.
-            last: Where its steps end, as an index; None: at the last one.
+            task: Name of the task.
+            last: Index of the step to stop before; None takes all steps.
         """
         seen_s = self.seen_s.get(task, [])[:last]
         return (seen_s[-1] - seen_s[0]) / (len(seen_s) - 1) if len(seen_s) > 1 else 0.0
 
 
-def rehearse(recipe: Recipe, draft: Plan, place: Path) -> Speeds:
-    """Convert in miniature, and say how long everything took.
+def rehearse(recipe: Recipe, draft: Plan, folder: Path) -> Speeds:
+    """Measure this machine's speeds in a conversion in miniature.
 
     Args:
-        recipe: The recipe that is to be followed.
+        recipe: The recipe to follow.
         draft: A plan by estimated speeds, whose batches are tried.
-        place: A folder to work in; it is made, and is gone afterwards.
+        folder: The folder to work in, which is made and removed.
 
     Raises:
-        LLM2VecError: Whatever is wrong with decoder, corpus or recipe.
+        LLM2VecError: Something is wrong with the decoder, the corpus or the recipe.
     """
     small = _in_miniature(recipe, draft)
     clock = _Clock()
     began_s = time.perf_counter()
     try:
-        convert(small, place / "encoder", progress=clock)
+        convert(small, folder / "encoder", progress=clock)
         whole_s = time.perf_counter() - began_s
     finally:
         if PartialState().is_main_process:
-            shutil.rmtree(place, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
     return _speeds(small, clock, whole_s, eval_blocks=recipe.mntp.eval_blocks)
 
 
@@ -116,7 +117,7 @@ def _plain(steps: int) -> Mapping[str, Any]:
 
 
 def _speeds(small: Recipe, clock: _Clock, whole_s: float, *, eval_blocks: int) -> Speeds:
-    """The speeds that a clock saw."""
+    """The speeds that a clock measured."""
     mntp_s, simcse_s = clock.step_s("MNTP", last=-1), clock.step_s("SimCSE")
     writing_s = clock.whole_s("writing texts")
     evaluation_s = _last_step_s(clock) - mntp_s
@@ -132,11 +133,11 @@ def _speeds(small: Recipe, clock: _Clock, whole_s: float, *, eval_blocks: int) -
 
 
 def _last_step_s(clock: _Clock) -> float:
-    """Seconds of MNTP's last step, which an evaluation follows; 0 without MNTP."""
+    """Seconds of MNTP's last step and of the evaluation after it; 0 without MNTP."""
     seen_s = clock.seen_s.get("MNTP", [])
     return seen_s[-1] - seen_s[-2] if len(seen_s) > 1 else 0.0
 
 
 def _rate(rows: int, seconds: float) -> float:
-    """Rows a second; 1 where nothing was measured because the recipe leaves it out."""
+    """Rows a second; 1 for a stage that the recipe leaves out."""
     return rows / seconds if seconds > 0 else 1.0

@@ -1,6 +1,7 @@
-"""Convert within a budget: measure, plan, say the plan, and follow it; a run that goes on follows the same plan.
+"""Conversion within a budget: measure, plan, report the plan, and follow it.
 
-The plan is kept where the run is, in its run folder and then in the encoder's provenance.
+The plan is kept in the run folder, and later in the encoder's provenance. A killed run that goes on
+follows the same plan.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,7 +34,7 @@ from llm2vec.runtime.hardware import default_device
 from llm2vec.runtime.progress import Progress, Silent
 
 _START_S = 20.0
-"""Seconds that loading, proofs and writing take, about; measured where it matters."""
+"""Approximate seconds of loading, proofs and writing; a budget of hours measures them."""
 
 OFFERS = (0.5, 1.0, 10.0)
 """Hours that `llm2vec info` plans for: half an hour, an hour, a night."""
@@ -55,18 +56,18 @@ def convert_within(
     """Convert as `convert` does, with as many steps as a budget holds.
 
     Args:
-        recipe: What to do; steps, batches, evaluations and the number of own texts are planned.
-        budget: What it may take.
+        recipe: What to do. Steps, batches, evaluations and the number of own texts are planned.
+        budget: Time or tokens that the conversion may take.
         out: The encoder folder to make.
         keep_stages: Whether to keep the stage folders after the end.
-        start_over: Whether to throw away a run under the same `out`, and its plan.
-        progress: Hears of the plan, and of everything long.
-        measure: Says how fast this machine is.
+        start_over: Whether to remove an earlier run of the same `out`, with its plan.
+        progress: Listener that the plan and everything long are reported to.
+        measure: Function that measures the speed of this machine.
 
     Raises:
         UsageError: The budget is too short for any training.
-        RunError: The run under `out` was planned for another budget, or not planned.
-        LLM2VecError: As `convert` says.
+        RunError: The earlier run of the same `out` was planned for another budget, or not planned.
+        LLM2VecError: Something is wrong with the decoder, the corpus or the recipe.
     """
     progress = progress or Silent()
     check_stages(recipe)
@@ -90,14 +91,14 @@ def convert_within(
 
 
 def offered(recipe: Recipe) -> list[tuple[Plan, Recipe]]:
-    """What half an hour, an hour and a night would buy here, by estimated speeds.
+    """Plans for half an hour, an hour and a night on this machine, by estimated speeds.
 
     Args:
         recipe: The recipe that would be planned.
 
     Returns:
-        Plans, and the recipe as each would have it; none for hours that are too short for any
-        training, and for a recipe that cannot be planned.
+        The plans, each with its recipe. Hours that are too short for any training are left out; the
+        list is empty for a recipe that cannot be planned.
     """
     if cannot_be_planned(recipe) is not None:
         return []
@@ -107,11 +108,11 @@ def offered(recipe: Recipe) -> list[tuple[Plan, Recipe]]:
 
 
 def estimated_speeds(recipe: Recipe, found: Sequence[Estimate]) -> Speeds:
-    """Speeds by what a recipe's stages are estimated to take.
+    """Speeds that follow from the estimates of a recipe's stages.
 
     Args:
         recipe: The recipe.
-        found: Its stages' estimates.
+        found: The estimates.
     """
     steps_per_s = {each.stage: each.steps / max(each.seconds, 1e-9) for each in found}
     blocks_per_s = recipe.mntp.batch_size * steps_per_s.get("MNTP", 1.0)
@@ -135,7 +136,7 @@ def _measured(
     *,
     start_over: bool,
 ) -> Plan:
-    """Plan by what this machine was seen doing; tokens need no clock."""
+    """A plan by measured speeds for a budget of hours, by estimated speeds for one of tokens."""
     if not start_over:
         _check_unplanned(run_folder)
     processes = PartialState(cpu=default_device().type == "cpu")

@@ -1,6 +1,6 @@
-"""Late chunking: a whole text goes through the model, and the states of its tokens are pooled by spans.
+"""Late chunking: a whole text goes through the model, and its token states are pooled by spans.
 
-A chunk's vector so knows what the text says around the chunk, which a chunk encoded by itself does not
+The vector of a chunk then depends on the text around it, unlike that of a chunk encoded by itself
 (Günther et al. 2024, arXiv 2409.04701).
 """
 
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Unit = Literal["word", "sentence", "token"]
-"""What a text is cut into: words and sentences by Unicode's rules, or the model's own tokens."""
+"""The parts that a text is cut into: words or sentences by Unicode's rules, or the model's
+tokens."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,11 @@ class Chunks:
     """Parts of one text.
 
     Attributes:
-        texts: The parts, as the text has them.
-        offsets: The character range of each.
-        vectors_CD: A vector for each, in float32; zero for a part without a token in the longest sequence.
-        tokens: Tokens of the text that went through the model.
+        texts: The parts, as the text spells them.
+        offsets: The character range of each part.
+        vectors_CD: A vector for each part, in float32; zero for a part that has no token in the
+            longest sequence.
+        tokens: Number of the text's tokens that went through the model.
     """
 
     texts: tuple[str, ...]
@@ -56,13 +58,14 @@ def chunks_of(
     """The parts of texts, and the mean state of each part's tokens.
 
     Args:
-        model: A body.
-        tokenizer: Its tokenizer.
+        model: The encoder's backbone.
+        tokenizer: The encoder's tokenizer.
         texts: Whole texts.
-        spans: Character ranges in each text, in any order; they may overlap. None: those of `unit`.
-        unit: What texts are cut into, where there are no spans.
-        max_length: Longest sequence, in tokens.
-        max_tokens: Tokens in a batch.
+        spans: Character ranges in each text, in any order; they may overlap. None cuts texts into
+            the parts of `unit`.
+        unit: The parts that texts are cut into without spans.
+        max_length: Length of the longest sequence, in tokens.
+        max_tokens: Largest number of tokens in a batch.
 
     Raises:
         UsageError: A span is not within its text.
@@ -87,12 +90,15 @@ def _chunks(text: str, ranges: Sequence[Range], vectors_CD: Tensor, read: WordTo
 
 def _check(spans: Sequence[Sequence[Range]], texts: Sequence[str]) -> None:
     if len(spans) != len(texts):
-        raise UsageError(f"there are spans of {len(spans)} texts, and {len(texts)} texts")
+        raise UsageError(
+            f"there are spans for {len(spans)} texts, but {len(texts)} texts; give a list of spans "
+            "for each text"
+        )
     for ranges, text in zip(spans, texts, strict=True):
         for start, end in ranges:
             if not 0 <= start < end <= len(text):
                 raise UsageError(
-                    f"the span {start} to {end} is not within a text of {len(text)} characters"
+                    f"the span {start} to {end} is not within its text of {len(text)} characters"
                 )
 
 
@@ -104,21 +110,21 @@ def _tokens(
     unit: Unit,
     max_length: int,
 ) -> tuple[list[WordTokens], list[list[Range]]]:
-    """Tokenised texts with each part's range of tokens, and the parts' ranges of characters."""
+    """Tokenised texts with the token range of each part, and the character ranges of the parts."""
     encoded = untruncated(tokenizer, texts, return_offsets_mapping=True)
     edges = borders(tokenizer)
     tokenized, found = [], []
-    for place, text in enumerate(texts):
-        ids = edges.cut(encoded["input_ids"][place], max_length=max_length)
+    for index, text in enumerate(texts):
+        ids = edges.cut(encoded["input_ids"][index], max_length=max_length)
         own = slice(edges.before, len(ids) - edges.after)
-        offsets = encoded["offset_mapping"][place][own]
-        ranges = _ranges(text, offsets, unit) if spans is None else list(spans[place])
+        offsets = encoded["offset_mapping"][index][own]
+        ranges = _ranges(text, offsets, unit) if spans is None else list(spans[index])
         if spans is None and unit == "token":
             within = [(token, token + 1) for token in range(len(offsets))]
         else:
             within = _within(offsets, ranges)
-        places = [(edges.before + first, edges.before + end) for first, end in within]
-        tokenized.append(WordTokens(ids, places))
+        token_ranges = [(edges.before + first, edges.before + end) for first, end in within]
+        tokenized.append(WordTokens(ids, token_ranges))
         found.append(ranges)
     return tokenized, found
 
@@ -132,10 +138,12 @@ def _ranges(text: str, tokens: Sequence[Range], unit: Unit) -> list[Range]:
 
 
 def _within(offsets: Sequence[Range], spans: Sequence[Range]) -> list[Range]:
-    """The tokens that have a character of each span; an empty range where there are none."""
-    starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
+    """The tokens that have a character of each span; an empty range for a span without tokens."""
+    starts = [start for start, _ in offsets]
+    ends = [end for _, end in offsets]
     found = []
     for start, end in spans:
-        first, last = bisect_right(ends, start), bisect_left(starts, end)
+        first = bisect_right(ends, start)
+        last = bisect_left(starts, end)
         found.append((first, max(first, last)))
     return found

@@ -427,15 +427,15 @@ class Encoder(nn.Module):
         unit: Unit = "sentence",
         max_length: int | None = None,
     ) -> list[Chunks]:
-        """Parts of texts, and a vector for each that knows the whole text (late chunking).
+        """Parts of texts, and a vector for each that depends on the whole text (late chunking).
 
         Args:
-            texts: Whole texts, or one.
-            spans: Character ranges for each text, in any order; they may overlap. None: those of
-                `unit`.
-            unit: What texts are cut into where there are no spans: `sentence`, `word` or `token`.
-            max_length: Longest sequence, in tokens, which a decoder with more positions may read;
-                None is what the settings say. Parts beyond it have the zero vector.
+            texts: Whole texts, or a single text.
+            spans: Character ranges in each text, in any order; they may overlap. None cuts texts
+                into the parts of `unit`.
+            unit: The parts that texts are cut into without spans: `sentence`, `word` or `token`.
+            max_length: Length of the longest sequence, in tokens, up to the model's positions. None
+                takes the encoder's setting. Parts beyond it have the zero vector.
 
         Raises:
             UsageError: A span is not within its text.

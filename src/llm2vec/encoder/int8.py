@@ -1,6 +1,7 @@
-"""Linear layers in whole numbers of eight bits on a CPU: weights once, activations as they come (dynamic).
+"""Linear layers in int8 on a CPU: weights are quantised once, activations batch by batch (dynamic).
 
-Whether that pays depends on the processor, and it always costs a little of the vectors: measure both. Needs no data.
+Quantisation needs no data. It is not faster on every processor, and it always changes the vectors a
+little: measure both.
 """
 
 import copy
@@ -17,17 +18,18 @@ if TYPE_CHECKING:
 
 
 def int8_copy(encoder: "Encoder") -> "Encoder":
-    """The same encoder with int8 linear layers; the one that is given stays as it is.
+    """A copy of an encoder with int8 linear layers; the encoder itself stays as it is.
 
     Raises:
-        UsageError: It is not in float32 on a CPU.
+        UsageError: The encoder is not in float32 on a CPU.
     """
     from torch.ao.quantization import quantize_dynamic
 
     model = encoder.model
     if model.device.type != "cpu" or model.dtype != torch.float32:
         raise UsageError(
-            f"int8 is for float32 on a CPU, and this encoder is in {model.dtype} on {model.device}"
+            f"int8 needs an encoder in float32 on a CPU, and this one is in {model.dtype} on "
+            f"{model.device}; load it with device='cpu', dtype='float32'"
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch points to torchao, whose kernels want other shapes

@@ -37,7 +37,8 @@ _OLDER_FLAGS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-"""Flags that older files set instead of naming the pooling; servers and older versions read nothing else."""
+"""Flags that older files set instead of naming the pooling; servers and older versions read nothing
+else."""
 
 _TASK = "feature-extraction"
 _UNDERSTOOD = {
