@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo real test check lowest bench docs clean
+.PHONY: demo real test check lowest bench gpu-check docs clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -35,6 +35,9 @@ lowest:  ## tests with the lowest versions that are declared; TORCH=lowest for t
 bench: .venv/ready  ## the speed figures of docs/results.md
 	$(BIN)/python benchmarks/mntp_step.py
 	$(BIN)/python benchmarks/encode.py
+
+gpu-check: .venv/ready  ## proofs, equality, a step of each stage and speed on the GPU here; DEVICE=cpu without one
+	$(BIN)/python benchmarks/gpu_check.py --device $(or $(DEVICE),cuda)
 
 docs: .venv/ready  ## write the generated pages, and the site from docs/ in site/
 	$(BIN)/python scripts/make_docs.py
