@@ -1,11 +1,14 @@
 """LLM2Vec: turn any decoder-only language model into a proven text encoder.
 
-Importing the package imports nothing heavy; names are resolved when they are first used.
+Importing the package imports nothing heavy; names are resolved when they are first used. It warns if
+the first implementation, which has the same name, is installed too.
 """
 
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from llm2vec.runtime.first_implementation import warn_of_first_implementation
 
 if TYPE_CHECKING:
     from llm2vec.backbone.source import Source
@@ -16,7 +19,8 @@ if TYPE_CHECKING:
     from llm2vec.recipe.knobs import Recipe
     from llm2vec.recipe.presets import preset
 
-__path__.append(str(Path(__file__).parent / "legacy" / "import_paths"))
+# first, so that no file left by an installation of the first implementation is imported instead
+__path__.insert(0, str(Path(__file__).parent / "legacy" / "import_paths"))
 
 __all__ = [
     "Conversion",
@@ -39,6 +43,9 @@ _HOMES = {
     "convert": "llm2vec.conversion.convert",
     "preset": "llm2vec.recipe.presets",
 }
+
+
+warn_of_first_implementation()
 
 
 def __getattr__(name: str) -> Any:
