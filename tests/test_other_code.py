@@ -147,7 +147,7 @@ def test_wiki1m_is_a_text_with_itself(tmp_path):
         ["One line.", "One line."],
         ["Another.", "Another."],
     ]
-    with pytest.raises(UsageError, match="is not there"):
+    with pytest.raises(UsageError, match="does not exist"):
         load_dataset("Wiki1M")
 
 
