@@ -201,10 +201,15 @@ def head_difference(model: PreTrainedModel) -> float:
     return max(float((each - full_NV).abs().max()) for each in (picked_MV, paired_MV))
 
 
-def row(outcome: Outcome) -> str:
-    """A type's line of `docs/families.md`: what holds for the family, no measured numbers."""
+def row(outcome: Outcome, stages: str) -> str:
+    """A type's line of `docs/families.md`: what holds for the family, no measured numbers.
+
+    Args:
+        outcome: What comes of the type.
+        stages: What its tiny model was trained in, as `stages_trained` says; not looked at for a type that is refused.
+    """
     if outcome.uses is None:
-        return f"| `{outcome.model_type}` | refused | | {outcome.reason} |"
+        return f"| `{outcome.model_type}` | refused | | | {outcome.reason} |"
     windows = sum(window is not None for window in outcome.windows)
     notes = [f"{windows} of {len(outcome.windows)} layers have windows"] if windows else []
     notes += [
@@ -212,7 +217,8 @@ def row(outcome: Outcome) -> str:
         for name, said in (("eager", outcome.eager), ("sdpa", outcome.sdpa))
         if said != "proven"
     ]
-    return f"| `{outcome.model_type}` | {outcome.uses} | {'yes' if outcome.packs else 'no'} | {'; '.join(notes)} |"
+    packs = "yes" if outcome.packs else "no"
+    return f"| `{outcome.model_type}` | {outcome.uses} | {packs} | {stages} | {'; '.join(notes)} |"
 
 
 # --- converted, from end to end
@@ -251,13 +257,16 @@ def write_decoder(model_type: str, folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def converted(model_type: str, folder: Path, *, method: str, **changes: Any) -> str:
+def converted(
+    model_type: str, folder: Path, *, method: str, simcse_steps: int = 2, **changes: Any
+) -> str:
     """Convert a tiny model of the type by the `paper` preset: "yes", or what that ends with.
 
     Args:
         model_type: As transformers names it.
-        folder: An empty one, for everything that is written.
+        folder: A folder for everything that is written.
         method: `lora` or `full`.
+        simcse_steps: How many steps of SimCSE; 0 leaves it out.
         **changes: Values of the tiny model's configuration.
     """
     (folder / "texts.txt").write_text("\n".join(TEXTS))
@@ -265,7 +274,7 @@ def converted(model_type: str, folder: Path, *, method: str, **changes: Any) -> 
         "decoder": str(write_decoder(model_type, folder / "decoder", **changes)),
         "corpus": {"source": str(folder / "texts.txt")},
         "mntp": {"method": method},
-        "simcse": {"method": method},
+        "simcse": {"method": method, "steps": simcse_steps},
     }
     recipe = Recipe.read(merged(preset("paper"), FEW_STEPS, named))
     try:
@@ -273,3 +282,29 @@ def converted(model_type: str, folder: Path, *, method: str, **changes: Any) -> 
     except LLM2VecError as error:
         return str(error)
     return "yes"
+
+
+ALL_STAGES, WITHOUT_SIMCSE = "MNTP, SimCSE", "MNTP"
+
+METHODS = ("lora", "full")
+"""Adapters on everything that can have them, and all weights."""
+
+
+def stages_trained(model_type: str, folder: Path, *, method: str) -> str:
+    """The stages in which a tiny model of the type was converted, or what the conversion ends with.
+
+    Without SimCSE is converted what has no dropout in its attention, or none that does anything: that is told before
+    anything is trained.
+
+    Args:
+        model_type: As transformers names it.
+        folder: An empty one, for everything that is written.
+        method: `lora` or `full`.
+    """
+    end = converted(model_type, folder, method=method)
+    if end == "yes":
+        return ALL_STAGES
+    if not end.endswith("simcse.steps=0"):
+        return end
+    end = converted(model_type, folder, method=method, simcse_steps=0)
+    return WITHOUT_SIMCSE if end == "yes" else end
