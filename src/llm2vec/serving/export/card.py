@@ -1,4 +1,4 @@
-"""The card (README.md) of an export: what it is, how to open it, and how near it is to its source."""
+"""The card (README.md) of an export: what it is, how to open it, how near it is to its source."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,13 +7,13 @@ from typing import Any
 def export_card(
     facts: Mapping[str, Any], *, library: str, snippet: str, provenance: Mapping[str, Any]
 ) -> str:
-    """A card from the facts of an export.
+    """Write the card of an export.
 
     Args:
-        facts: As in `export.json`.
-        library: What the model hub calls the library that opens it.
-        snippet: Code that opens it.
-        provenance: Of the source; empty: not known.
+        facts: Facts of the export, as in `export.json`.
+        library: Name, on the model hub, of the library that opens the export.
+        snippet: Code that opens the export.
+        provenance: Provenance of the source; empty if it is unknown.
     """
     name = facts["folder"].rstrip("/").rpartition("/")[2]
     decoder = provenance.get("recipe", {}).get("decoder")
@@ -38,7 +38,7 @@ The text encoder `{facts["source"]}`{made}, as {facts["form"]} in {facts["precis
 
 
 def _measured(facts: Mapping[str, Any]) -> str:
-    """The figures, as a list."""
+    """The measured numbers, as a list."""
     lines = [f"- `{facts['weights']}`: {facts['weights_bytes'] / 1e6:,.1f} MB"]
     agreement = facts["agreement"]
     if agreement is not None:
@@ -48,7 +48,7 @@ def _measured(facts: Mapping[str, Any]) -> str:
         )
     scores = facts["similarity"]
     lines.append(
-        f"- Spearman correlation with graded pairs ({facts['pairs']}): source {scores['source']:.4f}, "
-        f"export {scores['export']:.4f}"
+        f"- Spearman correlation with graded pairs ({facts['pairs']}): "
+        f"source {scores['source']:.4f}, export {scores['export']:.4f}"
     )
     return "\n".join(lines)

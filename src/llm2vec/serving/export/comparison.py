@@ -1,4 +1,4 @@
-"""Whether an export gives the vectors of its source: fixed and random texts, encoded by both and compared."""
+"""Comparison of an export with its source, on fixed and random texts that both encode."""
 
 import random
 from collections.abc import Sequence
@@ -51,10 +51,10 @@ class Agreement:
     """How near the vectors of an export are to those of its source.
 
     Attributes:
-        texts: How many vectors were compared.
-        least_cosine: Of all of them; a zero vector agrees with a zero vector alone.
-        mean_cosine: Of all of them.
-        worst: The start of the text with the least cosine.
+        texts: Number of vectors that were compared.
+        least_cosine: Least cosine; a zero vector agrees with a zero vector alone.
+        mean_cosine: Mean cosine.
+        worst: Beginning of the text with the least cosine.
     """
 
     texts: int
@@ -63,12 +63,12 @@ class Agreement:
     worst: str
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The agreement as plain data for JSON."""
         return asdict(self)
 
 
 def comparison_texts(*, seed: int = 0) -> list[str]:
-    """Short, long, empty, in several scripts, and made of random syllables."""
+    """Texts to compare on: short, long, empty, in several scripts, and of random syllables."""
     drawn = random.Random(seed)  # noqa: S311  # nothing secret
 
     def word() -> str:
@@ -84,27 +84,35 @@ def comparison_texts(*, seed: int = 0) -> list[str]:
 def compare(
     source: Embedder, exported: Embedder, texts: Sequence[str], *, prompts: Sequence[str] = ()
 ) -> Agreement:
-    """Encode every text by both, alone and after each prompt, and compare.
+    """Encode each text by both, alone and after each prompt, and compare the vectors.
 
     Args:
-        source: The encoder.
-        exported: What was written, opened again.
-        texts: As of `comparison_texts`.
-        prompts: What is put before every text in further rounds.
+        source: Encoder that was exported.
+        exported: Export, opened again.
+        texts: Texts, from `comparison_texts`.
+        prompts: Prompts that are put before each text in further rounds.
     """
-    cosines, read = list[float](), list[str]()
+    cosines: list[float] = []
+    compared: list[str] = []
     for prompt in (None, *prompts):
-        ours_BD, theirs_BD = (embed(texts, prompt=prompt) for embed in (source, exported))
+        ours_BD = source(texts, prompt=prompt)
+        theirs_BD = exported(texts, prompt=prompt)
         cosines += _cosines(ours_BD, theirs_BD).tolist()
-        read += [f"{prompt or ''}{text}" for text in texts]
+        compared += [f"{prompt or ''}{text}" for text in texts]
     worst = int(np.argmin(cosines))
-    return Agreement(len(cosines), cosines[worst], float(np.mean(cosines)), read[worst][:60])
+    mean = float(np.mean(cosines))
+    return Agreement(len(cosines), cosines[worst], mean, compared[worst][:60])
 
 
 def _cosines(ours_BD: np.ndarray, theirs_BD: np.ndarray) -> np.ndarray:
-    """Cosine of each pair of rows: 1 where both are zero, 0 where one is, and -1 where one is not finite."""
-    ours_BD, theirs_BD = ours_BD.astype(np.float64), theirs_BD.astype(np.float64)
-    ours_B, theirs_B = (np.linalg.norm(each, axis=1) for each in (ours_BD, theirs_BD))
+    """The cosine of each pair of rows.
+
+    It is 1 if both rows are zero, 0 if one is, and -1 if one is not finite.
+    """
+    ours_BD = ours_BD.astype(np.float64)
+    theirs_BD = theirs_BD.astype(np.float64)
+    ours_B = np.linalg.norm(ours_BD, axis=1)
+    theirs_B = np.linalg.norm(theirs_BD, axis=1)
     products_B = (ours_BD * theirs_BD).sum(1)
     cosines_B = products_B / np.maximum(ours_B * theirs_B, 1e-12)
     both_zero_B = (ours_B < 1e-9) & (theirs_B < 1e-9)

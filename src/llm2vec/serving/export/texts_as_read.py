@@ -1,6 +1,7 @@
-"""A text as a tokenizer reads it: prompt, template and text in one string, and how much of it is not pooled.
+"""Texts as a tokenizer reads them: prompt, template and text in one string, and what is not pooled.
 
-Libraries that open an export know neither our prompts nor our templates, so whoever calls them joins the string.
+Libraries that open an export know neither our prompts nor our templates, so the caller joins the
+string.
 """
 
 from collections.abc import Sequence
@@ -11,12 +12,15 @@ from llm2vec.encoder.settings import Settings
 def texts_as_read(
     texts: Sequence[str], settings: Settings, *, prompt: str | None = None
 ) -> list[tuple[str, int]]:
-    """Each text's joined string, and how many characters at its start belong to prompt and template.
+    """Join each text with what comes around it.
 
     Args:
-        texts: What is to be encoded.
-        settings: The encoder's.
-        prompt: What is put before every text; its separator is added.
+        texts: Texts to encode.
+        settings: Settings of the encoder.
+        prompt: Prompt before each text; its separator is added.
+
+    Returns:
+        The joined string, and how many characters at its start belong to prompt and template.
 
     Example:
         >>> texts_as_read(["A text."], Settings(), prompt="Summarise:")
