@@ -1,6 +1,7 @@
-"""Whether a folder may be served or published: safetensors, nothing that runs, nothing that leads outside.
+"""Checks of a folder that is served or published: no code, no pickles, no files elsewhere.
 
-Looks at names, first bytes, links and the paths that configuration files name; loads nothing.
+The checks look at names, first bytes, links and the paths in configuration files; nothing is
+loaded.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,13 +15,13 @@ _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill
 """Files that a library may unpickle, and so execute."""
 
 _ARCHIVES = (b"PK\x03\x04",)
-"""What torch.save writes is a zip file that holds a pickle."""
+"""First bytes of a zip file; torch.save writes one that holds a pickle."""
 
 _PROTOCOLS = range(2, 6)
 """A pickle of these protocols begins with 0x80 and its number."""
 
 _CODE_KEY = "auto_map"
-"""Where transformers looks up classes that come with a model."""
+"""The key by which transformers finds classes that come with a model."""
 
 
 def check_folder(
@@ -29,15 +30,15 @@ def check_folder(
     trust_remote_code: bool = False,
     weights: Sequence[str] = ("*.safetensors",),
 ) -> None:
-    """Refuse a folder that could execute something or that reads files elsewhere.
+    """Refuse a folder that could run code or that reads files elsewhere.
 
     Args:
         folder: An encoder folder.
-        trust_remote_code: The operator allows the model's own Python code.
-        weights: Patterns of file names, of which one must be there.
+        trust_remote_code: Whether Python code that comes with the model may run.
+        weights: Patterns of file names; a file of one pattern must exist.
 
     Raises:
-        ModelError: The first thing that speaks against it, by its path.
+        ModelError: A file may not be served; the message names the first such file.
     """
     if not folder.is_dir():
         raise ModelError(f"there is no folder {folder}; fetch a model first, then serve its folder")
@@ -98,7 +99,7 @@ def _check_configurations(folder: Path, *, trust_remote_code: bool) -> None:
 
 
 def _is_configuration(path: Path) -> bool:
-    """Not a tokenizer's vocabulary, which is large and names no path."""
+    """Whether a JSON file may name paths; a tokenizer's vocabulary is large and names none."""
     return path.name not in ("tokenizer.json", "vocab.json")
 
 

@@ -1,6 +1,6 @@
-"""`llm2vec export`: write an encoder in another form, open it as others would, compare, and publish the folder.
+"""`llm2vec export`: writes an encoder in another form, opens it as others would, and compares.
 
-An export that does not give the vectors of its source is no export: nothing is left of it.
+An export that does not give the vectors of its source is an error, and nothing is left of it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,28 +32,28 @@ from llm2vec.serving.export.to_static import STATIC
 FORMS: tuple[Form, ...] = (ONNX, GGUF, STATIC, TO_TEI, TO_VLLM)
 
 EXPORT_FILE = "export.json"
-"""What was written and measured, in the folder of an export."""
+"""The file, in the folder of an export, that says what was written and measured."""
 
 _A_PROMPT = "Represent this sentence for searching:"
-"""Tried beside the encoder's own prompts."""
+"""A prompt that is tried beside the encoder's own."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What came of an export.
+    """The result of an export.
 
     Attributes:
-        folder: Where it lies.
+        folder: Folder of the export.
         source: Name of the encoder's folder.
-        form: As of `--to`.
-        precision: Of the weights.
+        form: Name of the form, as for `--to`.
+        precision: Precision of the weights.
         weights: File with the weights.
-        weights_bytes: Its size, second files included.
-        agreement: With the source's vectors; None for a form that has vectors of its own.
+        weights_bytes: Size of the weights, second files included.
+        agreement: Agreement with the source's vectors; None for a form with vectors of its own.
         similarity: Spearman correlation on graded pairs, of `source` and of `export`.
-        pairs: What the pairs are.
+        pairs: Name of the pairs.
         notes: What a person should know.
-        facts: Of the form.
+        facts: Further facts of the form.
     """
 
     folder: str
@@ -69,7 +69,7 @@ class Exported:
     facts: Mapping[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The result as plain data for JSON."""
         return asdict(self)
 
 
@@ -85,13 +85,14 @@ def export(
 
     Args:
         source: An encoder folder or hub id.
-        to: The form, one of `FORMS` by name.
+        to: Name of a form, one of `FORMS`.
         out: The folder to make.
-        precision: Of the weights; None: the form's first.
-        pairs: Graded pairs to measure the loss on (`score, text, text`); None: the bundled ones.
+        precision: Precision of the weights; None is the form's first.
+        pairs: File of graded pairs (`score, text, text`), on which the loss of quality is
+            measured; None is the bundled pairs.
 
     Raises:
-        UsageError: There is no such form or precision, or a package is missing.
+        UsageError: The form or the precision does not exist, or a package is missing.
         ModelError: The encoder cannot be written in this form; the message says why.
         ProofFailed: The export gives other vectors than its source.
         RunError: `out` exists.
@@ -100,17 +101,14 @@ def export(
     out = Path(out)
     if out.exists():
         raise RunError(f"{out} exists already; choose another --out or remove it")
-    graded = BUNDLED_SETS / "pairs.jsonl" if pairs is None else Path(pairs)
+    graded = _graded_pairs(pairs)
     optional("scipy", extra="evaluate")
     encoder = Encoder.from_pretrained(source, device="cpu", dtype=torch.float32)
     with atomic_folder(out) as partial:
         written = form.write(encoder, partial, precision)
-        original, exported = _embedder(encoder), form.open(partial, written, encoder)
+        original = _embedder(encoder)
+        exported = form.open(partial, written, encoder)
         agreement = _agreement(form, precision, original, exported, encoder.settings)
-        scores = {
-            name: float(sts(embed, graded).value)
-            for name, embed in (("source", original), ("export", exported))
-        }
         result = Exported(
             folder=str(out),
             source=Path(source).name,
@@ -119,13 +117,35 @@ def export(
             weights=written.weights,
             weights_bytes=_bytes(partial / written.weights),
             agreement=agreement,
-            similarity=scores,
-            pairs="bundled pairs" if pairs is None else graded.name,
+            similarity=_similarity(original, exported, graded),
+            pairs=graded.name,
             notes=(*written.notes, *_notes(form, encoder.settings)),
             facts=written.facts,
         )
         _describe(result, form, written, encoder, Path(source), partial)
     return result
+
+
+@dataclass(frozen=True)
+class _GradedPairs:
+    """A file of graded pairs, and its name for people."""
+
+    path: Path
+    name: str
+
+
+def _graded_pairs(given: str | Path | None) -> _GradedPairs:
+    if given is None:
+        return _GradedPairs(BUNDLED_SETS / "pairs.jsonl", "bundled pairs")
+    return _GradedPairs(Path(given), Path(given).name)
+
+
+def _similarity(source: Embedder, exported: Embedder, graded: _GradedPairs) -> dict[str, float]:
+    """The Spearman correlation of cosines and grades, of source and export."""
+    return {
+        "source": float(sts(source, graded.path).value),
+        "export": float(sts(exported, graded.path).value),
+    }
 
 
 def _chosen(to: str, precision: str | None) -> tuple[Form, str]:
@@ -140,7 +160,7 @@ def _chosen(to: str, precision: str | None) -> tuple[Form, str]:
 
 
 def _embedder(encoder: Encoder) -> Embedder:
-    """The source; its limit on texts without their prompts is ours alone, and left out of the comparison."""
+    """The source, without its limit on texts before their prompts, which no other library has."""
     whole = Encoder(
         encoder.model,
         encoder.tokenizer,
@@ -164,8 +184,9 @@ def _agreement(
     found = compare(source, exported, comparison_texts(), prompts=prompts)
     if found.least_cosine < least:
         raise ProofFailed(
-            f"exported to {form.name} ({precision}) it gives other vectors: cosine {found.least_cosine:.6f} for "
-            f"{found.worst!r}, at least {least} is allowed; nothing was written"
+            f"exported to {form.name} ({precision}) it gives other vectors: cosine "
+            f"{found.least_cosine:.6f} for {found.worst!r}, at least {least} is allowed; nothing "
+            "was written"
         )
     return found
 
@@ -190,7 +211,7 @@ def _notes(form: Form, settings: Settings) -> list[str]:
 
 
 def _bytes(weights: Path) -> int:
-    """Of the file and of those that continue its name."""
+    """The size of a file and of those whose names begin with its name."""
     return sum(each.stat().st_size for each in weights.parent.glob(weights.name + "*"))
 
 

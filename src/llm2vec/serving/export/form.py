@@ -1,7 +1,7 @@
-"""What a form of export is: a name, its precisions, and how it is written, opened and described.
+"""Forms of export: a name, precisions, and functions that write, open and describe an export.
 
-A form knows how to write an encoder and how other people open what was written. Whether the two agree is not
-its business: the skeleton in `export` compares them.
+A form knows how to write an encoder and how other people open what was written. It does not check
+that the two agree; `export` compares them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,11 +16,11 @@ from llm2vec.evaluation.subjects import Embedder
 
 @dataclass(frozen=True)
 class Written:
-    """What a form says about the files it wrote.
+    """Facts about the files that a form wrote.
 
     Attributes:
-        weights: The file with the weights, relative to the folder.
-        notes: What a person should know before using them.
+        weights: File with the weights, relative to the folder.
+        notes: What a person should know before using the export.
         facts: Further facts for `export.json`.
     """
 
@@ -34,15 +34,17 @@ class Form:
     """One form of export.
 
     Attributes:
-        name: The value of `--to`.
-        library: What the model hub calls the library that opens it.
-        least_cosine: The precisions, the default first; for each, the least cosine between a vector of the
-            source and one of the export that counts as the same. None: the form has vectors of its own, and
-            only its scores can be compared.
-        leaves_prompts_out: Whether what opens it can leave prompts out of pooling, as the source does.
-        write: Fills an empty folder, at one of the precisions.
-        open: Opens a written folder as other people would; the source tells it what they would have to know.
-        snippet: Code for the card that opens a folder of this name.
+        name: Name of the form, as for `--to`.
+        library: Name, on the model hub, of the library that opens the export.
+        least_cosine: Least cosine, by precision, of a vector of the source and one of the export
+            that count as the same; the default precision is first. None: the form has vectors of
+            its own, and only its scores can be compared.
+        leaves_prompts_out: Whether the library can leave prompts out of pooling, as the source
+            does.
+        write: Function that fills an empty folder, at one of the precisions.
+        open: Function that opens a written folder as other people would; it takes from the source
+            what they would have to know.
+        snippet: Function that gives the code for the card, for a folder's name.
     """
 
     name: str

@@ -58,11 +58,7 @@ def _write(encoder: Encoder, folder: Path, precision: str) -> Written:
     vocabulary = vocabulary_of(encoder.tokenizer, rows=vocabulary_size(model))
     weights = f"model-{precision}.gguf"
     writer = gguf.GGUFWriter(folder / weights, layout.architecture)
-    writer.add_name(Path(model.name_or_path or layout.architecture).name)
-    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{precision.upper()}"])
-    writer.add_context_length(settings.max_length)
-    writer.add_causal_attention(not settings.bidirectional)
-    writer.add_pooling_type(gguf.PoolingType[_POOLINGS[settings.pooling]])
+    _write_keys(writer, encoder, layout, precision)
     write_shape(writer, model, layout)
     _write_vocabulary(writer, vocabulary, encoder)
     _write_weights(writer, encoder, layout, precision)
@@ -78,6 +74,17 @@ def _write(encoder: Encoder, folder: Path, precision: str) -> Written:
         "checked_with": checked or "the weights read back from the file",
     }
     return Written(weights, notes=_notes(vocabulary, checked), facts=facts)
+
+
+def _write_keys(writer: Any, encoder: Encoder, layout: Layout, precision: str) -> None:
+    """Write the keys about the whole file: name, precision, length, attention and pooling."""
+    gguf: Any = optional("gguf", extra="gguf")
+    settings = encoder.settings
+    writer.add_name(Path(encoder.model.name_or_path or layout.architecture).name)
+    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{precision.upper()}"])
+    writer.add_context_length(settings.max_length)
+    writer.add_causal_attention(not settings.bidirectional)
+    writer.add_pooling_type(gguf.PoolingType[_POOLINGS[settings.pooling]])
 
 
 def _notes(vocabulary: Vocabulary, checked: str | None) -> tuple[str, ...]:

@@ -1,11 +1,13 @@
-"""An encoder as an ONNX graph: tokens in, pooled vector of length 1 out, for onnxruntime and what builds on it.
+"""An encoder as an ONNX graph from tokens to pooled vectors of length 1, for onnxruntime.
 
-The graph has three inputs: `input_ids`, `attention_mask`, and `pooling_mask`, which is 0 where a token is read but not
-pooled (a prompt's, or one that the tokenizer adds). The last may be left out: every token is then pooled. It has two
-outputs: `sentence_embedding`, and `last_hidden_state` for libraries that pool by themselves.
+The graph has three inputs: `input_ids`, `attention_mask`, and `pooling_mask`, which is 0 for a
+token that is read but not pooled (of a prompt, or added by the tokenizer). The last input is
+optional: without it every token is pooled. There are two outputs: `sentence_embedding`, and
+`last_hidden_state` for libraries that pool by themselves.
 
-The graph is made by following one call of the model, which could fix a length or a batch by mistake; the comparison
-with the source runs it on others. Attention is the family's own eager formula: windows, caps and sinks included.
+The graph is made by following one call of the model, which could fix a length or a batch size by
+mistake; so the comparison with the source runs it on others. Attention is the family's own eager
+formula, with its windows, caps and sinks.
 """
 
 import logging
@@ -72,7 +74,7 @@ vectors = session.run(["sentence_embedding"], {{
 
 
 class _Graph(nn.Module):
-    """What is exported: the backbone with pooling and normalisation behind it."""
+    """The module that is exported: the backbone, then pooling and normalisation."""
 
     def __init__(self, model: "PreTrainedModel", pooling: Pooling) -> None:
         super().__init__()
@@ -92,17 +94,18 @@ class _Graph(nn.Module):
 
 
 def _pooling_weights(mask_BT: Tensor, pooling_mask_BT: Tensor, *, pooling: Pooling) -> Tensor:
-    """How much each state counts, up to a factor; all 0 where no token is pooled, as in `encode`."""
+    """The weight of each state, up to a factor; all 0 if no token is pooled, as in `encode`."""
     counted_BT = mask_BT * pooling_mask_BT
     if pooling == "mean":
         return counted_BT.float()
     if pooling == "weighted_mean":
         return (counted_BT * counted_BT.cumsum(1)).float()
-    place_BT = mask_BT.cumsum(1)
-    wanted_B1 = (
-        mask_BT.sum(1, keepdim=True) if pooling == "last" else torch.ones_like(place_BT[:, :1])
-    )
-    chosen_BT = (place_BT == wanted_B1) & (mask_BT > 0)
+    number_BT = mask_BT.cumsum(1)
+    if pooling == "last":
+        wanted_B1 = mask_BT.sum(1, keepdim=True)
+    else:
+        wanted_B1 = torch.ones_like(number_BT[:, :1])
+    chosen_BT = (number_BT == wanted_B1) & (mask_BT > 0)
     return chosen_BT.float() * (counted_BT.sum(1, keepdim=True) > 0).float()
 
 
@@ -123,7 +126,7 @@ def _write(encoder: Encoder, folder: Path, precision: str) -> Written:
 
 
 def _set_up_tokenizer(encoder: Encoder, path: Path) -> None:
-    """Let the tokenizer's own file say how to pad and where to cut, for those who open it by itself."""
+    """Write padding and truncation into the tokenizer's file, for programs that open it alone."""
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.enable_truncation(encoder.settings.max_length)
     pad = encoder.tokenizer.pad_token
@@ -160,7 +163,7 @@ def _trace(encoder: Encoder, path: Path) -> None:
 
 @contextmanager
 def _eager(model: "PreTrainedModel") -> Iterator[None]:
-    """The family's eager attention inside the block, whose steps every version of ONNX knows."""
+    """Use eager attention inside the block, whose operations all versions of ONNX have."""
     live = live_attention(model)
     model.set_attn_implementation("eager")
     try:
@@ -170,15 +173,19 @@ def _eager(model: "PreTrainedModel") -> Iterator[None]:
 
 
 def _make_pooling_mask_optional(path: Path, *, apart: bool) -> None:
-    """Give the input a default, a single 1 that is spread over every token; weights go `apart` if they must."""
+    """Give the input a default: a single 1, which is broadcast to all tokens.
+
+    Args:
+        path: File of the graph.
+        apart: Whether the weights go into a file of their own.
+    """
     onnx = optional("onnx", extra="onnx")
     model = onnx.load(str(path))
     for each in path.parent.iterdir():
         each.unlink()
     pooled = next(each for each in model.graph.input if each.name == "pooling_mask")
-    for dimension, name in zip(
-        pooled.type.tensor_type.shape.dim, ("pooled_batch", "pooled_sequence"), strict=True
-    ):
+    dimensions = pooled.type.tensor_type.shape.dim
+    for dimension, name in zip(dimensions, ("pooled_batch", "pooled_sequence"), strict=True):
         dimension.dim_param = name
     default = onnx.numpy_helper.from_array(np.ones((1, 1), dtype=np.int64), "pooling_mask")
     model.graph.initializer.append(default)
@@ -191,7 +198,7 @@ def _make_pooling_mask_optional(path: Path, *, apart: bool) -> None:
 
 
 def _quantise(graph: Path, path: Path) -> None:
-    """Weights of matrix products in 8 bits, activations in 8 bits by what is seen of them in each call."""
+    """Quantise matrix products to 8 bits; the scale of activations is found in each call."""
     quantization = optional("onnxruntime.quantization", extra="onnx")
     with _without_advice():
         quantization.quantize_dynamic(
@@ -206,25 +213,20 @@ def _quantise(graph: Path, path: Path) -> None:
 
 @contextmanager
 def _without_advice() -> Iterator[None]:
-    """No advice on the root logger inside the block, where onnxruntime recommends a step that is not needed."""
-    was = logging.root.manager.disable
+    """Silence the root logger inside the block, where onnxruntime recommends a needless step."""
+    before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         yield
     finally:
-        logging.disable(was)
+        logging.disable(before)
 
 
 def _open(folder: Path, written: Written, encoder: Encoder) -> Embedder:
-    """The graph under onnxruntime and the tokenizer's file, as in the card, prompts and templates added."""
-    runtime = optional("onnxruntime", extra="onnx")
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3  # a warning says that the default of pooling_mask is one
-    session = runtime.InferenceSession(
-        str(folder / written.weights), options, providers=["CPUExecutionProvider"]
-    )
-    tokenizer, settings = Tokenizer.from_file(str(folder / "tokenizer.json")), encoder.settings
+    """Open the graph and the tokenizer's file as the card does, and add prompts and templates."""
+    session = _session(folder / written.weights)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    settings = encoder.settings
 
     def embed(texts: Sequence[str], *, prompt: str | None = None) -> np.ndarray:
         read = texts_as_read(texts, settings, prompt=prompt)
@@ -240,10 +242,18 @@ def _open(folder: Path, written: Written, encoder: Encoder) -> Embedder:
     return embed
 
 
+def _session(graph: Path) -> Any:
+    runtime = optional("onnxruntime", extra="onnx")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # a warning says that the default of pooling_mask is one
+    return runtime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+
+
 def _inputs(
     tokenizer: Tokenizer, read: Sequence[tuple[str, int]], settings: Settings
 ) -> dict[str, np.ndarray]:
-    """What the graph is given for texts of which so many first characters are not pooled."""
+    """The inputs of the graph, for texts whose first characters are not pooled."""
     rows = tokenizer.encode_batch([text for text, _ in read])
     ids_BT = np.array([row.ids for row in rows], dtype=np.int64)
     mask_BT = np.array([row.attention_mask for row in rows], dtype=np.int64)
@@ -256,7 +266,7 @@ def _inputs(
 
 
 def _pooled(row: Any, start: int) -> list[int]:
-    """1 for the tokens of one text that end after its prompt and are not the tokenizer's own."""
+    """A mask: 1 for tokens that end after the prompt and are not the tokenizer's own."""
     return [
         int(not special and end > start)
         for special, (_, end) in zip(row.special_tokens_mask, row.offsets, strict=True)

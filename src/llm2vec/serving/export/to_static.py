@@ -1,8 +1,9 @@
-"""An encoder as a table of token vectors, in model2vec's format: hundreds of times faster, and less exact.
+"""An encoder as a table of token vectors in model2vec's format: much faster, and less exact.
 
-Every token of the vocabulary is encoded by itself; model2vec reduces the vectors by principal
+Each token of the vocabulary is encoded by itself; model2vec reduces the vectors by principal
 components and weights them by how common a token is (its `distill_from_model`). A text's vector is
-the mean of its tokens' vectors, so order and context are lost: only scores can be compared.
+the mean of its tokens' vectors, hundreds of times faster to compute. Order and context are lost, so
+only scores can be compared.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from llm2vec.runtime.optional import optional
 from llm2vec.serving.export.form import Form, Written
 
 _MOST_DIMENSIONS = 256
-"""The length that model2vec's own models have."""
+"""The length of the vectors of model2vec's own models."""
 
 _SNIPPET = """from model2vec import StaticModel
 

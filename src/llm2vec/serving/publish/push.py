@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from llm2vec.backbone.source import BUNDLED, Source
 from llm2vec.corpus.data_files import HUB
@@ -66,38 +66,33 @@ def prepare(
     datasets: Sequence[str] = (),
     mteb: Path | None = None,
 ) -> Upload:
-    """Look at a folder and write its card; nothing is sent.
+    """Check a folder and write its card; nothing is sent.
 
     Args:
         folder: An encoder folder, or an export.
-        name: On the hub, `owner/name`.
-        licence: Of the weights; None: the one that the decoder's card names.
-        base_model: The decoder's name on the hub; None: the one in the provenance, if it is a name of the hub.
-        languages: Codes of languages; none: those that the decoder's card names.
+        name: Name on the hub, `owner/name`.
+        licence: Licence of the weights; None is that of the folder's card or the decoder's card.
+        base_model: Name of the decoder on the hub; None is that of the provenance, if it is a name
+            on the hub.
+        languages: Codes of languages; if empty, those of the decoder's card.
         datasets: Data sets on the hub, beside those that the provenance names.
-        mteb: A folder of results of mteb.
+        mteb: Folder of results of mteb; None is no results.
 
     Raises:
         ModelError: The folder may not be published; the message says why.
-        UsageError: The licence is not known, or the name is none of the hub.
+        UsageError: The licence is unknown, or the name is not one of a hub.
     """
-    if name.count("/") != 1 or not all(name.split("/")):
-        raise UsageError(f"{name} is no name on a hub; give owner/name")
+    _check_name(name)
     check_folder(folder, weights=_WEIGHTS)
     provenance = _provenance(folder)
     decoder = _decoder(provenance)
     known = _facts_of_decoder(decoder) if licence is None or not languages else {}
     own = _own_card(folder)
-    licence = licence or front_matter(own or "").get("license") or known.get("licence")
-    if licence is None:
-        raise UsageError(
-            f"the licence of {decoder or folder} is not known, and the encoder inherits it; name it with --license "
-            "(such as apache-2.0)"
-        )
+    inherited = front_matter(own or "").get("license") or known.get("licence")
     paths = [path for path in files_in(folder) if not _is_hidden(path)]
     published = Published(
         name=name,
-        licence=licence,
+        licence=licence or inherited or _no_licence(decoder or folder),
         base_model=base_model or _hub_name(decoder),
         languages=languages or known.get("languages", ()),
         datasets=[*datasets, *_corpora(provenance)],
@@ -107,8 +102,25 @@ def prepare(
     )
     local = sorted(_local_paths(provenance), key=len, reverse=True)
     card = hub_card(own, published)
-    files = {path: _content(folder / path, local) for path in paths if path != CARD}
+    files = _contents(folder, paths, local)
     return Upload(name, {CARD: _without(card, local).encode(), **files})
+
+
+def _contents(folder: Path, paths: Sequence[str], local: Sequence[str]) -> dict[str, Path | bytes]:
+    """The contents of all files but the card, without paths of this machine."""
+    return {path: _content(folder / path, local) for path in paths if path != CARD}
+
+
+def _check_name(name: str) -> None:
+    if name.count("/") != 1 or not all(name.split("/")):
+        raise UsageError(f"{name} is not a name on a hub; give owner/name")
+
+
+def _no_licence(decoder: str | Path) -> NoReturn:
+    raise UsageError(
+        f"the licence of {decoder} is not known, and the encoder inherits it; name it with "
+        "--license (such as apache-2.0)"
+    )
 
 
 def send(
@@ -117,16 +129,16 @@ def send(
     """Publish in one commit; files on the hub that are not among these stay.
 
     Args:
-        upload: As from `prepare`.
-        private: Only its owner sees it; a repository that is there already stays as visible as it is.
-        token: Access token of the hub; None is the one that was logged in with.
-        endpoint: Address of the hub; None is the usual one.
+        upload: Files to publish, from `prepare`.
+        private: Whether only its owner sees it; an existing repository stays as visible as it is.
+        token: Access token of the hub; None is the token of the last login.
+        endpoint: Address of the hub; None is the default one.
 
     Returns:
         The address of the commit.
 
     Raises:
-        ModelError: The hub refuses, or cannot be asked.
+        ModelError: The hub refuses, or cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HFValidationError
