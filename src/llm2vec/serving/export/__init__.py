@@ -1,1 +1,1 @@
-"""Other forms of an encoder, each written, opened as others open it, and compared with its source."""
+"""Other forms of an encoder, each opened as others open it, and compared with its source."""

@@ -1,4 +1,4 @@
-"""Encoders for servers that pool every token of a text: whether that gives the vectors of the source."""
+"""Checks of encoders for programs that pool every token of a text."""
 
 from collections.abc import Collection
 
@@ -12,12 +12,13 @@ def refuse_other_pooling(encoder: Encoder, *, reader: str, poolings: Collection[
     """Refuse an encoder that another program would pool in another way.
 
     Args:
-        encoder: What is to be exported.
+        encoder: Encoder to export.
         reader: Name of the program, which pools every token.
-        poolings: Those that it has.
+        poolings: Poolings of the program.
 
     Raises:
-        ModelError: It has no such pooling, or the encoder leaves special tokens out of its mean.
+        ModelError: The program does not have the pooling, or the encoder leaves special tokens out
+            of its mean.
     """
     settings = encoder.settings
     if settings.pooling not in poolings:
@@ -26,7 +27,8 @@ def refuse_other_pooling(encoder: Encoder, *, reader: str, poolings: Collection[
     if settings.pooling == "mean" and added and not settings.pools_special:
         token = encoder.tokenizer.convert_ids_to_tokens(added[0])
         raise ModelError(
-            f"{reader} pools every token, and this encoder leaves out {token}, which its tokenizer puts around each "
-            "text; the vectors would differ. Use --to onnx, or an encoder that pools special tokens "
-            '(`"pool_special": true` in its llm2vec_config.json, which is another encoder: measure it)'
+            f"{reader} pools every token, and this encoder leaves out {token}, which its tokenizer "
+            "puts around each text; the vectors would differ. Use --to onnx, or an encoder that "
+            'pools special tokens (`"pool_special": true` in its llm2vec_config.json, which is '
+            "another encoder: measure it)"
         )

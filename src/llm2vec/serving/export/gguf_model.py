@@ -1,7 +1,7 @@
-"""A backbone as a GGUF file holds it: llama.cpp's name for its architecture, its shape, and its weights.
+"""A backbone in a GGUF file: llama.cpp's name for its architecture, its shape, and its weights.
 
-llama.cpp has code of its own for each architecture, so those that give the same states are listed, with what lies
-differently in their files. Everything else is refused.
+llama.cpp has its own code for each architecture. The architectures that give the same states are
+listed here, with the differences of their files; all others are refused.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,15 +20,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Layout:
-    """What llama.cpp makes of a type of model.
+    """How llama.cpp reads a type of model.
 
     Attributes:
-        architecture: Its name there.
-        activation: The activation function that is built in there.
-        pairs: The two numbers that a rotation turns lie side by side in its weights, not half a head apart.
-        scaled_rotations: Rotations of other speeds than the base gives can be written.
-        norm_offset: What is added to the weights of norms.
-        windows: Layers may have windows, to both sides.
+        architecture: llama.cpp's name of the architecture.
+        activation: Activation function of the architecture.
+        pairs: Whether the two numbers that one rotation turns are neighbours in the weights, not
+            half a head apart.
+        scaled_rotations: Whether rotations of other speeds than those of the base can be written.
+        norm_offset: Number that is added to the weights of norms.
+        windows: Whether layers may have windows, to both sides.
     """
 
     architecture: str
@@ -49,11 +50,14 @@ LAYOUTS: Mapping[str, Layout] = {
         "gemma-embedding", activation="gelu_pytorch_tanh", norm_offset=1.0, windows=True
     ),
 }
-"""By transformers' `model_type`. llama.cpp's `gemma3` lets windows look back only, its `gemma-embedding` both ways."""
+"""The layouts by transformers' `model_type`.
+
+Windows of llama.cpp's `gemma3` look back alone, those of its `gemma-embedding` to both sides.
+"""
 
 
 def layout_of(model: "PreTrainedModel", *, max_length: int) -> Layout:
-    """How a model is written.
+    """The layout by which a model is written.
 
     Args:
         model: The backbone.
@@ -66,7 +70,8 @@ def layout_of(model: "PreTrainedModel", *, max_length: int) -> Layout:
     kind = config.model_type
     if kind not in LAYOUTS:
         raise ModelError(
-            f"{kind} is not one of the types that are written for llama.cpp ({', '.join(LAYOUTS)}); use --to onnx"
+            f"{kind} is not one of the types that are written for llama.cpp "
+            f"({', '.join(LAYOUTS)}); use --to onnx"
         )
     layout = LAYOUTS[kind]
     activation = getattr(config, "hidden_act", None) or getattr(config, "hidden_activation", None)
@@ -75,19 +80,20 @@ def layout_of(model: "PreTrainedModel", *, max_length: int) -> Layout:
     windows = [window for window in attention_windows(model) if window is not None]
     if windows and not layout.windows and max_length > min(windows) + 1:
         raise ModelError(
-            f"this {kind} has a window of {min(windows)} tokens, which llama.cpp leaves out; with a max_length of at "
-            f"most {min(windows) + 1} (it is {max_length}) there would be no difference"
+            f"this {kind} has a window of {min(windows)} tokens, which llama.cpp leaves out; with "
+            f"a max_length of at most {min(windows) + 1} (it is {max_length}) there would be no "
+            "difference"
         )
     if rotation_factors(model) is not None and not layout.scaled_rotations:
         raise ModelError(
-            f"the rotations of this {kind} are scaled, which cannot be written for {layout.architecture}; "
-            "use --to onnx"
+            f"the rotations of this {kind} are scaled, which cannot be written for "
+            f"{layout.architecture}; use --to onnx"
         )
     return layout
 
 
 def rotation_factors(model: "PreTrainedModel") -> np.ndarray | None:
-    """By what each rotation is slower than its base says; None where none is.
+    """The factor by which each rotation is slower than its base says; None if none is slower.
 
     Raises:
         ModelError: The speeds depend on the length of a text, or not all of a head is rotated.
@@ -111,7 +117,10 @@ def rotation_factors(model: "PreTrainedModel") -> np.ndarray | None:
 
 
 def _rotations(config: Any) -> dict[str, Mapping[str, Any]]:
-    """Parameters of the rotations, by the start of their names in the model: one set, or one a type of layer."""
+    """The parameters of the rotations, by the start of their names in the model.
+
+    There is one set of them, or one for each type of layer.
+    """
     parameters = config.rope_parameters
     if "rope_type" in parameters:
         return {"": parameters}
@@ -119,25 +128,25 @@ def _rotations(config: Any) -> dict[str, Mapping[str, Any]]:
 
 
 def vocabulary_size(model: "PreTrainedModel") -> int:
-    """How many tokens have an embedding."""
+    """The number of tokens with an embedding."""
     embeddings: Any = model.get_input_embeddings()
     return int(embeddings.weight.shape[0])
 
 
 def _head_size(model: "PreTrainedModel") -> int:
-    """Numbers in a head."""
+    """The width of a head."""
     config: Any = model.config.get_text_config(decoder=True)
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return int(width)
 
 
 def write_shape(writer: Any, model: "PreTrainedModel", layout: Layout) -> None:
-    """Write what llama.cpp must know to build the model.
+    """Write the shape of a model, by which llama.cpp builds it.
 
     Args:
         writer: A `GGUFWriter`.
         model: The backbone.
-        layout: As from `layout_of`.
+        layout: Layout of the model, from `layout_of`.
     """
     config: Any = model.config.get_text_config(decoder=True)
     writer.add_embedding_length(config.hidden_size)
@@ -159,7 +168,7 @@ def write_shape(writer: Any, model: "PreTrainedModel", layout: Layout) -> None:
 def _write_windows(
     writer: Any, model: "PreTrainedModel", rotations: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Windows to both sides: llama.cpp reads their whole width, and which layers have one."""
+    """Write windows to both sides, by their whole width and the layers that have one."""
     windows = attention_windows(model)
     sizes = [window for window in windows if window is not None]
     writer.add_sliding_window(2 * sizes[0] if sizes else 0)
@@ -172,26 +181,26 @@ def _write_windows(
 def weights_of(
     model: "PreTrainedModel", layout: Layout, names: Any
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """The weights under llama.cpp's names, in float32, as they lie there.
+    """The weights by llama.cpp's names, in float32, in the order of its files.
 
     Args:
         model: The backbone.
-        layout: As from `layout_of`.
+        layout: Layout of the model, from `layout_of`.
         names: A map of tensor names, from the package gguf.
 
     Raises:
-        ModelError: llama.cpp has no place for one of them.
+        ModelError: llama.cpp has no name for one of them.
     """
     for name, weight in model.state_dict().items():
-        place = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if place is None:
-            raise ModelError(f"llama.cpp has no place for the weights {name} of this model")
+        new_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if new_name is None:
+            raise ModelError(f"llama.cpp has no name for the weights {name} of this model")
         array: np.ndarray = weight.to(torch.float32).cpu().numpy()
         if _is_paired(name, layout):
             array = _paired(array, size=_head_size(model))
         if _is_norm(name):
             array = array + np.float32(layout.norm_offset)
-        yield place, array
+        yield new_name, array
     factors = rotation_factors(model)
     if factors is not None:
         yield "rope_freqs.weight", factors.astype(np.float32)
@@ -200,13 +209,13 @@ def weights_of(
 def weight_in_model(
     name: str, array: np.ndarray, model: "PreTrainedModel", layout: Layout
 ) -> np.ndarray:
-    """A weight as the model has it, from how it lies in a GGUF file.
+    """A weight of the model, from the order that it has in a GGUF file.
 
     Args:
-        name: Its name in the model.
-        array: Its numbers in the file, in float32.
+        name: Name of the weight in the model.
+        array: Numbers of the weight in the file, in float32.
         model: The backbone.
-        layout: As from `layout_of`.
+        layout: Layout of the model, from `layout_of`.
     """
     if _is_paired(name, layout):
         return _unpaired(array, size=_head_size(model))
@@ -222,7 +231,7 @@ def _is_norm(name: str) -> bool:
 
 
 def _paired(array: np.ndarray, *, size: int) -> np.ndarray:
-    """Rows of each head in another order: the second half between the first."""
+    """Put the rows of each head's second half between those of its first half."""
     halves = array.reshape(-1, 2, size // 2, *array.shape[1:])
     return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(array.shape))
 

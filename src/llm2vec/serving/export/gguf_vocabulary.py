@@ -1,8 +1,9 @@
-"""A tokenizer as a GGUF file holds it.
+"""A tokenizer in a GGUF file.
 
-llama.cpp has two kinds for decoders: byte-level pieces that are merged by rank, and SentencePiece's, which are merged
-by score. It has its own code for what comes before the merges, and names it. Only names whose code cuts texts as the
-tokenizer's file does are given here; any other tokenizer is refused.
+llama.cpp has two kinds of tokenizers for decoders: byte-level pieces that are merged by rank, and
+SentencePiece's, which are merged by score. It has its own named code for the steps before the
+merges. Only names whose code cuts texts as the tokenizer's file does are used here; any other
+tokenizer is refused.
 """
 
 import json
@@ -20,7 +21,7 @@ BYTE_LEVEL, SENTENCE_PIECE = "gpt2", "llama"
 """llama.cpp's names of the two kinds."""
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
-"""GGUF's numbers for what a token is."""
+"""GGUF's numbers for the types of tokens."""
 
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -32,26 +33,27 @@ _CUTS: Mapping[tuple[str, ...], str] = {
     (_WORDS % "",): "qwen2",
     (_WORDS % "{1,3}",): "llama-bpe",
 }
-"""llama.cpp's names of the ways in which texts are cut before the merges, by their steps in the tokenizer's file."""
+"""llama.cpp's names of how texts are cut before the merges, by the steps in a tokenizer's file."""
 
 _BLANK = "\u2581"
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a GGUF file says about a tokenizer.
+    """A tokenizer in GGUF's terms.
 
     Attributes:
         kind: `BYTE_LEVEL` or `SENTENCE_PIECE`.
-        cut: llama.cpp's name for how texts are cut before the merges.
-        tokens: As many as the model has rows of embeddings.
-        types: What each token is, as a number of GGUF's.
+        cut: llama.cpp's name of how texts are cut before the merges.
+        tokens: Tokens; as many as the model has embeddings.
+        types: Type of each token, as a number of GGUF's.
         merges: Pairs of tokens by rank, for byte-level pieces.
-        scores: One of each token, for SentencePiece's.
-        blank_first: A blank is put before every text.
-        composed: Texts are brought to Unicode's form NFC first, which llama.cpp does not do.
-        start: The special token before every text, or None.
-        end: The special token after every text, or None.
+        scores: Score of each token, for SentencePiece's pieces.
+        blank_first: Whether a blank is put before every text.
+        composed: Whether texts are brought to Unicode's form NFC first, which llama.cpp does not
+            do.
+        start: Special token before every text; None if there is none.
+        end: Special token after every text; None if there is none.
     """
 
     kind: str
@@ -67,14 +69,14 @@ class Vocabulary:
 
 
 def vocabulary_of(tokenizer: "PreTrainedTokenizerBase", *, rows: int) -> Vocabulary:
-    """A tokenizer in GGUF's terms.
+    """Describe a tokenizer in GGUF's terms.
 
     Args:
-        tokenizer: The encoder's tokenizer.
-        rows: How many embeddings the model has.
+        tokenizer: Tokenizer of the encoder.
+        rows: Number of embeddings of the model.
 
     Raises:
-        ModelError: llama.cpp has no such tokenizer, as far as is known here.
+        ModelError: No tokenizer of llama.cpp is known to be the same.
     """
     backend: Any = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
     file = json.loads(backend.to_str())
@@ -126,7 +128,7 @@ def _type(token: str, model: Mapping[str, Any]) -> int:
 
 
 def _scores(names: Sequence[str], merges: Sequence[str]) -> list[float]:
-    """Scores that lead to the merges in their order: the earlier the merge that makes a token, the higher."""
+    """Scores by which pieces are merged in order: the earlier a token's merge, the higher."""
     ranks: dict[str, int] = {}
     for rank, pair in enumerate(merges):
         ranks.setdefault(pair.replace(" ", ""), rank)
@@ -134,18 +136,18 @@ def _scores(names: Sequence[str], merges: Sequence[str]) -> list[float]:
 
 
 def _cut(file: Mapping[str, Any]) -> str:
-    """llama.cpp's name for what happens before the merges."""
+    """llama.cpp's name of the steps before the merges."""
     steps = tuple(step for step in _steps(file["pre_tokenizer"]) if step)
     if steps not in _CUTS:
         raise ModelError(
-            f"llama.cpp's name for a tokenizer that cuts texts by {', '.join(steps) or 'nothing'} is not known here, "
-            f"only those of {', '.join(_CUTS.values())}; use --to onnx"
+            f"llama.cpp's name for a tokenizer that cuts texts by {', '.join(steps) or 'nothing'} "
+            f"is not known here, only those of {', '.join(_CUTS.values())}; use --to onnx"
         )
     return _CUTS[steps]
 
 
 def _steps(step: Mapping[str, Any] | None) -> list[str]:
-    """Each step as its name or its pattern; empty where it cuts nothing."""
+    """Each step by its name or its pattern; empty if it cuts nothing."""
     if step is None:
         return []
     if step["type"] == "Sequence":
@@ -168,7 +170,8 @@ def _normalisation(file: Mapping[str, Any], *, by_bytes: bool) -> tuple[bool, bo
     allowed = {"NFC"} if by_bytes else {"Prepend", "Replace"}
     if unknown := [step for step in steps if step not in allowed]:
         raise ModelError(
-            f"the tokenizer changes texts first ({unknown[0]}), which llama.cpp does not do; use --to onnx"
+            f"the tokenizer changes texts first ({unknown[0]}), which llama.cpp does not do; use "
+            "--to onnx"
         )
     return "NFC" in steps, blank_first
 
@@ -186,8 +189,8 @@ def _special_ids(tokenizer: "PreTrainedTokenizerBase") -> tuple[int | None, int 
     edges: Borders = borders(tokenizer)
     if edges.before > 1 or edges.after > 1:
         raise ModelError(
-            f"the tokenizer puts {edges.before} special tokens before and {edges.after} after every text; llama.cpp "
-            "puts at most one on each side; use --to onnx"
+            f"the tokenizer puts {edges.before} special tokens before and {edges.after} after "
+            "every text; llama.cpp puts at most one on each side; use --to onnx"
         )
     ids = added_tokens(tokenizer)
     return (ids[0] if edges.before else None), (ids[-1] if edges.after else None)

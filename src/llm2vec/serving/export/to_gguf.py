@@ -1,9 +1,10 @@
-"""An encoder as a GGUF file, for llama.cpp and what builds on it: bidirectional, and pooled as here.
+"""An encoder as a GGUF file for llama.cpp: bidirectional, and pooled as here.
 
-The file says that attention is not causal and how states are pooled. llama.cpp pools every token, so an encoder that
-leaves special tokens out is refused where its tokenizer adds some. Where llama.cpp is installed
-(`llama-cpp-python`), it gives the vectors that are compared. Where it is not, the weights are read back from the file
-and the model here computes with them; that proves the weights alone, and the export says so.
+The file says that attention is not causal and how states are pooled. llama.cpp pools every token,
+so an encoder that leaves special tokens out is refused if its tokenizer adds some. If llama.cpp is
+installed (`llama-cpp-python`), it gives the vectors that are compared. If not, the weights are read
+back from the file and the model here computes with them; that proves the weights alone, and the
+export says so.
 """
 
 import copy
@@ -41,11 +42,14 @@ _POOLINGS: Mapping[Pooling, str] = {"mean": "MEAN", "last": "LAST", "first": "CL
 """llama.cpp's names of poolings; it has no weighted mean."""
 
 _COMPOSED = "composed"
-"""Among the facts: texts are brought to Unicode's form NFC first."""
+"""The fact of an export that texts are brought to Unicode's form NFC first."""
 
 _SNIPPET = """{imports}from llama_cpp import Llama
 
-model = Llama("{folder}/{weights}", embedding=True, n_ctx={tokens}, n_batch={tokens}, n_ubatch={tokens}, verbose=False)
+model = Llama(
+    "{folder}/{weights}", embedding=True, verbose=False,
+    n_ctx={tokens}, n_batch={tokens}, n_ubatch={tokens},
+)
 texts = ["Some text.", "Another."]
 vectors = model.embed({texts}, normalize=True)"""
 
@@ -93,8 +97,9 @@ def _notes(vocabulary: Vocabulary, checked: str | None) -> tuple[str, ...]:
         notes.append("bring texts to Unicode's form NFC first, which llama.cpp does not do")
     if checked is None:
         notes.append(
-            "not checked with llama.cpp, which is not installed here (pip install llama-cpp-python): the weights "
-            "were read back from the file, and neither its tokenizer nor its keys"
+            "not checked with llama.cpp, which is not installed here (pip install "
+            "llama-cpp-python): the weights were read back from the file, and neither its "
+            "tokenizer nor its keys"
         )
     return tuple(notes)
 
@@ -130,20 +135,22 @@ def _write_vocabulary(writer: Any, vocabulary: Vocabulary, encoder: Encoder) -> 
 
 
 def _write_weights(writer: Any, encoder: Encoder, layout: Layout, precision: str) -> None:
-    """Matrices in the precision, as far as their rows allow; all else in float32."""
+    """Write matrices in the precision, as far as their rows allow, and all else in float32."""
     gguf: Any = optional("gguf", extra="gguf")
     wanted = gguf.GGMLQuantizationType[precision.upper()]
     block, _ = gguf.GGML_QUANT_SIZES[wanted]
     for name, weight in weights_of(encoder.model, layout, _names(encoder, layout)):
-        whole = weight.ndim == 1
-        kind = wanted if not whole else gguf.GGMLQuantizationType.F32
-        if not whole and weight.shape[-1] % block:
+        if weight.ndim == 1:
+            kind = gguf.GGMLQuantizationType.F32
+        elif weight.shape[-1] % block:
             kind = gguf.GGMLQuantizationType.F16
+        else:
+            kind = wanted
         writer.add_tensor(name, gguf.quantize(weight, kind), raw_dtype=kind)
 
 
 def _names(encoder: Encoder, layout: Layout) -> Any:
-    """The package's map from names in transformers to llama.cpp's."""
+    """The map of the package gguf from names in transformers to llama.cpp's."""
     gguf: Any = optional("gguf", extra="gguf")
     known = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
     layers = encoder.model.config.get_text_config(decoder=True).num_hidden_layers
@@ -159,7 +166,7 @@ def _open(folder: Path, written: Written, encoder: Encoder) -> Embedder:
 
 
 def _under_llama_cpp(path: Path, settings: Settings, *, composed: bool) -> Embedder:
-    """llama.cpp itself, as in the card; prompts and templates are added to the texts."""
+    """Open the file by llama.cpp as the card does, and add prompts and templates to texts."""
     llama_cpp: Any = optional("llama_cpp", extra="gguf")
     tokens, threads = settings.max_length, torch.get_num_threads()
     model = llama_cpp.Llama(
@@ -190,7 +197,7 @@ def _under_llama_cpp(path: Path, settings: Settings, *, composed: bool) -> Embed
 
 
 def _read_back(path: Path, encoder: Encoder) -> Embedder:
-    """The model here, with the weights that the file holds."""
+    """Open the model here, with the weights of the file."""
     gguf: Any = optional("gguf", extra="gguf")
     layout = layout_of(encoder.model, max_length=encoder.settings.max_length)
     names = _names(encoder, layout)

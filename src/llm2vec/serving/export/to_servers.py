@@ -1,8 +1,9 @@
 """An encoder folder for text-embeddings-inference (TEI) or vLLM, with the keys that these read.
 
-Neither runs here: the folder is opened by sentence-transformers and compared, and what the server does with it is known
-from its source code alone (`docs/export.md` names the versions). Where a server reads no key of a family and so lets
-its tokens see only what precedes them, the export warns; it cannot know of newer versions.
+Neither server runs here: the folder is opened by sentence-transformers and compared, and what a
+server does with it is known from the server's source code alone (`docs/export.md` names the
+versions). If a server reads no key of a family, so that the model is silently causal, the export
+warns; it cannot know newer versions.
 """
 
 import warnings
@@ -25,18 +26,20 @@ _KEY = "use_bidirectional_attention"
 
 _SNIPPET = """from sentence_transformers import SentenceTransformer
 
-vectors = SentenceTransformer("{folder}").encode(["Some text.", "Another."], normalize_embeddings=True)"""
+vectors = SentenceTransformer("{folder}").encode(
+    ["Some text.", "Another."], normalize_embeddings=True
+)"""
 
 
 @dataclass(frozen=True)
 class Server:
-    """What is known of a server.
+    """Facts about a server.
 
     Attributes:
-        name: Its name.
-        command: How it is started on a folder.
-        since: The version whose source was read; older ones may be silently causal.
-        bidirectional: By `model_type`, where families are bidirectional.
+        name: Name of the server.
+        command: Command that starts it on a folder.
+        since: Version whose source was read; older ones may be silently causal.
+        bidirectional: Devices on which a family is bidirectional, by `model_type`.
         otherwise: What happens to all other families.
     """
 
@@ -66,8 +69,8 @@ VLLM = Server(
     since="0.19.1",
     bidirectional=dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma3_text"), "on CUDA"),
     otherwise=(
-        "SILENTLY CAUSAL: vLLM runs {kind} by way of transformers and reads no key for its attention; "
-        "use `llm2vec serve` instead"
+        "SILENTLY CAUSAL: vLLM runs {kind} by way of transformers and reads no key for its "
+        "attention; use `llm2vec serve` instead"
     ),
 )
 
@@ -87,9 +90,10 @@ def _writer(server: Server) -> Callable[[Encoder, Path, str], Written]:
 
 
 def _set_keys(encoder: Encoder, path: Path) -> None:
-    """Name the attention as servers read it.
+    """Write the key by which servers read the kind of attention.
 
-    A family whose configuration knows the key halves its windows with it, so they are written twice as wide.
+    A family whose configuration has the key halves its windows with it, so they are written twice
+    as wide.
     """
     values = read_json(path)
     if not encoder.settings.bidirectional:
@@ -109,7 +113,8 @@ def _notes(server: Server, encoder: Encoder) -> tuple[str, ...]:
         notes = [server.otherwise.format(kind=kind)]
     else:
         notes = [
-            f"{server.name} {server.since} lets {kind} see both sides {where}; older versions may be silently causal"
+            f"{server.name} {server.since} lets {kind} see both sides {where}; older versions may "
+            "be silently causal"
         ]
     notes.append(f"{server.name} was not run here; compare a vector of it with the source's")
     return tuple(notes)

@@ -1,6 +1,7 @@
-"""The card (README.md) of a published encoder: the folder's own, with the front matter that a hub reads.
+"""The card (README.md) of a published encoder: the folder's own, with front matter for a hub.
 
-What the folder's card says already stays. This module asks no hub; what it must know of the decoder is given to it.
+What the folder's card says stays. This module asks no hub; the caller gives it the facts about the
+decoder.
 """
 
 import json
@@ -24,17 +25,17 @@ _REPORT = "report.md"
 
 @dataclass(frozen=True)
 class Published:
-    """What a card says beside what the folder's own says.
+    """Facts that a published card adds to the folder's own card.
 
     Attributes:
-        name: On the hub, `owner/name`.
-        licence: Of the weights, by the hub's name for it.
-        base_model: The decoder's name on the hub; None where it is not there.
+        name: Name on the hub, `owner/name`.
+        licence: Licence of the weights, by its name on the hub.
+        base_model: Name of the decoder on the hub; None if it is not there.
         languages: Codes of languages.
         datasets: Names of data sets on the hub.
         results: Scores of MTEB.
         files: Paths of all files.
-        exported_as: For an export, the folder that its card opens; None for an encoder.
+        exported_as: Folder that the card of an export opens; None for an encoder.
     """
 
     name: str
@@ -48,10 +49,10 @@ class Published:
 
 
 def front_matter(card: str) -> dict[str, Any]:
-    """What the front matter of a card says; empty where it has none.
+    """Read the front matter of a card; empty if it has none.
 
     Raises:
-        ModelError: It is not YAML of names and values.
+        ModelError: The front matter is not YAML of names and values.
     """
     found = _FRONT_MATTER.match(card)
     if found is None:
@@ -60,19 +61,19 @@ def front_matter(card: str) -> dict[str, Any]:
         values = yaml.safe_load(found[1])
     except yaml.YAMLError as error:
         raise ModelError(
-            f"the front matter of the card is no YAML ({first_line(error)}); correct README.md"
+            f"the front matter of the card is not YAML ({first_line(error)}); correct README.md"
         ) from error
     if not isinstance(values, dict):
-        raise ModelError("the front matter of the card is no list of names and values")
+        raise ModelError("the front matter of the card is not a list of names and values")
     return values
 
 
 def hub_card(card: str | None, published: Published) -> str:
-    """The card to publish.
+    """Write the card to publish.
 
     Args:
-        card: The folder's own card; None where it has none.
-        published: What is known beside it.
+        card: Card of the folder; None if it has none.
+        published: Facts that are added.
     """
     own = card or _plain_card(published)
     known = {**_front_matter(published), **front_matter(own)}
@@ -83,7 +84,7 @@ def hub_card(card: str | None, published: Published) -> str:
 
 
 def _front_matter(published: Published) -> dict[str, Any]:
-    """By the hub's names; what is not known is left out."""
+    """The facts by the hub's names, without unknown ones."""
     found: dict[str, Any] = {
         "library_name": "sentence-transformers",
         "pipeline_tag": "feature-extraction",
@@ -103,7 +104,7 @@ def _tags(published: Published) -> list[str]:
 
 
 def _model_index(published: Published) -> list[dict[str, Any]]:
-    """MTEB's scores as the hub and MTEB's leaderboard read them."""
+    """The scores of MTEB in the format of the hub and of MTEB's leaderboard."""
     if not published.results:
         return []
     results = [
@@ -124,10 +125,11 @@ def _model_index(published: Published) -> list[dict[str, Any]]:
 
 
 def _plain_card(published: Published) -> str:
-    """For a folder without a card."""
+    """The card for a folder without one."""
     return f"""# {published.name.rpartition("/")[2]}
 
-A text encoder made with LLM2Vec. Needs transformers 5.2 or newer (older versions silently read it causally).
+A text encoder made with LLM2Vec. It needs transformers 5.2 or newer; older versions read it
+causally, without a warning.
 
 ```python
 from sentence_transformers import SentenceTransformer
@@ -160,7 +162,7 @@ def _table(results: Sequence[MTEBResult]) -> str:
 
 
 def facts_of(card: str | None) -> Mapping[str, Any]:
-    """Licence and languages that a decoder's card names."""
+    """The licence and the languages that a decoder's card names."""
     values = front_matter(card) if card else {}
     languages = values.get("language") or []
     return {

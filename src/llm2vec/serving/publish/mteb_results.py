@@ -1,4 +1,4 @@
-"""Scores out of the files that mteb writes: the main score of each task, with what a hub wants to know of it."""
+"""Scores from the files that mteb writes: the main score of each task, with its facts for a hub."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ class MTEBResult:
     """A score of one task, subset and split.
 
     Attributes:
-        task: mteb's name for it.
-        task_type: mteb's type, such as "STS".
-        dataset: The data set's name on the hub.
-        revision: Its commit.
-        subset: Such as "default" or "en".
-        split: Such as "test".
-        metric: What `value` is.
-        value: In percent.
+        task: Name of the task in mteb.
+        task_type: Type of the task in mteb, such as "STS".
+        dataset: Name of the data set on the hub.
+        revision: Commit of the data set.
+        subset: Subset, such as "default" or "en".
+        split: Split, such as "test".
+        metric: Name of the metric.
+        value: Score in percent.
     """
 
     task: str
@@ -36,10 +36,11 @@ class MTEBResult:
 
 
 def mteb_results(folder: Path) -> list[MTEBResult]:
-    """The scores in a folder of results, as `llm2vec evaluate --mteb` or mteb writes it.
+    """Read the scores in a folder of results that `llm2vec evaluate --mteb` or mteb wrote.
 
     Args:
-        folder: Searched with all folders below it. It must hold the results of one model alone.
+        folder: Folder that is searched, with all folders below it. It must hold the results of one
+            model alone.
 
     Raises:
         UsageError: There are no results, or there are several of one task.
@@ -50,14 +51,14 @@ def mteb_results(folder: Path) -> list[MTEBResult]:
     keys = [(result.task, result.subset, result.split) for result in found]
     if twice := [key for key in keys if keys.count(key) > 1]:
         raise UsageError(
-            f"{folder} holds several results of {' '.join(twice[0])}; name the folder of one model alone, such as "
-            "mteb/results/NAME/REVISION"
+            f"{folder} holds several results of {' '.join(twice[0])}; name the folder of one model "
+            "alone, such as mteb/results/NAME/REVISION"
         )
     return found
 
 
 def _results(path: Path) -> Iterator[MTEBResult]:
-    """The scores of one file; none where it is no result."""
+    """The scores of one file; empty if it is not a result."""
     values = read_json(path)
     if not isinstance(values, dict) or not {"task_name", "scores"}.issubset(values):
         return

@@ -1,7 +1,7 @@
 """`llm2vec push`: an encoder folder, or an export of one, on a model hub.
 
-What is published is whole: weights with tokenizer and settings, never an adapter without its base, nothing that runs
-code, and a card with the licence of the decoder. Paths of this machine are left out of what is published.
+A published folder is complete: weights with tokenizer and settings, never an adapter without its
+base, no code, and a card with the licence of the decoder. Paths of this machine are left out.
 """
 
 import json
@@ -31,11 +31,11 @@ _STAGES = ("simcse", "supervised")
 
 @dataclass(frozen=True)
 class Upload:
-    """What would be published.
+    """The files to publish.
 
     Attributes:
-        name: On the hub, `owner/name`.
-        files: Each file's path on the hub, and where it is or what it holds.
+        name: Name on the hub, `owner/name`.
+        files: Path or content of each file, by its path on the hub.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Upload:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Bytes of each file."""
+        """The size of each file, in bytes."""
         return {
             path: len(content) if isinstance(content, bytes) else content.stat().st_size
             for path, content in self.files.items()
@@ -174,14 +174,14 @@ def _provenance(folder: Path) -> Mapping[str, Any]:
 
 
 def _decoder(provenance: Mapping[str, Any]) -> str | None:
-    """What the encoder was made from, as the provenance names it."""
+    """The decoder that the encoder was made from, as the provenance names it."""
     imported = provenance.get("imported") or [{}]
     named = provenance.get("recipe", {}).get("decoder") or imported[0].get("source")
     return None if named is None else str(named)
 
 
 def _facts_of_decoder(decoder: str | None) -> Mapping[str, Any]:
-    """Licence and languages that its card names; nothing where it cannot be read."""
+    """The licence and languages that a decoder's card names; empty if it cannot be read."""
     if decoder is None:
         return {}
     try:
@@ -200,7 +200,7 @@ def _hub_name(decoder: str | None) -> str | None:
 
 
 def _corpora(provenance: Mapping[str, Any]) -> list[str]:
-    """Data sets of the hub that the stages were trained on."""
+    """The data sets of the hub that the stages were trained on."""
     recipe = provenance.get("recipe", {})
     corpora = [recipe.get("corpus"), *(recipe.get(stage, {}).get("corpus") for stage in _STAGES)]
     sources = [str(corpus.get("source")) for corpus in corpora if isinstance(corpus, Mapping)]
@@ -223,7 +223,7 @@ def _local_paths(values: Any) -> Iterator[str]:
 
 
 def _content(path: Path, local: Sequence[str]) -> Path | bytes:
-    """A file as it is published: itself, or its text without paths of this machine."""
+    """The published content of a file: the file, or its text without paths of this machine."""
     if path.suffix not in _TEXT or path.name == "tokenizer.json":
         return path
     text = path.read_text(encoding="utf8")
