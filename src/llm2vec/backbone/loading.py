@@ -36,7 +36,8 @@ from llm2vec.runtime.hardware import default_device, memory_checked
 OLDEST = "5.3.0"
 """The first version of transformers that honours the switch to bidirectional attention.
 
-Version 5.2 leaves GPT-2 causal under SDPA, and older ones ignore the switch in every family, both silently.
+Version 5.2 leaves GPT-2 causal under SDPA, and older ones ignore the switch in every family, both
+silently.
 """
 
 _OTHER_MODALITIES = ("vision", "audio", "image", "speech", "vq")

@@ -291,7 +291,8 @@ def save_model(model: PreTrainedModel, folder: str | Path) -> None:
 def _tell_servers(config: PreTrainedConfig) -> None:
     """Set the key by which text-embeddings-inference knows what transformers calls `is_causal`.
 
-    Families that have a key of this name mean something else by it (their windows are halved), and keep it.
+    Families that have a key of this name mean something else by it (their windows are halved), and
+    keep it.
     """
     if is_bidirectional(config) and not hasattr(type(config), _SERVERS_KEY):
         setattr(config, _SERVERS_KEY, True)

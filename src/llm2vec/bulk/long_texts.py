@@ -1,6 +1,7 @@
 """Texts longer than the model's longest sequence, in windows: each with the prompt, pooled by its length.
 
-With mean pooling the vector of a text is the mean over all of its tokens, each seen with those of its own window.
+With mean pooling the vector of a text is the mean over all of its tokens, each seen with those of
+its own window.
 """
 
 from collections.abc import Sequence
@@ -46,7 +47,8 @@ class Windows:
 def windows_of(texts: Sequence[Tokens], edges: Borders, *, max_length: int) -> Windows:
     """Cut tokenised texts into windows of at most `max_length` tokens.
 
-    What comes before a text (start token, prompt) and the special tokens after it are in each of its windows.
+    What comes before a text (start token, prompt) and the special tokens after it are in each of
+    its windows.
 
     Args:
         texts: Whole texts, uncut.

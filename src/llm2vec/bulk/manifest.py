@@ -1,6 +1,7 @@
 """The manifest of a bulk run's folder: which model, which settings and which input its shards are made from.
 
-A run that goes on compares its own with the one that is there, and refuses, by name, whatever has changed.
+A run that goes on compares its own with the one that is there, and refuses, by name, whatever has
+changed.
 """
 
 from collections.abc import Mapping

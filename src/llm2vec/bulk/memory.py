@@ -32,7 +32,8 @@ class TokenBudget:
         """What `work` makes with the budget, or with half of it, and so on.
 
         Args:
-            work: Called with the most tokens in a batch; done from its beginning where memory ran out.
+            work: Called with the most tokens in a batch; done from its beginning where memory ran
+                out.
 
         Raises:
             RunError: Even the smallest batch does not fit.

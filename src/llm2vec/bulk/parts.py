@@ -1,7 +1,7 @@
 """Vectors of words, sentences or tokens with their offsets, to a folder of shards: `llm2vec words --out FOLDER`.
 
-A shard has a row for each part of a text; `row` and `id` say which text it is of. A whole text goes through the model,
-so that each part's vector knows what is around it.
+A shard has a row for each part of a text; `row` and `id` say which text it is of. A whole text goes
+through the model, so that each part's vector knows what is around it.
 """
 
 from collections.abc import Callable, Sequence

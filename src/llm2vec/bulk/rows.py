@@ -1,7 +1,8 @@
 """The rows of a bulk run: good ones in windows, bad ones with their reason, shards by ranges of rows.
 
-A shard is a fixed range of the input's rows, so that a run that goes on writes the shards that an uninterrupted one
-would have written. A digest of everything that was read stands for a shard's input. Knows nothing of models.
+A shard is a fixed range of the input's rows, so that a run that goes on writes the shards that an
+uninterrupted one would have written. A digest of everything that was read stands for a shard's
+input. Knows nothing of models.
 """
 
 import hashlib
@@ -38,7 +39,8 @@ class Input:
     """Where the rows are.
 
     Attributes:
-        source: A path, folder, glob, address or `hub:NAME`, or one file (standard input, for instance).
+        source: A path, folder, glob, address or `hub:NAME`, or one file (standard input, for
+            instance).
         column: The column of texts; None: `text`, or the only one that holds texts.
         id_column: The column of ids; None: rows are known by their numbers alone.
         prompt_column: The column of each text's prompt; None: all texts have the same.
@@ -70,13 +72,19 @@ class Input:
         )
 
     def fingerprint(self) -> str | None:
-        """What tells whether the input has changed; None for a stream, of which its digests alone can tell."""
+        """What tells whether the input has changed.
+
+        None for a stream, of which its digests alone can tell.
+        """
         if isinstance(self.source, DataFile):
             return None
         return corpus_fingerprint(self.source, as_format=self.as_format)
 
     def count(self) -> int | None:
-        """About how many rows there are, to estimate the time left; None where counting is as long as reading."""
+        """About how many rows there are, to estimate the time left.
+
+        None where counting is as long as reading.
+        """
         if isinstance(self.source, DataFile) or self.source.startswith(HUB):
             return None
         if is_address(self.source):
@@ -159,7 +167,9 @@ def read_windows(
     wanted: Callable[[int], bool],
     window_characters: int = WINDOW_CHARACTERS,
 ) -> Iterator[Window]:
-    """All rows in windows, shard after shard; of a shard that is not wanted, one window without rows.
+    """All rows in windows, shard after shard.
+
+    Of a shard that is not wanted, one window without rows.
 
     Args:
         rows: Every row of the input, in order.

@@ -1,6 +1,7 @@
 """A bulk run: rows in, shards out, in constant memory; killed at any moment, the same call goes on.
 
-Reads and tokenises ahead of the model and writes behind it. What becomes of a window is a task's business.
+Reads and tokenises ahead of the model and writes behind it. What becomes of a window is a task's
+business.
 """
 
 import time
@@ -144,11 +145,12 @@ def run(
         shard_rows: Rows of the input in a shard.
         part: Which shards; all of them where there is one part.
         progress: Hears rows, tokens a second and rejected rows.
-        workers: Processes on other devices, which do the same task there; None: this process does it.
+        workers: Processes on other devices, which do the same task there; None: this process does
+            it.
 
     Raises:
-        RunError: The folder's shards were made from another model, input or other settings; another process is at
-            work on the same part; or no space is left.
+        RunError: The folder's shards were made from another model, input or other settings; another
+            process is at work on the same part; or no space is left.
         CorpusError: The input cannot be read, or holds no row. Shards that are finished stay.
     """
     started = time.monotonic()
@@ -189,7 +191,9 @@ def encode_to_folder(
     progress: Progress | None = None,
     **options: Any,
 ) -> Summary:
-    """Encode a file of any size into a folder of Parquet shards; the same call goes on where it was killed.
+    """Encode a file of any size into a folder of Parquet shards.
+
+    The same call goes on where it was killed.
 
     Args:
         encoder: The encoder.
@@ -203,7 +207,8 @@ def encode_to_folder(
         **options: Attributes of `VectorOptions`, such as `normalize`, `dimensions` or `store`.
 
     Raises:
-        RunError: The folder was begun with another model, input or other settings; or no space is left.
+        RunError: The folder was begun with another model, input or other settings; or no space is
+            left.
         CorpusError: The input cannot be read, or holds no row.
 
     Example:
@@ -284,7 +289,10 @@ def _write_all(
 
 
 def _check_digest(window: Window, done: dict[int, Facts]) -> None:
-    """Refuse an input that is not what a finished shard was made from; streams have no other fingerprint."""
+    """Refuse an input that is not what a finished shard was made from.
+
+    Streams have no other fingerprint.
+    """
     facts = done.get(window.shard)
     if facts is not None and facts.digest != window.digest:
         raise RunError(

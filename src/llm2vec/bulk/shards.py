@@ -1,7 +1,8 @@
 """Shards: the Parquet files of a bulk run's folder, each whole or absent, with what it was made from in its footer.
 
-`part-000012.parquet` has the rows 12 x R to 13 x R of the input, without those that were rejected, which are beside it
-in `rejected/`. With `.npy` as the format the vectors are in a file beside, and all other columns stay in Parquet.
+`part-000012.parquet` has the rows 12 x R to 13 x R of the input, without those that were rejected,
+which are beside it in `rejected/`. With `.npy` as the format the vectors are in a file beside, and
+all other columns stay in Parquet.
 """
 
 import json
@@ -121,7 +122,9 @@ def all_facts(folder: Path) -> dict[int, Facts]:
 
 
 class ShardWriter:
-    """Writes one shard after another, window by window; a shard is in its place when its last window is written.
+    """Writes one shard after another, window by window.
+
+    A shard is in its place when its last window is written.
 
     Args:
         folder: The run's folder.

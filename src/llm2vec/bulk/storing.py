@@ -1,6 +1,9 @@
-"""How a vector is kept: as float32, float16, int8 with a scale, or one bit a number; and how it is read again.
+"""How a vector is kept: as float32, float16, int8 with a scale, or one bit a number.
 
-Each row is kept by itself, so that a vector does not depend on what else is in the file. Knows nothing of files.
+And how it is read again.
+
+Each row is kept by itself, so that a vector does not depend on what else is in the file. Knows
+nothing of files.
 """
 
 from dataclasses import dataclass
@@ -12,7 +15,9 @@ if TYPE_CHECKING:
     import pyarrow
 
 Store = Literal["float32", "float16", "int8", "binary"]
-"""Of a number in a shard. `int8`: whole numbers from -127 to 127, and a scale for each row to multiply them by.
+"""Of a number in a shard.
+
+`int8`: whole numbers from -127 to 127, and a scale for each row to multiply them by.
 `binary`: the signs alone, eight to a byte, the first in the highest bit (numpy's `packbits`)."""
 
 _LARGEST_INT8 = 127

@@ -66,8 +66,8 @@ def _put(queue: "Queue[tuple[str, Any]]", value: tuple[str, Any], ended: Event) 
 class Behind:
     """One thread that does what it is given, in order, while the caller goes on.
 
-    An error is raised at one of the next calls, or at the end of the block. Nothing is done after an error of the
-    thread; what was given before an error of the caller is.
+    An error is raised at one of the next calls, or at the end of the block. Nothing is done after
+    an error of the thread; what was given before an error of the caller is.
     """
 
     def __init__(self, *, most: int) -> None:

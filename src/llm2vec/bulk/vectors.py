@@ -1,6 +1,7 @@
 """One vector for each row, to a folder of shards: what `llm2vec encode --out FOLDER` does.
 
-Tokenises in one thread while the model works in another. Identical texts of a window are encoded once.
+Tokenises in one thread while the model works in another. Identical texts of a window are encoded
+once.
 """
 
 import sys
@@ -43,10 +44,12 @@ class VectorOptions:
         dimensions: How many of a vector's first numbers are kept (Matryoshka); None is all.
         store: How a number is kept.
         long: What becomes of texts longer than the longest sequence.
-        deterministic: One text at a time on one thread each: equal texts have equal vectors to the last bit.
+        deterministic: One text at a time on one thread each: equal texts have equal vectors to the
+            last bit.
         keep_text: Whether shards hold the texts too.
         vectors_in: Whether vectors are in the shard or in a `.npy` file beside it.
-        int8: Whether linear layers compute in int8, on a CPU: faster on some processors, and less exact.
+        int8: Whether linear layers compute in int8, on a CPU: faster on some processors, and less
+            exact.
     """
 
     prompt: str = ""
@@ -122,7 +125,10 @@ class VectorTask:
         return WINDOW_CHARACTERS
 
     def prepare(self, window: Window) -> _Prepared:
-        """Tokenise a window; rows whose prompt leaves no room for their text move to the rejected ones."""
+        """Tokenise a window.
+
+        Rows whose prompt leaves no room for their text move to the rejected ones.
+        """
         if window.left_out:
             return _Prepared(window)
         try:

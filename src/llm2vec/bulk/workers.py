@@ -1,7 +1,8 @@
 """Several devices at once: a process for each, spawned once, that encodes one window after another.
 
-Windows come back in their order. A process that dies is started again, and its window is encoded once more; one that
-kills its process again is an error that names its rows. Processes end with the one that started them.
+Windows come back in their order. A process that dies is started again, and its window is encoded
+once more; one that kills its process again is an error that names its rows. Processes end with the
+one that started them.
 """
 
 import signal

@@ -1,4 +1,7 @@
-"""Encoding to a folder of shards: of texts, of words (`words`); and `search`, which answers from one."""
+"""Encoding to a folder of shards: of texts, of words (`words`).
+
+And `search`, which answers from one.
+"""
 
 import re
 import sys

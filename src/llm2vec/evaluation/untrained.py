@@ -1,9 +1,10 @@
 """Vectors of texts from a decoder in which nothing is trained: what a conversion has to beat.
 
-PromptEOL (Jiang et al. 2023, arXiv 2307.16645, section 3) asks for the text in one word and takes the state from which
-the answer would be written, with no example or with one. Echo embeddings (Springer et al. 2024, arXiv 2402.15449,
-section 3) give the text twice and pool over the second, whose states have seen the whole first. The decoder stays
-causal. These are vectors of whole texts; words have none.
+PromptEOL (Jiang et al. 2023, arXiv 2307.16645, section 3) asks for the text in one word and takes
+the state from which the answer would be written, with no example or with one. Echo embeddings
+(Springer et al. 2024, arXiv 2402.15449, section 3) give the text twice and pool over the second,
+whose states have seen the whole first. The decoder stays causal. These are vectors of whole texts;
+words have none.
 """
 
 from collections.abc import Sequence

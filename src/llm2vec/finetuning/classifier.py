@@ -131,9 +131,6 @@ def classifier_outcome(data: ClassifierData, logits_BC: np.ndarray) -> Outcome:
     numbers_B = np.array(data.labels.numbers(true))
     known_B = numbers_B != IGNORED
     calibration = calibrated(logits_BC[known_B], numbers_B[known_B])
-    best_B = probabilities(logits_BC).max(axis=1)
-    rows = zip(data.texts.texts, true, given, best_B.tolist(), strict=True)
-    errors = [Error(text[:_SHOWN], a, b, sure) for text, a, b, sure in rows if a != b]
     return Outcome(
         metric="macro-f1",
         value=scores["score"],
@@ -144,8 +141,19 @@ def classifier_outcome(data: ClassifierData, logits_BC: np.ndarray) -> Outcome:
         temperature=calibration.temperature,
         calibrated_error=calibration.calibrated_error,
         unseen=int((~known_B).sum()),
-        hardest=hardest(errors),
+        hardest=hardest(_errors(data, given, logits_BC)),
     )
+
+
+def _errors(data: ClassifierData, given: Sequence[str], logits_BC: np.ndarray) -> list[Error]:
+    """The development texts with a wrong label, and the probability of that label."""
+    sure_B = probabilities(logits_BC).max(axis=1)
+    found = []
+    for index, text in enumerate(data.texts.texts):
+        true = data.texts.labels[index][0]
+        if true != given[index]:
+            found.append(Error(text[:_SHOWN], true, given[index], float(sure_B[index])))
+    return found
 
 
 def _several_outcome(

@@ -132,7 +132,8 @@ def train_tagger(
         The folder, and what it reached.
 
     Raises:
-        CorpusError: The labels cannot be learned: only one, or none shared with the development data.
+        CorpusError: The labels cannot be learned: only one, or none shared with the development
+            data.
         ModelError: The model cannot be opened, or cannot be made bidirectional.
         RunError: `out` holds something else, or an earlier run was made with something else.
     """
@@ -245,7 +246,10 @@ def _planned(recipe: FinetuneRecipe, examples: int, processes: int) -> FinetuneR
 
 
 def _evaluate_every(recipe: FinetuneRecipe) -> int:
-    """Steps between evaluations; small data would otherwise be judged before anything is learned."""
+    """Steps between evaluations.
+
+    Small data would otherwise be judged before anything is learned.
+    """
     in_each_pass = recipe.steps / (recipe.epochs * recipe.evaluations)
     return min(recipe.steps, max(_FEWEST_STEPS, round(in_each_pass)))
 

@@ -22,7 +22,8 @@ class Reading:
     """What the linear layer reads of a batch.
 
     Attributes:
-        pooling: How the states of a text become one vector; None reads single states, those of words.
+        pooling: How the states of a text become one vector; None reads single states, those of
+            words.
     """
 
     pooling: Pooling | None = None

@@ -81,19 +81,26 @@ def _confusion(metrics: Mapping[str, Any]) -> Section | None:
     often = sorted(range(len(names)), key=lambda index: -sum(counts[index]))[:_MOST_LABELS]
     shares = [_shares([counts[row][column] for column in often]) for row in often]
     shown = [names[index] for index in often]
-    pairs = [
-        (counts[row][column], names[row], names[column])
-        for row in range(len(names))
-        for column in range(len(names))
-        if row != column and counts[row][column]
-    ]
     table = [["true label", "given label", "count"]]
-    table += [[true, given, str(count)] for count, true, given in sorted(pairs, reverse=True)[:20]]
+    for count, true, given in _confused_pairs(names, counts)[:20]:
+        table.append([true, given, str(count)])
     text = (
         "Each row of the map is a true label; the columns are the given labels, in the same order. A strong "
         "diagonal means that few labels are confused."
     )
     return Section("Confusion", text, [cells("Given labels", shares, names=shown)], [table])
+
+
+def _confused_pairs(
+    names: Sequence[str], counts: Sequence[Sequence[int]]
+) -> list[tuple[int, str, str]]:
+    """The count, the true label and the given label of each confusion, the most frequent first."""
+    pairs = []
+    for true, row in zip(names, counts, strict=True):
+        for given, count in zip(names, row, strict=True):
+            if given != true and count:
+                pairs.append((count, true, given))
+    return sorted(pairs, reverse=True)
 
 
 def _shares(counts: Sequence[int]) -> list[float]:

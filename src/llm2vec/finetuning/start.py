@@ -23,7 +23,8 @@ class Start:
     """A body that can be trained.
 
     Attributes:
-        prefix: `uni:`, `auto:` or nothing; before the folder's name it opens the result in the same way.
+        prefix: `uni:`, `auto:` or nothing; before the folder's name it opens the result in the same
+            way.
         model: The transformer without a head, in float32.
         tokenizer: Its tokenizer.
         facts: How it was made bidirectional, and the proofs; empty if it was not.

@@ -69,7 +69,8 @@ def tagger_data(
     """Sentences as a tagger of this model reads them.
 
     Raises:
-        CorpusError: The training sentences have one label, or share none with the development sentences.
+        CorpusError: The training sentences have one label, or share none with the development
+            sentences.
     """
     labels = Labels.of((tag for each in train for tag in each.tags), "the training file")
     merge = merge_of(start)
@@ -110,7 +111,10 @@ def broken(tags: Sequence[str]) -> int:
 def guessed_tags(
     sentences: Sequence[Sentence], logits_WC: np.ndarray, labels: Labels
 ) -> list[list[str]]:
-    """The best label of each word of each sentence; `O`, or the most frequent label, for a word without tokens."""
+    """The best label of each word of each sentence.
+
+    `O`, or the most frequent label, for a word without tokens.
+    """
     missing = "O" if "O" in labels.names else labels.names[int(np.argmax(labels.counts))]
     best = iter(logits_WC.argmax(axis=1).tolist())
     return [

@@ -1,6 +1,7 @@
 """What is trained: batches of examples, the loss of their labels, and the score that stops the training."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,10 @@ from llm2vec.finetuning.labels import IGNORED
 from llm2vec.training.trainer import Batch, EpochSampler, Loss, Task
 
 Score = Callable[[np.ndarray], Mapping[str, float]]
-"""Logits of everything that is read of the development data, to metrics; `score` is the one that counts."""
+"""Logits of everything that is read of the development data, to metrics.
+
+`score` is the one that counts.
+"""
 
 _EVALUATION_TOKENS = 2048
 """Tokens in a batch of an evaluation."""
@@ -91,6 +95,15 @@ def _summed_loss(logits_RC: Tensor, labels: Tensor, weights_C: Tensor | None) ->
     )
 
 
+def _inputs_on(device: torch.device, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's inputs in a batch, on a device."""
+    inputs = {}
+    for key, value in batch.items():
+        if key not in ("labels", "tokens"):
+            inputs[key] = value.to(device) if isinstance(value, Tensor) else value
+    return inputs
+
+
 @torch.no_grad()
 def logits_of(
     model: nn.Module, examples: Sequence[Example], *, packed: bool, pad_id: int
@@ -111,12 +124,7 @@ def logits_of(
     labels = 0
     for batch in plan_batches(lengths, max_tokens=_EVALUATION_TOKENS, padded=not packed):
         chosen = [examples[index] for index in batch]
-        inputs = collate(chosen, packed=packed, pad_id=pad_id)
-        inputs = {
-            key: value.to(device) if isinstance(value, Tensor) else value
-            for key, value in inputs.items()
-            if key not in ("labels", "tokens")
-        }
+        inputs = _inputs_on(device, collate(chosen, packed=packed, pad_id=pad_id))
         logits_RC = model(**inputs).float().cpu().numpy()
         labels = logits_RC.shape[1]
         ends = np.cumsum([len(each.read) for each in chosen])
