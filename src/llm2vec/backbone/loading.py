@@ -221,7 +221,8 @@ def quantization_note(source: str | Path | Source) -> str | None:
 def _read_config(source: Source) -> PreTrainedConfig:
     if parse(version("transformers")) < parse(OLDEST):
         raise ModelError(
-            f"transformers {version('transformers')} ignores the bidirectional switch, at least in some families: "
+            f"transformers {version('transformers')} ignores the bidirectional switch, at least in "
+            "some families: "
             f"pip install 'transformers>={OLDEST}'"
         )
     source.check()

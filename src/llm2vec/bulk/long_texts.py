@@ -1,4 +1,4 @@
-"""Texts longer than the model's longest sequence, in windows: each with the prompt, pooled by its length.
+"""Long texts in windows, each with the prompt, whose vectors are averaged by length.
 
 With mean pooling the vector of a text is the mean over all of its tokens, each seen with those of
 its own window.

@@ -1,4 +1,4 @@
-"""The manifest of a bulk run's folder: which model, which settings and which input its shards are made from.
+"""The manifest of a bulk run: the model, the settings and the input of its shards.
 
 A run that goes on compares its own with the one that is there, and refuses, by name, whatever has
 changed.
@@ -85,7 +85,7 @@ def agree(manifest: Manifest, folder: Path) -> None:
 
 
 def model_fingerprint(encoder: "Encoder") -> str:
-    """The fingerprint of all that vectors depend on beside the settings: weights, configuration, tokenizer."""
+    """The fingerprint of weights, configuration and tokenizer, which vectors depend on."""
     config = encoder.model.config.to_diff_dict()
     kept = {key: value for key, value in config.items() if key not in _ELSEWHERE}
     tokenizer = encoder.tokenizer.backend_tokenizer.to_str()  # type: ignore[attr-defined]

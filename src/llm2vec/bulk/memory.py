@@ -1,4 +1,4 @@
-"""Memory of the device: the batch is halved when it really runs out, and stays so for the rest of the run."""
+"""Device memory: when it runs out, the batch is halved for the rest of the run."""
 
 import gc
 from collections.abc import Callable
@@ -49,8 +49,8 @@ class TokenBudget:
     def _halve(self, error: BaseException) -> None:
         if self.tokens // 2 < _FEWEST_TOKENS:
             raise RunError(
-                f"out of memory with {self.tokens} tokens in a batch ({first_line(error)}): choose a "
-                "smaller model, a shorter max_length, or free some memory"
+                f"out of memory with {self.tokens} tokens in a batch ({first_line(error)}): choose "
+                "a smaller model, a shorter max_length, or free some memory"
             ) from error
         self.tokens //= 2
         self.halved += 1

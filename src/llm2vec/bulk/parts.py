@@ -1,4 +1,4 @@
-"""Vectors of words, sentences or tokens with their offsets, to a folder of shards: `llm2vec words --out FOLDER`.
+"""Vectors of words, sentences or tokens with their offsets, in shards: `llm2vec words --out`.
 
 A shard has a row for each part of a text; `row` and `id` say which text it is of. A whole text goes
 through the model, so that each part's vector knows what is around it.

@@ -1,4 +1,4 @@
-"""The rows of a bulk run: good ones in windows, bad ones with their reason, shards by ranges of rows.
+"""The rows of a bulk run: good rows in windows, bad rows with their reason, shards by ranges.
 
 A shard is a fixed range of the input's rows, so that a run that goes on writes the shards that an
 uninterrupted one would have written. A digest of everything that was read stands for a shard's
@@ -61,7 +61,7 @@ class Input:
         return self.source.name if isinstance(self.source, DataFile) else self.source
 
     def rows(self) -> Iterator[TextRow]:
-        """Every row, in order, with its id and its prompt beside its text, where there are columns of them."""
+        """Every row, in order, with its text and, if there are such columns, its id and prompt."""
         beside = [name for name in (self.id_column, self.prompt_column) if name is not None]
         return text_rows(
             self.source,

@@ -296,8 +296,9 @@ def _check_digest(window: Window, done: dict[int, Facts]) -> None:
     facts = done.get(window.shard)
     if facts is not None and facts.digest != window.digest:
         raise RunError(
-            f"the input has changed: its rows {facts.first_row:,} to {facts.first_row + facts.read - 1:,} "
-            "are not those of the finished shard. Choose another --out, or give the same input again"
+            f"the input has changed: its rows {facts.first_row:,} to "
+            f"{facts.first_row + facts.read - 1:,} are not those of the finished shard. Choose "
+            "another --out, or give the same input again"
         )
 
 

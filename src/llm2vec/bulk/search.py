@@ -76,7 +76,8 @@ class Shards:
         known = self.manifest.model
         if model_fingerprint(encoder) != known["fingerprint"]:
             raise RunError(
-                f"the vectors of {self.folder} were made by {known['name']}, and this is another encoder"
+                f"the vectors of {self.folder} were made by {known['name']}, and this is another "
+                "encoder"
             )
 
     def search(

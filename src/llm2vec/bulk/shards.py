@@ -1,4 +1,4 @@
-"""Shards: the Parquet files of a bulk run's folder, each whole or absent, with what it was made from in its footer.
+"""Shards: Parquet files of a bulk run, each whole or absent, with their origin in the footer.
 
 `part-000012.parquet` has the rows 12 x R to 13 x R of the input, without those that were rejected,
 which are beside it in `rejected/`. With `.npy` as the format the vectors are in a file beside, and

@@ -1,4 +1,4 @@
-"""Work ahead of the model and behind it: threads with short queues, so that memory stays bounded."""
+"""Work before and after the model in threads with short queues, so that memory is bounded."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -15,7 +15,7 @@ _LOOK_EVERY_S = 0.1
 
 
 def ahead(items: Iterable[Item], *, most: int) -> Generator[Item]:
-    """The same items in the same order, made by another thread while the caller works on those before.
+    """Make items in another thread, in the same order, while the caller works on earlier ones.
 
     Args:
         items: Iterated in the other thread, and nowhere else.
@@ -26,7 +26,7 @@ def ahead(items: Iterable[Item], *, most: int) -> Generator[Item]:
     """
     queue: Queue[tuple[str, Any]] = Queue(most)
     ended = Event()
-    # a daemon: a thread that waits for a slow pipe cannot be interrupted, and must not hold up the end
+    # a daemon: a thread that waits for a slow pipe cannot be interrupted, but must not block the end
     Thread(target=_fill, args=(items, queue, ended), daemon=True, name="ahead").start()
     try:
         while True:

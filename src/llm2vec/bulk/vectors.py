@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from llm2vec.encoder.encoder import Encoder
 
 Long = Literal["truncate", "window"]
-"""What becomes of a text that is longer than the longest sequence: it loses its end, or is read in windows."""
+"""The treatment of a text that is too long: its end is cut, or it is read in windows."""
 
 
 @dataclass(frozen=True)

@@ -196,8 +196,8 @@ class Workers:
         worker.end()
         if window is not None and deaths == _DEATHS:
             raise RunError(
-                f"the process on {worker.device} ended {deaths} times at the {len(window.rows):,} rows "
-                f"from row {window.rows[0].number:,} on: see what the system says of it, or leave "
+                f"the process on {worker.device} ended {deaths} times at the {len(window.rows):,} "
+                f"rows from row {window.rows[0].number:,} on: see what the system says of it, or leave "
                 "these rows out"
             )
         self.restarted += 1

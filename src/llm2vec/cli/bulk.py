@@ -89,7 +89,8 @@ def register(app: typer.Typer) -> None:
     app.command(
         epilog="Examples:\n\n"
         "`llm2vec words encoder --file texts.txt --out word-vectors`\n\n"
-        "`llm2vec words encoder --file big.parquet --column body --id-column id --unit sentence --out chunks`"
+        "`llm2vec words encoder --file big.parquet --column body --id-column id --unit sentence "
+        "--out chunks`"
     )(words)
 
 

@@ -78,7 +78,8 @@ def _room(encoder: Encoder, around: str) -> int:
     room = encoder.settings.max_length - taken - 4
     if room < 2:
         raise UsageError(
-            f"the question takes {taken} of the decoder's {encoder.settings.max_length} tokens, which leaves no room "
+            f"the question takes {taken} of the decoder's {encoder.settings.max_length} tokens, "
+            "which leaves no room "
             "for a text"
         )
     return room

@@ -1,1 +1,1 @@
-"""Fine-tuning with labels: a tagger of words or a classifier of texts, out of any decoder or encoder."""
+"""Fine-tuning with labels: taggers of words and classifiers of texts, from decoders or encoders."""

@@ -1,4 +1,4 @@
-"""How far probabilities can be trusted: expected calibration error, and one temperature that mends it.
+"""Calibration of probabilities: the expected calibration error, and a temperature that lowers it.
 
 Guo et al. 2017 (On Calibration of Modern Neural Networks): logits are divided by a temperature
 that is fitted on held-out data. The best label stays the same.
@@ -20,7 +20,7 @@ def probabilities(logits_NC: np.ndarray, *, temperature: float = 1.0) -> np.ndar
 
 
 def calibration_error(probabilities_NC: np.ndarray, labels_N: np.ndarray) -> float:
-    """Expected calibration error: the mean distance of confidence and accuracy, over 15 bins of confidence.
+    """The mean distance of confidence and accuracy, over 15 bins of confidence.
 
     Example:
         >>> sure = np.array([[1.0, 0.0], [1.0, 0.0]])

@@ -1,4 +1,4 @@
-"""The README of a tagger's or classifier's folder: what it is, how to open it, and how well it does."""
+"""The README of a tagger's or classifier's folder: what it is, how to open it, and its scores."""
 
 import json
 from collections.abc import Mapping
@@ -36,7 +36,8 @@ def _about(kind: str, facts: Mapping[str, Any]) -> str:
     what = "words" if kind == "tagger" else "texts"
     steps = facts["steps"]
     return (
-        f"Labels {what} with {len(facts['labels'])} labels. Fine-tuned by llm2vec from `{facts['model']}`: "
+        f"Labels {what} with {len(facts['labels'])} labels. "
+        f"Fine-tuned by llm2vec from `{facts['model']}`: "
         f"{steps['trained']} steps, of which the weights of step {steps['kept']} scored best."
     )
 

@@ -82,7 +82,7 @@ def targets_of(
 
 
 def classifier_score(data: ClassifierData, logits_BC: np.ndarray) -> Mapping[str, float]:
-    """The score that training stops by, macro F1, and the share of texts whose labels are all right."""
+    """The score for early stopping, macro F1, and the share of texts whose labels are all right."""
     guesses = guessed_labels(logits_BC, data.labels, several=data.several)
     right = [set(one) == set(two) for one, two in zip(guesses, data.texts.labels, strict=True)]
     if data.several:

@@ -33,7 +33,7 @@ class Best:
 
 
 class EarlyStopping(TrainerCallback):
-    """Keeps the trained weights of the best evaluation, and stops the training after `patience` worse ones.
+    """Keep the weights of the best evaluation, and stop the training after `patience` worse ones.
 
     Args:
         folder: The folder for the weights; a killed run finds them again.

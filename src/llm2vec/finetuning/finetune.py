@@ -280,8 +280,8 @@ def _claim(run: Path, identity: Mapping[str, Any]) -> None:
     before = read_json(file)
     if changed := [name for name, value in identity.items() if before.get(name) != value]:
         raise RunError(
-            f"{run} was made with another {', '.join(changed)}; choose another --out, or remove {run.name} "
-            "to start over"
+            f"{run} was made with another {', '.join(changed)}; choose another --out, or remove "
+            f"{run.name} to start over"
         )
 
 

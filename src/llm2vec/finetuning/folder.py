@@ -35,7 +35,7 @@ LABELS_FILE, METRICS_FILE = "labels.json", "metrics.json"
 _WEIGHTS = "labels.safetensors"
 
 _ALIKE = 1e-3
-"""Largest difference of logits, as a share of their largest size, that rounding explains in float32."""
+"""Largest difference of logits that rounding explains in float32, relative to the largest logit."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _plain(made: Made, body: PreTrainedModel) -> PreTrainedModel | str:
 def _write_model(
     made: Made, body: PreTrainedModel, plain: PreTrainedModel | str, folder: Path
 ) -> str:
-    """Write the model with its labels if plain transformers then gives the same logits, else the body alone."""
+    """Write the model with labels if plain transformers gives its logits, else the body alone."""
     why_not = plain if isinstance(plain, str) else ""
     if isinstance(plain, PreTrainedModel):
         save_model(plain, folder)
@@ -193,7 +193,8 @@ def _opened(folder: Path) -> tuple[Encoder, Classifier, dict[str, Any]]:
     """
     if not is_finetuned(folder):
         raise ModelError(
-            f"{folder} holds no tagger or classifier; `llm2vec train tagger` or `llm2vec train classifier` makes one"
+            f"{folder} holds no tagger or classifier; `llm2vec train tagger` or "
+            "`llm2vec train classifier` makes one"
         )
     values: dict[str, Any] = read_json(folder / LABELS_FILE)
     encoder = open_encoder(f"{values['encoder']}{folder}")

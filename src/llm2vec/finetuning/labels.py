@@ -50,7 +50,7 @@ class Labels:
         return [number_of.get(label, IGNORED) for label in labels]
 
     def balanced_weights(self) -> np.ndarray:
-        """Weights whose mean over the training data is 1, inverse to how often each label occurs: weights_C."""
+        """Weights inverse to each label's frequency, with a mean of 1 over the data: weights_C."""
         counts_C = np.array(self.counts, dtype=np.float64)
         weights_C: np.ndarray = counts_C.sum() / (len(counts_C) * counts_C)
         return weights_C

@@ -1,4 +1,4 @@
-"""What a tagger or a classifier reached: its score, each label, the confusion of labels, and calibration.
+"""Metrics of a tagger or a classifier: score, each label, confusion of labels, and calibration.
 
 Every metric but entity F1 and the calibration is scikit-learn's.
 """

@@ -1,4 +1,4 @@
-"""The report page of a tagger or a classifier: scores, each label, confusion, calibration, hardest errors."""
+"""The report page of a tagger or a classifier: scores, labels, confusion, calibration, errors."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,8 +41,8 @@ def write_page(folder: Path) -> Path:
 def _summary(metrics: Mapping[str, Any], labels: Mapping[str, Any]) -> Section:
     steps = labels["steps"]
     points = [
-        f"{metrics['metric']} {_hundred(metrics['value'])}, accuracy {_hundred(metrics['accuracy'])} "
-        "on the development data.",
+        f"{metrics['metric']} {_hundred(metrics['value'])}, "
+        f"accuracy {_hundred(metrics['accuracy'])} on the development data.",
         f"Fine-tuned from {labels['model']} for {steps['trained']} steps; the weights of step "
         f"{steps['kept']} scored best and were kept.",
     ]
@@ -85,8 +85,8 @@ def _confusion(metrics: Mapping[str, Any]) -> Section | None:
     for count, true, given in _confused_pairs(names, counts)[:20]:
         table.append([true, given, str(count)])
     text = (
-        "Each row of the map is a true label; the columns are the given labels, in the same order. A strong "
-        "diagonal means that few labels are confused."
+        "Each row of the map is a true label; the columns are the given labels, in the same order. "
+        "A strong diagonal means that few labels are confused."
     )
     return Section("Confusion", text, [cells("Given labels", shares, names=shown)], [table])
 
@@ -110,8 +110,9 @@ def _shares(counts: Sequence[int]) -> list[float]:
 
 def _calibration(metrics: Mapping[str, Any]) -> Section:
     text = (
-        "The expected calibration error is the mean distance between the probability of the given label and the "
-        "share of right labels (Guo et al. 2017). `llm2vec classify` gives probabilities at the fitted temperature."
+        "The expected calibration error is the mean distance between the probability of the given "
+        "label and the share of right labels (Guo et al. 2017). `llm2vec classify` gives "
+        "probabilities at the fitted temperature."
     )
     points = [
         f"Expected calibration error: {_hundred(metrics['calibration_error'])} of 100.",

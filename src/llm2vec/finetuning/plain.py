@@ -1,4 +1,4 @@
-"""The trained network as a model of plain transformers, where transformers has a class that computes the same.
+"""The trained network as a model of plain transformers, if a class there computes the same.
 
 `AutoModelForTokenClassification` puts a linear layer over each token's state, and most decoders'
 `AutoModelForSequenceClassification` puts one without bias over the state of the last token. Other
@@ -50,7 +50,10 @@ def plain_model(
     inner = getattr(model, model.base_model_prefix)
     head = _head(model, inner, linear)
     if head is None:
-        return f"{type(model).__name__} computes more than a linear layer over the states that were trained"
+        return (
+            f"{type(model).__name__} computes more than a linear layer over the states that were "
+            "trained"
+        )
     missing, _ = inner.load_state_dict(body.state_dict(), strict=False)
     if missing:
         return f"{type(model).__name__} has other weights than the body ({missing[0]})"

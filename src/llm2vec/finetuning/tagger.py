@@ -72,7 +72,7 @@ def tagger_data(
         CorpusError: The training sentences have one label, or share none with the development
             sentences.
     """
-    labels = Labels.of((tag for each in train for tag in each.tags), "the training file")
+    labels = Labels.of(_all_tags(train), "the training file")
     merge = merge_of(start)
 
     def read(sentences: Sequence[TaggedSentence]) -> list[Sentence]:
@@ -80,13 +80,17 @@ def tagger_data(
             start.tokenizer, sentences, labels, max_length=max_length, reading=reading, merge=merge
         )
 
-    unseen(labels, [tag for each in development for tag in each.tags], "the development file")
+    unseen(labels, _all_tags(development), "the development file")
     repaired = sum(broken(each.tags) for each in train) if has_scheme(labels.names) else 0
     return TaggerData(labels, read(train), read(development), repaired)
 
 
+def _all_tags(sentences: Sequence[TaggedSentence]) -> list[str]:
+    return [tag for sentence in sentences for tag in sentence.tags]
+
+
 def merge_of(start: Start) -> Merge:
-    """The token that a word is read from: the last one of a causal model, which alone has seen the word."""
+    """The token that a word is read from: in a causal model the last, which alone sees the word."""
     return "last" if start.causal else "first"
 
 
@@ -126,7 +130,7 @@ def guessed_tags(
 def tagger_score(
     sentences: Sequence[Sentence], logits_WC: np.ndarray, labels: Labels
 ) -> Mapping[str, float]:
-    """The score that training stops by, and the accuracy: entity F1 where labels have entities, else macro F1."""
+    """The score for early stopping, entity F1 or (without entities) macro F1, and the accuracy."""
     guesses = guessed_tags(sentences, logits_WC, labels)
     words = [each.words for each in sentences]
     accuracy = value(sentence_counts(words, guesses, "accuracy"))

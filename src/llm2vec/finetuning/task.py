@@ -1,4 +1,4 @@
-"""What is trained: batches of examples, the loss of their labels, and the score that stops the training."""
+"""The training task: batches of examples, the loss of their labels, and the score to stop by."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -68,7 +68,7 @@ def finetuning_task(
 
 
 def label_loss(weights_C: Tensor | None) -> Loss:
-    """The loss of logits against labels, summed and divided by the number of labels of the whole step.
+    """The loss of logits and labels: its sum, divided by the number of labels of the whole step.
 
     One label is cross-entropy over all labels. Several labels are a binary cross-entropy for each.
     """
@@ -127,9 +127,16 @@ def logits_of(
         inputs = _inputs_on(device, collate(chosen, packed=packed, pad_id=pad_id))
         logits_RC = model(**inputs).float().cpu().numpy()
         labels = logits_RC.shape[1]
-        ends = np.cumsum([len(each.read) for each in chosen])
-        for index, part in zip(batch, np.split(logits_RC, ends[:-1]), strict=True):
+        for index, part in zip(batch, _by_example(logits_RC, chosen), strict=True):
             found[index] = part
     model.train(was_training)
-    empty = [np.zeros((len(each.read), labels), dtype=np.float32) for each in examples]
-    return np.concatenate([empty[i] if part is None else part for i, part in enumerate(found)])
+    for index, part in enumerate(found):
+        if part is None:
+            found[index] = np.zeros((len(examples[index].read), labels), dtype=np.float32)
+    return np.concatenate(found)
+
+
+def _by_example(logits_RC: np.ndarray, examples: Sequence[Example]) -> list[np.ndarray]:
+    """Logits of a batch, cut into those of each example."""
+    ends = np.cumsum([len(each.read) for each in examples])
+    return np.split(logits_RC, ends[:-1])
