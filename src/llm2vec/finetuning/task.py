@@ -130,10 +130,16 @@ def logits_of(
         for index, part in zip(batch, _by_example(logits_RC, chosen), strict=True):
             found[index] = part
     model.train(was_training)
-    for index, part in enumerate(found):
-        if part is None:
-            found[index] = np.zeros((len(examples[index].read), labels), dtype=np.float32)
-    return np.concatenate(found)
+    whole = [
+        _no_logits(example, labels) if part is None else part
+        for example, part in zip(examples, found, strict=True)
+    ]
+    return np.concatenate(whole)
+
+
+def _no_logits(example: Example, labels: int) -> np.ndarray:
+    """Logits of 0 for an example without tokens."""
+    return np.zeros((len(example.read), labels), dtype=np.float32)
 
 
 def _by_example(logits_RC: np.ndarray, examples: Sequence[Example]) -> list[np.ndarray]:
