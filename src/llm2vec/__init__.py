@@ -1,7 +1,7 @@
 """LLM2Vec: turn any decoder-only language model into a proven text encoder.
 
-Importing the package imports nothing heavy; names are resolved when they are first used. It warns if
-the first implementation, which has the same name, is installed too.
+Importing the package imports nothing heavy; names are resolved when they are first used. It warns
+if the first implementation, which has the same name, is installed too.
 """
 
 from importlib import import_module

@@ -26,7 +26,7 @@ def ahead(items: Iterable[Item], *, most: int) -> Generator[Item]:
     """
     queue: Queue[tuple[str, Any]] = Queue(most)
     ended = Event()
-    # a daemon: a thread that waits for a slow pipe cannot be interrupted, but must not block the end
+    # a daemon, as a thread that waits for a slow pipe cannot be interrupted at the end
     Thread(target=_fill, args=(items, queue, ended), daemon=True, name="ahead").start()
     try:
         while True:

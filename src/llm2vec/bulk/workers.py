@@ -197,8 +197,8 @@ class Workers:
         if window is not None and deaths == _DEATHS:
             raise RunError(
                 f"the process on {worker.device} ended {deaths} times at the {len(window.rows):,} "
-                f"rows from row {window.rows[0].number:,} on: see what the system says of it, or leave "
-                "these rows out"
+                f"rows from row {window.rows[0].number:,} on: see what the system says of it, or "
+                "leave these rows out"
             )
         self.restarted += 1
         fresh = self._start(worker.device)

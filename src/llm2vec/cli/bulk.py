@@ -208,7 +208,7 @@ def words(
     trust_remote_code: TrustRemoteCode = False,
     json: Json = False,
 ) -> None:
-    """Encode the words, sentences or tokens of texts, each as it is in its whole text, with offsets.
+    """Encode the words, sentences or tokens of texts, each in the context of its whole text.
 
     The same command goes on where it was stopped. Rows that cannot be read are in rejected.jsonl.
     """

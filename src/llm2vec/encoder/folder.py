@@ -150,7 +150,8 @@ tags: [llm2vec, sentence-transformers, feature-extraction]
 # {name}
 
 A text encoder made from the decoder `{recipe["decoder"]}`{merged} by LLM2Vec: {stages}.
-Needs transformers 5.3 or newer (older versions silently read it causally) and sentence-transformers 5.4 or newer.
+Needs transformers 5.3 or newer (older versions silently read it causally) and
+sentence-transformers 5.4 or newer.
 
 ```python
 from sentence_transformers import SentenceTransformer

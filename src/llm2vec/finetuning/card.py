@@ -52,7 +52,10 @@ def _opening(name: str, kind: str, why_not: str) -> str:
         f'labels = TextClassifier.open({quoted}).classify(["Some text."])'
     )
     if why_not:
-        return f"Plain transformers cannot open it with its labels: {why_not}.\n\n```python\n{ours}\n```"
+        return (
+            f"Plain transformers cannot open it with its labels: {why_not}.\n\n"
+            f"```python\n{ours}\n```"
+        )
     option = ', aggregation_strategy="first"' if kind == "tagger" else ""
     plain = (
         "from transformers import pipeline\n\n"

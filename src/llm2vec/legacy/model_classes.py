@@ -36,7 +36,9 @@ def bidirectional(model_class: type[PreTrainedModel], *, name: str | None = None
         name = model_class.__name__.replace("Model", "BiModel")
         name = name.replace("ForCausalLM", "BiForMNTP")
 
-    def __init__(self: Any, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+    def __init__(  # noqa: N807
+        self: Any, config: PreTrainedConfig, *args: Any, **kwargs: Any
+    ) -> None:
         config.is_causal = False
         model_class.__init__(self, config, *args, **kwargs)
 

@@ -244,7 +244,7 @@ class _StageTrainer(Trainer):
         if self.lr_scheduler is None:
             self.lr_scheduler = get_scheduler(
                 self.args.lr_scheduler_type,
-                optimizer=optimizer or self.optimizer,  # type: ignore[arg-type]  # there is one by now
+                optimizer=optimizer or self.optimizer,  # type: ignore[arg-type]  # made before
                 num_warmup_steps=int(self.args.warmup_steps),
                 num_training_steps=max(self._horizon, num_training_steps),
             )
@@ -252,7 +252,7 @@ class _StageTrainer(Trainer):
         return scheduler
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]  # it is `_SampleNumbers`
+        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]  # it is sized
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         trained = (weight for weight in model.parameters() if weight.requires_grad)
@@ -373,7 +373,8 @@ class _Reporting(TrainerCallback):
             return
         started = time.perf_counter()
         losses_are_due = control.should_log
-        metrics = dict(self._task.evaluate(self._trainer.model))  # type: ignore[arg-type]  # it has one
+        model: Any = self._trainer.model
+        metrics = dict(self._task.evaluate(model))
         self._trainer.log({f"eval_{name}": value for name, value in metrics.items()})
         # The library takes this line for the losses' line of the step, which is still to come.
         control.should_log = losses_are_due
