@@ -78,9 +78,9 @@ def test_a_sentence_beyond_the_longest_sequence_has_the_zero_vector(tiny):
 
 
 def test_spans_outside_a_text_are_refused(tiny):
-    with pytest.raises(UsageError, match="the span 2 to 9 is not within a text of 3 characters"):
+    with pytest.raises(UsageError, match="the span 2 to 9 is not within its text of 3 characters"):
         tiny.chunks("No.", [[(2, 9)]])
-    with pytest.raises(UsageError, match="spans of 1 texts, and 2 texts"):
+    with pytest.raises(UsageError, match="spans for 1 texts, but 2 texts"):
         tiny.chunks(["No.", "Yes."], [[(0, 1)]])
 
 
@@ -143,5 +143,5 @@ def test_int8_is_near_and_is_another_setting(tiny, tmp_path):
         encode_to_folder(tiny, source, out)
     assert type(int8_copy(tiny).model.layers[0].mlp.up_proj) is not torch.nn.Linear
     assert type(tiny.model.layers[0].mlp.up_proj) is torch.nn.Linear
-    with pytest.raises(UsageError, match="int8 is for float32 on a CPU"):
+    with pytest.raises(UsageError, match="int8 needs an encoder in float32 on a CPU"):
         int8_copy(Encoder.from_pretrained(DECODERS / "qwen3", dtype="bfloat16"))
