@@ -292,10 +292,16 @@ def _tell_servers(config: PreTrainedConfig) -> None:
     """Set the key by which text-embeddings-inference knows what transformers calls `is_causal`.
 
     Families that have a key of this name mean something else by it (their windows are halved), and
-    keep it.
+    keep it. So do families that have no such key and change what they write where it is set.
     """
-    if is_bidirectional(config) and not hasattr(type(config), _SERVERS_KEY):
-        setattr(config, _SERVERS_KEY, True)
+    if not is_bidirectional(config) or hasattr(config, _SERVERS_KEY):
+        return
+    before = config.to_dict()
+    setattr(config, _SERVERS_KEY, True)
+    after = config.to_dict()
+    del after[_SERVERS_KEY]
+    if after != before:
+        delattr(config, _SERVERS_KEY)
 
 
 def _configs(model: PreTrainedModel) -> list[PreTrainedConfig]:
