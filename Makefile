@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo real test check lowest bench gpu-check docs clean
+.PHONY: demo real test check lowest mutants bench gpu-check docs clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -32,6 +32,9 @@ check: .venv/ready  ## format, lint, types, floors, dependencies, generated page
 lowest:  ## tests with the lowest versions that are declared; TORCH=lowest for torch's too
 	$(PYTHON) scripts/lowest.py $(if $(TORCH),--torch $(TORCH))
 
+mutants: .venv/ready  ## small changes of the code that no test notices; SAMPLE=20 for so many of a module
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -W ignore scripts/mutants.py $(if $(SAMPLE),--sample $(SAMPLE)) $(MODULES)
+
 bench: .venv/ready  ## the speed figures of docs/results.md
 	$(BIN)/python benchmarks/mntp_step.py
 	$(BIN)/python benchmarks/encode.py
@@ -45,4 +48,4 @@ docs: .venv/ready  ## write the generated pages, and the site from docs/ in site
 	$(BIN)/mkdocs build --strict --quiet
 
 clean:
-	rm -rf .venv .venv-lowest demo real
+	rm -rf .venv .venv-lowest .mutants demo real

@@ -99,3 +99,8 @@ def test_another_number_of_guesses_than_of_sentences_is_an_error():
         sentence_counts(TEST, GUESSES[:1], "accuracy")
     with pytest.raises(ValueError, match="shorter"):
         by_label(TEST, GUESSES[:1], "accuracy")
+
+
+def test_a_sentence_with_more_words_than_labels_is_no_floor():
+    with pytest.raises(ValueError, match="shorter"):
+        floors([TaggedSentence(("the", "dog"), ("DET",))], TEST, "accuracy")
