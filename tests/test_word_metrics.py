@@ -82,7 +82,6 @@ def test_several_seeds_are_averaged_and_not_summed():
     counts = [sentence_counts(NAMES, each, "entity-f1") for each in (NAMED, other)]
     drawn = [np.mean([value(each_S3[chosen]) for each_S3 in counts]) for chosen in resamples(3)]
     np.testing.assert_allclose(found.resampled, drawn)
-    assert found.low < found.value < found.high
 
 
 def test_floors_know_a_word_by_its_letters_alone_and_others_by_the_most_frequent_label():
