@@ -12,7 +12,7 @@ two kinds of measurement:
 This module does not know how a model was made bidirectional.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -105,6 +105,46 @@ def prove_bidirectional(body: "PreTrainedModel") -> tuple[Proof, ...]:
             _attends_to_later_tokens(body, tokens),
             _ignores_padding(body, tokens),
         )
+
+
+@dataclass(frozen=True)
+class PartlyProven:
+    """How much of a hybrid model reads both sides: a second grade, less than bidirectional.
+
+    Attributes:
+        both_sides: Number of layers that read both sides.
+        layers: Number of all layers.
+        whole_from: First layer, counted from 1, after which every token has seen the whole text;
+            None: there is none within the tokens that were tried.
+        proofs: The proofs, passed or not.
+    """
+
+    both_sides: int
+    layers: int
+    whole_from: int | None
+    proofs: tuple[Proof, ...]
+
+
+def prove_partly_bidirectional(
+    body: "PreTrainedModel", *, may_be_one_way: Collection[int]
+) -> PartlyProven:
+    """Prove that all layers but some attend to both sides, and that padding does not count.
+
+    Args:
+        body: A model without LM head; it stays as `prove_bidirectional` leaves it.
+        may_be_one_way: Layers, counted from 0, that may read from left to right.
+    """
+    with _probing(body):
+        tokens = _RandomTokens(body)
+        alone = _read_layers(body, tokens, padded=0, may_be_one_way=may_be_one_way)
+        padded = _read_layers(body, tokens, padded=_PADDED, may_be_one_way=may_be_one_way)
+        proofs = (
+            alone.part_proof(may_be_one_way, ""),
+            padded.part_proof(may_be_one_way, ", padded"),
+            _attends_to_later_tokens(body, tokens),
+            _ignores_padding(body, tokens),
+        )
+    return PartlyProven(len(alone.both_sides()), len(alone.fields), alone.whole_from(), proofs)
 
 
 def check_states_are_numbers(body: "PreTrainedModel") -> None:
@@ -207,6 +247,20 @@ def _layers_see_both_ways(body: "PreTrainedModel", tokens: _RandomTokens, *, pad
     return layers.proof(name)
 
 
+def _read_layers(
+    body: "PreTrainedModel", tokens: _RandomTokens, *, padded: int, may_be_one_way: Collection[int]
+) -> "_LayersRead":
+    """The receptive fields of all layers, until those that must read both sides are seen to."""
+    layers = _LayersRead((), text_tokens=_TOKENS - padded)
+    for seed, strength in enumerate(_STRENGTHS):
+        ids_T = tokens.ids(_TOKENS)
+        fields = layer_receptive_fields(body, ids_T, padded=padded, strength=strength, seed=seed)
+        layers = layers.joined(fields)
+        if set(layers.one_directional()) <= set(may_be_one_way) and seed >= _SELF_ONLY_AFTER:
+            break
+    return layers
+
+
 @dataclass(frozen=True)
 class _LayersRead:
     """The receptive fields of all layers, as far as they are measured.
@@ -262,6 +316,41 @@ class _LayersRead:
         without = f" ({self_only} without keys of their own)" if self_only else ""
         detail = f"{count} layers{without}; measured: the smallest move a later token caused"
         return Proof(name, True, float(later.min()), detail)
+
+    def both_sides(self) -> list[int]:
+        """The layers in which positions see both earlier and later ones."""
+        one_directional = set(self.one_directional())
+        return [
+            index
+            for index, sees_TT in enumerate(self._seen_in_text())
+            if index not in one_directional and bool(sees_TT.triu(1).any())
+        ]
+
+    def whole_from(self) -> int | None:
+        """The first layer, counted from 1, whose every output depends on every token."""
+        reached_TT = torch.eye(self.text_tokens)
+        for number, sees_TT in enumerate(self._seen_in_text(), start=1):
+            reads_TT = sees_TT.cpu().float() + torch.eye(self.text_tokens)
+            reached_TT = ((reads_TT @ reached_TT) > 0).float()
+            if bool(reached_TT.all()):
+                return number
+        return None
+
+    def part_proof(self, may_be_one_way: Collection[int], ending: str) -> Proof:
+        """The proof that no layer sees padding, and that all but some read both sides."""
+        both, count = self.both_sides(), len(self.fields)
+        name = f"{len(both)} of {count} layers attend to both sides{ending}"
+        if leaks := self.leaks():
+            return Proof(name, False, max(leaks), f"{len(leaks)} of {count} layers see padding")
+        wrong = sorted(set(self.one_directional()) - set(may_be_one_way))
+        if wrong:
+            shown = ", ".join(map(str, wrong[:_MOST_NAMED]))
+            return Proof(name, False, 0.0, f"attention layers are one-directional: {shown}")
+        if not both:
+            return Proof(name, False, 0.0, "no layer attends to later tokens")
+        margin = float(self._strengths_of_later_tokens().min())
+        detail = "partly bidirectional; measured: the smallest move a later token caused"
+        return Proof(name, True, margin, detail)
 
     def _seen_in_text(self) -> list[Tensor]:
         end = self.text_tokens

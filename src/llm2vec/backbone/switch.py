@@ -22,6 +22,7 @@ from llm2vec.backbone.proofs import (
     check_states_are_numbers,
     prove_bidirectional,
     prove_packing,
+    prove_partly_bidirectional,
     proven,
     reason,
 )
@@ -41,6 +42,9 @@ _ONE_WAY = (
 )
 """Parts of the names of layer types that read from left to right by construction."""
 
+_PARTLY = "partly_bidirectional"
+"""Key of a configuration whose model may keep layers that read from left to right."""
+
 
 _SERVERS_KEY = "use_bidirectional_attention"
 
@@ -58,6 +62,8 @@ class Switch:
         packs: Whether texts may share a row; the live model then uses the packed implementation.
         proofs: The proofs with their measured margins.
         notes: What a person should know.
+        partly: How much of a hybrid reads both sides, in a sentence; empty for a model that is
+            bidirectional.
     """
 
     model_type: str
@@ -67,6 +73,7 @@ class Switch:
     packs: bool
     proofs: tuple[Proof, ...]
     notes: tuple[str, ...]
+    partly: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The switch as plain data for JSON."""
@@ -77,11 +84,27 @@ class Switch:
         return values
 
 
+def allow_partly(model: PreTrainedModel) -> None:
+    """Let the model, and the folder that is saved of it, keep layers that read left to right.
+
+    `make_bidirectional` then switches the attention layers of a hybrid and proves that much. A
+    model without such layers is proven in full as ever.
+    """
+    for config in _configs(model):
+        setattr(config, _PARTLY, True)
+
+
+def is_partly(config: PreTrainedConfig) -> bool:
+    """Whether a configuration allows layers that read from left to right."""
+    return bool(getattr(config.get_text_config(decoder=True), _PARTLY, False))
+
+
 def make_bidirectional(model: PreTrainedModel) -> Switch:
     """Let every token attend to every other, prove it, and use packed rows if they are proven too.
 
     A model that is bidirectional already is proven again. If SDPA ignores the switch, eager
-    attention is tried.
+    attention is tried. Of a hybrid that `allow_partly` was called on, the attention layers alone
+    are switched, and its texts are padded.
 
     Args:
         model: A body or a language model, on its device; its mode (training or not) stays.
@@ -93,6 +116,9 @@ def make_bidirectional(model: PreTrainedModel) -> Switch:
         NotConvertible: Some layer cannot be made to look ahead; the message says why.
     """
     base = body(model)
+    one_way = _one_way_layers(base) if is_partly(base.config) else []
+    if one_way:
+        return _switch_partly(model, base, one_way)
     refuse(base)
     for config in _configs(model):
         config.is_causal = False
@@ -118,6 +144,42 @@ def make_bidirectional(model: PreTrainedModel) -> Switch:
         packs=packing.passed,
         proofs=proofs,
         notes=notes,
+    )
+
+
+def _switch_partly(model: PreTrainedModel, base: PreTrainedModel, one_way: list[int]) -> Switch:
+    """Switch the attention layers of a hybrid, and prove how much that is."""
+    _refuse_other_kinds(base)
+    for config in _configs(model):
+        config.is_causal = False
+        config.use_cache = False
+    kind = base.config.get_text_config(decoder=True).model_type
+    try:
+        found = prove_partly_bidirectional(base, may_be_one_way=one_way)
+    except ForwardFailed as error:
+        raise NotConvertible(
+            f"{kind}: its forward fails with two-sided attention ({error})"
+        ) from error
+    if not proven(found.proofs):
+        _check_numbers(base)
+        raise NotConvertible(f"{kind} is not even partly bidirectional: {reason(found.proofs)}")
+    windows = attention_windows(base)
+    whole = ""
+    if found.whole_from is not None and not any(windows):
+        whole = f"from layer {found.whole_from} on every token has seen the whole text; "
+    partly = (
+        f"partly bidirectional: {found.both_sides} of {found.layers} layers read both sides; "
+        f"{whole}padding exact; recurrent and convolution parts still read left to right"
+    )
+    return Switch(
+        model_type=kind,
+        attention=live_attention(model),
+        layer_types=layer_types(base.config),
+        windows=windows,
+        packs=False,
+        proofs=found.proofs,
+        notes=(partly, "texts are padded, not packed: layers carry states from text to text"),
+        partly=partly,
     )
 
 
@@ -190,13 +252,19 @@ def refuse(base: PreTrainedModel) -> None:
             or convolution layers.
     """
     kind = base.config.model_type
-    if getattr(base.config, "is_encoder_decoder", False):
-        raise NotConvertible(f"{kind} is an encoder-decoder; its encoder is bidirectional already")
     _refuse_one_way_layers(base)
+    _refuse_other_kinds(base)
     if any(isinstance(module, nn.Conv1d) for module in base.modules()):
         raise NotConvertible(
             f"{kind} has causal convolutions, which read left to right by construction"
         )
+
+
+def _refuse_other_kinds(base: PreTrainedModel) -> None:
+    """Refuse encoder-decoders and ALiBi, which no grade of proof fits."""
+    kind = base.config.model_type
+    if getattr(base.config, "is_encoder_decoder", False):
+        raise NotConvertible(f"{kind} is an encoder-decoder; its encoder is bidirectional already")
     if _uses_alibi(base):
         raise NotConvertible(
             f"{kind} has ALiBi positions, whose bias would reward distance into the future"
@@ -204,25 +272,36 @@ def refuse(base: PreTrainedModel) -> None:
 
 
 def _refuse_one_way_layers(base: PreTrainedModel) -> None:
+    one_way = _one_way_layers(base)
     layers = decoder_layers(base)
-    if layers is None:
+    if layers is None or not one_way:
         return
     kinds = layer_types(base.config)
-    one_way = [
-        index
-        for index, layer in enumerate(layers)
-        if _is_one_way(layer, kinds[index] if index < len(kinds) else "")
-    ]
-    if not one_way:
-        return
     switched = len(layers) - len(one_way)
     first = one_way[0]
     shown = kinds[first] if first < len(kinds) else type(layers[first]).__name__
     raise NotConvertible(
         f"{base.config.model_type} is a hybrid or state-space model: {switched} of its "
         f"{len(layers)} layers would switch, the others read left to right by construction "
-        f"(layer {first}: {shown})"
+        f"(layer {first}: {shown}){_hint(switched, shown)}"
     )
+
+
+def _hint(switched: int, kind: str) -> str:
+    """What to do about a hybrid; nothing where no layer has attention."""
+    if not switched and "hybrid" not in kind:
+        return ""
+    return "; --partial switches its attention alone, which is less and is called less"
+
+
+def _one_way_layers(base: PreTrainedModel) -> list[int]:
+    """The layers that read from left to right, or have parts that do, counted from 0."""
+    kinds = layer_types(base.config)
+    return [
+        index
+        for index, layer in enumerate(decoder_layers(base) or ())
+        if _is_one_way(layer, kinds[index] if index < len(kinds) else "")
+    ]
 
 
 def _is_one_way(layer: nn.Module, kind: str) -> bool:

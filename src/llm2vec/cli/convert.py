@@ -13,6 +13,7 @@ from llm2vec.cli.options import (
     Json,
     KeepStages,
     LegacyFile,
+    Partial,
     PresetName,
     RecipeFile,
     Sets,
@@ -68,6 +69,7 @@ def convert(
     sets: Sets = None,
     keep_stages: KeepStages = False,
     start_over: StartOver = False,
+    partial: Partial = False,
     trust_remote_code: TrustRemoteCode = False,
     json: Json = False,
 ) -> None:
@@ -87,12 +89,15 @@ def convert(
                 "--tokens": tokens,
                 "--preset": preset_name,
                 "--recipe": recipe_file,
+                "--partial": partial,
                 "--trust-remote-code": trust_remote_code,
             }
         )
         train_from_legacy_file(legacy_file, out, sets=sets, options=options)
         return
     named = _named_knobs(decoder, corpus, column, trust_remote_code=trust_remote_code)
+    if partial:
+        named["partial"] = True
     large = "paper" if budget is None else BUDGET_PRESET
     recipe = chosen_recipe(decoder, preset_name, recipe_file, named=named, sets=sets, large=large)
     Source.of(recipe.decoder).check()

@@ -7,7 +7,15 @@ import typer
 from llm2vec.backbone.source import Source
 from llm2vec.cli.budgets import BUDGET_PRESET, print_offers
 from llm2vec.cli.console import answer, results, table
-from llm2vec.cli.options import Decoder, Json, PresetName, RecipeFile, Sets, TrustRemoteCode
+from llm2vec.cli.options import (
+    Decoder,
+    Json,
+    Partial,
+    PresetName,
+    RecipeFile,
+    Sets,
+    TrustRemoteCode,
+)
 from llm2vec.cli.recipe import chosen_recipe
 
 if TYPE_CHECKING:
@@ -39,6 +47,7 @@ def info(
             help="Load the weights too, and compare bidirectional states with causal ones.",
         ),
     ] = False,
+    partial: Partial = False,
     trust_remote_code: TrustRemoteCode = False,
     json: Json = False,
 ) -> None:
@@ -47,6 +56,8 @@ def info(
     Only the configuration is read, unless --analyse is given.
     """
     named: dict[str, Any] = {"decoder": model}
+    if partial:
+        named["partial"] = True
     if trust_remote_code:
         named["trust_remote_code"] = True
     recipe = chosen_recipe(model, preset_name, recipe_file, named=named, sets=sets)
@@ -63,7 +74,8 @@ def info(
     if analyse and found.convertible:
         from llm2vec.evaluation.analysis import layer_similarity
 
-        similarity = layer_similarity(Source(model, trust_remote_code=trust_remote_code))
+        source = Source(model, trust_remote_code=trust_remote_code)
+        similarity = layer_similarity(source, partial=partial)
     if json:
         analysed = {"similarity": similarity.cosine_LT} if similarity else {}
         plans = [plan.to_dict() for plan, _ in offers]

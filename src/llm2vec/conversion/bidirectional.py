@@ -17,7 +17,7 @@ from llm2vec.backbone.loading import (
 )
 from llm2vec.backbone.lora import check_trainable, weights_dtype
 from llm2vec.backbone.source import Source
-from llm2vec.backbone.switch import Switch, body, make_bidirectional
+from llm2vec.backbone.switch import Switch, allow_partly, body, make_bidirectional
 from llm2vec.backbone.vocabulary import fit_tokenizer
 from llm2vec.conversion.run_folder import write_stage_facts
 from llm2vec.corpus.self_written import self_texts
@@ -84,6 +84,8 @@ def _load(recipe: Recipe, source: Source, adapters: Sequence[Path]) -> PreTraine
     dtype = weights_dtype(_first_knobs(recipe), default_device())
     model = load_decoder(source, head=needs_head or adapters_have_head, dtype=dtype)
     merged = merge_chain(model, adapters)
+    if recipe.partial:
+        allow_partly(merged)
     return merged if needs_head else body(merged)
 
 

@@ -18,6 +18,7 @@ from llm2vec.backbone.proofs import Proof
 from llm2vec.backbone.source import Source
 from llm2vec.backbone.switch import (
     Switch,
+    allow_partly,
     attention_windows,
     body,
     is_bidirectional,
@@ -198,6 +199,8 @@ def _try_switch(config: PreTrainedConfig, recipe: Recipe) -> _Trial:
         small = miniature_model(config, trust_remote_code=recipe.trust_remote_code)
     except NoMiniature as error:
         return _Trial(None, None, f"{error}; convert proves the real one")
+    if recipe.partial:
+        allow_partly(small)
     try:
         return _Trial(make_bidirectional(small), True)
     except NotConvertible as error:

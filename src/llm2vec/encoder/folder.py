@@ -141,6 +141,11 @@ def model_card(name: str, provenance: Mapping[str, Any]) -> str:
     quoted_name = json.dumps(name, ensure_ascii=False)
     stages = ", ".join(stage["stage"] for stage in provenance["stages"])
     merged = "".join(f" with the adapter `{adapter}`" for adapter in recipe.get("adapters", ()))
+    partly = "".join(
+        f"\n**{switch['partly'].capitalize()}.**\n"
+        for switch in [provenance["stages"][-1]["switch"]]
+        if switch.get("partly")
+    )
     return f"""---
 library_name: sentence-transformers
 pipeline_tag: feature-extraction
@@ -152,7 +157,7 @@ tags: [llm2vec, sentence-transformers, feature-extraction]
 A text encoder made from the decoder `{recipe["decoder"]}`{merged} by LLM2Vec: {stages}.
 Needs transformers 5.3 or newer (older versions silently read it causally) and
 sentence-transformers 5.4 or newer.
-
+{partly}
 ```python
 from sentence_transformers import SentenceTransformer
 

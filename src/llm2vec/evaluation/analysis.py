@@ -12,7 +12,7 @@ from torch import nn
 from llm2vec.backbone.loading import embedding_rows, load_decoder, load_tokenizer
 from llm2vec.backbone.positions import position_limit
 from llm2vec.backbone.source import Source
-from llm2vec.backbone.switch import is_bidirectional, make_bidirectional
+from llm2vec.backbone.switch import allow_partly, is_bidirectional, make_bidirectional
 from llm2vec.backbone.vocabulary import fit_tokenizer
 from llm2vec.encoder.batching import layer_states
 from llm2vec.encoder.encoder import Encoder
@@ -132,12 +132,15 @@ def bundled_paragraph() -> str:
 
 
 @torch.inference_mode()
-def layer_similarity(source: str | Path | Source, text: str | None = None) -> Similarity:
+def layer_similarity(
+    source: str | Path | Source, text: str | None = None, *, partial: bool = False
+) -> Similarity:
     """Compare a decoder's states of one text under both masks, layer by layer (paper, section 4.2).
 
     Args:
         source: Decoder: a folder, a hub id or `bundled`, or a `Source` with the ways to fetch it.
         text: Text to compare on, cut to the model's positions; None takes the bundled paragraph.
+        partial: Whether a hybrid may keep layers that read left to right.
 
     Raises:
         ModelError: The decoder cannot be loaded or made bidirectional.
@@ -150,6 +153,8 @@ def layer_similarity(source: str | Path | Source, text: str | None = None) -> Si
         raise ModelError(f"{source} is bidirectional already; this compares a decoder with itself")
     pad_id = int(tokenizer.pad_token_id)
     causal = layer_states(model, [ids], pad_id=pad_id)
+    if partial:
+        allow_partly(model)
     make_bidirectional(model)
     both = layer_states(model, [ids], pad_id=pad_id)
     cosines = [

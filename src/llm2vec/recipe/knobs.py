@@ -326,6 +326,10 @@ class Recipe(Part):
         "training",
     )
     seed: int = knob(42, "seed of everything random", source=_FIRST, ge=0)
+    partial: bool = knob(
+        False,
+        "whether a hybrid may keep layers that read left to right; its attention layers switch",
+    )
     trust_remote_code: bool = knob(False, "whether model code that comes with the decoder may run")
     corpus: CorpusRecipe = CorpusRecipe()
     mntp: MntpRecipe = MntpRecipe()

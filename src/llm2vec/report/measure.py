@@ -19,7 +19,7 @@ from llm2vec.corpus.tagged import TaggedSentence, read_tagged
 from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.folder import CHECKPOINTS, PROVENANCE_FILE
 from llm2vec.encoder.words import Reading
-from llm2vec.errors import ModelError, RunError
+from llm2vec.errors import ModelError, NotConvertible, RunError
 from llm2vec.evaluation import analysis
 from llm2vec.evaluation.analysis import BUNDLED_SETS
 from llm2vec.evaluation.bootstrap import paired_difference
@@ -193,7 +193,9 @@ def measure(
     subjects += [_Subject(_short(each), each, baseline=True) for each in baselines]
     opening: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     tables = _measure_subjects(subjects, words, sentences, decoder, progress or Silent(), opening)
-    similarity = analysis.layer_similarity(Source(decoder, **opening))
+    similarity = analysis.layer_similarity(
+        Source(decoder, **opening), partial=_is_partial(provenance)
+    )
     return {
         "encoder": run.name,
         "decoder": str(decoder),
@@ -283,6 +285,11 @@ def _provenance(run: Path) -> Mapping[str, Any]:
     return provenance
 
 
+def _is_partial(provenance: Mapping[str, Any]) -> bool:
+    """Whether a hybrid was converted by its attention layers alone."""
+    return bool(provenance["recipe"].get("partial"))
+
+
 def _training(provenance: Mapping[str, Any]) -> dict[str, Any]:
     """The metrics of each stage that was trained."""
     stages = provenance["stages"]
@@ -339,7 +346,7 @@ def _subjects(run: Path, decoder: str) -> list[_Subject]:
         title = _title(stages[:count], adapted=bool(adapters))
         if stage in folders:
             subjects.append(_Subject(title, str(folders[stage])))
-        elif stage == "bi":
+        elif stage == "bi" and not _is_partial(provenance):
             subjects.append(_Subject(title, decoder, adapters))
     return subjects
 
@@ -429,7 +436,10 @@ def _with_floors(task: SentenceTask, decoder: str, opening: Mapping[str, Any]) -
     for title, prefix in zip(UNTRAINED, (PROMPT, ONE_EXAMPLE, ECHO), strict=True):
         models[title] = (f"{prefix}{decoder}", None)
     for title, (source, pooling) in models.items():
-        embed = open_embedder(source, pooling=pooling, **opening)
+        try:
+            embed = open_embedder(source, pooling=pooling, **opening)
+        except NotConvertible:  # a hybrid's random weights are no floor of its converted half
+            continue
         table.add(title, sts(embed, task.path), baseline=True)
     return table
 
