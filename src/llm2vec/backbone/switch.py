@@ -291,7 +291,7 @@ def _hint(switched: int, kind: str) -> str:
     """What to do about a hybrid; nothing where no layer has attention."""
     if not switched and "hybrid" not in kind:
         return ""
-    return "; --partial switches its attention alone, which is less and is called less"
+    return "; --partial switches only its attention, and is reported as partial"
 
 
 def _one_way_layers(base: PreTrainedModel) -> list[int]:
