@@ -24,6 +24,7 @@ from llm2vec.cli.options import (
     Texts,
     TrustRemoteCode,
 )
+from llm2vec.cli.vector_files import FORMATS
 from llm2vec.errors import UsageError
 
 if TYPE_CHECKING:
@@ -95,8 +96,13 @@ def register(app: typer.Typer) -> None:
 
 
 def is_folder(out: Path | None) -> bool:
-    """Whether vectors go to a folder: one that is there, or a name without ending."""
-    return out is not None and (out.is_dir() or not out.suffix)
+    """Whether vectors go to a folder: an existing one, or a name without ending.
+
+    The ending of a vector file always means a file, so that a folder of such a name is refused.
+    """
+    if out is None or out.suffix in FORMATS:
+        return False
+    return out.is_dir() or not out.suffix
 
 
 def refuse_without_folder(given: Mapping[str, Any]) -> None:

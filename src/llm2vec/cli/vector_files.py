@@ -11,7 +11,8 @@ from llm2vec.runtime.files import atomic_file, resolved_folder
 if TYPE_CHECKING:
     import numpy as np
 
-_FORMATS = (".npy", ".jsonl", ".parquet")
+FORMATS = (".npy", ".jsonl", ".parquet")
+"""Endings of files of vectors."""
 
 
 def check_target(out: Path) -> None:
@@ -20,9 +21,9 @@ def check_target(out: Path) -> None:
     Raises:
         UsageError: The file's ending is not a known format, or its path is a folder.
     """
-    if out.suffix not in _FORMATS:
+    if out.suffix not in FORMATS:
         raise UsageError(
-            f"--out {out}: the ending says the format; there are {', '.join(_FORMATS)}"
+            f"--out {out}: the ending says the format; there are {', '.join(FORMATS)}"
         )
     if out.is_dir():
         raise UsageError(f"--out {out}: this is a folder; name a file")
