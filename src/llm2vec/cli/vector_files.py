@@ -22,9 +22,7 @@ def check_target(out: Path) -> None:
         UsageError: The file's ending is not a known format, or its path is a folder.
     """
     if out.suffix not in FORMATS:
-        raise UsageError(
-            f"--out {out}: the ending says the format; there are {', '.join(FORMATS)}"
-        )
+        raise UsageError(f"--out {out}: the ending says the format; there are {', '.join(FORMATS)}")
     if out.is_dir():
         raise UsageError(f"--out {out}: this is a folder; name a file")
     resolved_folder(out.parent, option="the folder of --out")
