@@ -58,10 +58,12 @@ TEI = Server(
         "qwen2": "on CUDA",
         "qwen3": "on CPU and CUDA",
         "llama": "on CUDA, without scaled rotations",
-        "mistral": "on CUDA",
         "gemma3_text": "on CPU and CUDA",
     },
-    otherwise="text-embeddings-inference does not start on {kind}",
+    otherwise=(
+        "text-embeddings-inference does not run {kind} bidirectionally: it does not start, or runs "
+        "it SILENTLY CAUSAL (mistral); use `llm2vec serve` instead"
+    ),
 )
 VLLM = Server(
     name="vLLM",
