@@ -48,7 +48,8 @@ def test_windows_of_gemma_are_what_they_were_under_its_own_key(tmp_path, few):
 
 
 @pytest.mark.parametrize(
-    ("server", "warning"), [("vllm", "SILENTLY CAUSAL"), ("tei", "does not run gpt2 bidirectionally")]
+    ("server", "warning"),
+    [("vllm", "SILENTLY CAUSAL"), ("tei", "does not run gpt2 bidirectionally")],
 )
 def test_a_family_that_would_be_causal_is_warned_of(server, warning, tmp_path, few):
     found = export(DECODERS / "gpt2", server, out=tmp_path / "out", pairs=few)
