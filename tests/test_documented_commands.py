@@ -33,7 +33,7 @@ SMALL += ("simcse.steps=1", "simcse.batch_size=2", "simcse.max_length=16", "enco
 SMALL += ("corpus.self_texts=6", "corpus.self_tokens=24")
 UNTRAINED = ("mntp.steps=0", "simcse.steps=0", "encoder.max_length=64")
 NOT_RUN = re.compile(
-    r"--mteb|meta-llama/|McGill-NLP/|hub:|model\.gguf|llm2vec serve|s3://|--public"
+    r"--mteb|meta-llama/|McGill-NLP/|hub:|model\.gguf|llm2vec serve|s3://|--public|--hours"
 )
 PLACEHOLDER = re.compile(r"\b(FILE|DECODER|BASE|ADAPTER|FOLDER|M|T)\b|\.\.\.")
 
@@ -217,6 +217,9 @@ def test_a_line_works_as_it_is_shown(line, request, tmp_path, monkeypatch, capsy
     if makes_an_encoder:
         folder = tmp_path / "here"
         shutil.copytree(request.getfixturevalue("bare"), folder)
+        if "encoder.stages" in line:
+            stages = request.getfixturevalue("project") / "encoder.stages"
+            shutil.copytree(stages, folder / "encoder.stages")
     argv, stdin = read_by_a_shell(line, folder)
     few = [replace(task, train=task.train[:40], test=task.test[:20]) for task in bundled_words()]
     monkeypatch.setattr(measure, "bundled_words", lambda: few[:1])
@@ -225,7 +228,8 @@ def test_a_line_works_as_it_is_shown(line, request, tmp_path, monkeypatch, capsy
     said = capsys.readouterr()
     assert said.out or "--out" in line or said.err
     if makes_an_encoder:
-        assert (folder / "encoder" / "provenance.json").is_file()
+        made = folder / argv[argv.index("--out") + 1] if "--out" in argv else folder / "encoder"
+        assert (made / "provenance.json").is_file()
 
 
 @pytest.mark.parametrize("line", list(dict.fromkeys(PARSED)))

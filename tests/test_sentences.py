@@ -77,7 +77,7 @@ def test_a_documents_gain_falls_with_its_rank(judged, gain, rank, tmp_path):
     ("judged", "said"),
     [
         ("q\td0\t1\nq\td0\t0\n", "line 3: q and d0 are judged twice"),
-        ("other\td0\t1\n", "has not"),
+        ("other\td0\t1\n", "does not have"),
         ("q d0 1\n", "three columns"),
         ("q\td0\t1.5\n", "line 2: the grade '1.5' is no whole number"),
         ("", "holds no judgement"),
