@@ -78,7 +78,7 @@ def _pieces(text: Tokens, edges: Borders, max_length: int) -> list[Tokens]:
             f"the prompt leaves no room for its text in {max_length} tokens; shorten it or raise "
             "max_length"
         )
-    pieces = [own[place : place + room] for place in range(0, len(own), room)]
+    pieces = [own[start : start + room] for start in range(0, len(own), room)]
     return [_piece(text, before, piece, after) for piece in pieces]
 
 

@@ -230,9 +230,9 @@ def _check(shard_rows: int, part: Part) -> None:
 @contextmanager
 def _held(folder: Path, part: Part) -> Iterator[None]:
     """Hold a part of the run for this process alone."""
-    place = folder / _JOBS / part.name
-    place.mkdir(parents=True, exist_ok=True)
-    with locked(place):
+    job_folder = folder / _JOBS / part.name
+    job_folder.mkdir(parents=True, exist_ok=True)
+    with locked(job_folder):
         yield
 
 

@@ -135,16 +135,18 @@ class Shards:
                 raise RunError(f"{path} cannot be read: {first_line(error)}") from error
 
     def _of_shard(self, shard: int, file: Any) -> Iterator[_Block]:
-        store, place = self.manifest.settings["store"], 0
+        store, position = self.manifest.settings["store"], 0
         beside = vectors_path(self.folder, shard)
         whole = np.load(beside, mmap_mode="r") if beside.is_file() else None
         for batch in file.iter_batches(_BLOCK_ROWS):
             columns = {name: batch.column(name) for name in batch.schema.names}
             kept = columns.pop("vector", None)
-            numbers_BD = whole[place : place + len(batch)] if whole is not None else _numbers(kept)
+            numbers_BD = (
+                whole[position : position + len(batch)] if whole is not None else _numbers(kept)
+            )
             vectors_BD = comparable(numbers_BD, store=store, dimension=self._dimension)
             yield _Block(vectors_BD, columns)
-            place += len(batch)
+            position += len(batch)
 
 
 def _numbers(column: Any) -> np.ndarray:
@@ -160,15 +162,15 @@ def _unit(vectors_BD: np.ndarray) -> np.ndarray:
 
 def _best(block: _Block, score_B: np.ndarray, top: int) -> list[Hit]:
     if len(score_B) > top:
-        places = np.argpartition(-score_B, top - 1)[:top]
-        least = score_B[places].min()
-        places = np.flatnonzero(score_B >= least)  # equal ones too, of which the first row wins
+        positions = np.argpartition(-score_B, top - 1)[:top]
+        least = score_B[positions].min()
+        positions = np.flatnonzero(score_B >= least)  # equal ones too, of which the first row wins
     else:
-        places = np.arange(len(score_B))
-    return [_hit(block, int(place), float(score_B[place])) for place in places]
+        positions = np.arange(len(score_B))
+    return [_hit(block, int(position), float(score_B[position])) for position in positions]
 
 
-def _hit(block: _Block, place: int, score: float) -> Hit:
+def _hit(block: _Block, position: int, score: float) -> Hit:
     kept = [name for name in ("row", "id", "text") if name in block.columns]
-    values = {name: block.columns[name][place].as_py() for name in kept}
+    values = {name: block.columns[name][position].as_py() for name in kept}
     return Hit(score=score, **values)

@@ -211,11 +211,11 @@ class ShardWriter:
         self._vectors = []
 
     def _write_rejected(self, shard: int) -> None:
-        place = self._folder / _REJECTED / f"part-{shard:06d}.jsonl"
+        path = self._folder / _REJECTED / f"part-{shard:06d}.jsonl"
         if not self._rejected:
-            place.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
             return
-        with atomic_file(place) as partial:
+        with atomic_file(path) as partial:
             partial.write_text(rejected_lines(self._rejected), encoding="utf8")
 
     def _partial(self, shard: int) -> Path:

@@ -71,13 +71,13 @@ class _Prepared:
         window: The window.
         texts: Its different texts, in windows of the model.
         count: Number of different texts.
-        places: The text that each row has.
+        text_indices: The text that each row has.
     """
 
     window: Window
     texts: Windows = field(default_factory=lambda: Windows([], [], []))
     count: int = 0
-    places: Sequence[int] = ()
+    text_indices: Sequence[int] = ()
 
 
 class VectorTask:
@@ -156,8 +156,8 @@ class VectorTask:
         if self._options.normalize:
             embedding_UD = torch.nn.functional.normalize(embedding_UD, dim=-1)
         empty_U = ~embedding_UD.any(dim=-1)
-        places_B = torch.tensor(prepared.places, dtype=torch.long)
-        kept = keep(embedding_UD[places_B].numpy(), store=self._options.store)
+        text_B = torch.tensor(prepared.text_indices, dtype=torch.long)
+        kept = keep(embedding_UD[text_B].numpy(), store=self._options.store)
         beside = self._options.vectors_in == "npy"
         columns = row_columns(window.rows, id_type=id_type, keep_text=self._options.keep_text)
         if kept.scale_B is not None:
@@ -169,7 +169,7 @@ class VectorTask:
             as_table(columns),
             vectors=kept.numbers_BD if beside else None,
             tokens=sum(len(each.ids) for each in prepared.texts.tokens),
-            empty=int(empty_U[places_B].sum()),
+            empty=int(empty_U[text_B].sum()),
         )
 
     def _asked(self, row: BulkRow) -> tuple[str, str]:
@@ -178,7 +178,7 @@ class VectorTask:
 
     def _prepared(self, window: Window) -> _Prepared:
         asked = [self._asked(row) for row in window.rows]
-        different = {each: place for place, each in enumerate(dict.fromkeys(asked))}
+        different = {each: index for index, each in enumerate(dict.fromkeys(asked))}
         texts = self._tokens(list(different))
         return _Prepared(window, texts, len(different), [different[each] for each in asked])
 
@@ -207,9 +207,9 @@ class VectorTask:
         model, device = self._encoder.model, self._encoder.device
         embedding_WD = torch.zeros(len(tokens), self._encoder.dimension)
 
-        def encode(place: int) -> None:
+        def encode(index: int) -> None:
             with torch.inference_mode():
-                embedding_WD[place] = self._encoder.embed([tokens[place]])[0].cpu()
+                embedding_WD[index] = self._encoder.embed([tokens[index]])[0].cpu()
 
         workers = torch.get_num_threads() if device.type == "cpu" else 1
         with evaluating(model), _one_thread(), ThreadPoolExecutor(workers) as pool:

@@ -359,5 +359,5 @@ def _as_dict(hit: "Hit") -> dict[str, Any]:
 
 def _shown(hit: "Hit") -> str:
     """A hit's id or row, and the beginning of its text."""
-    place = f"row {hit.row}" if hit.id is None else str(hit.id)
-    return place if hit.text is None else f"{place}  {' '.join(hit.text.split())[:160]}"
+    name = f"row {hit.row}" if hit.id is None else str(hit.id)
+    return name if hit.text is None else f"{name}  {' '.join(hit.text.split())[:160]}"

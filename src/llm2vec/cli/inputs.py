@@ -53,7 +53,7 @@ class Given:
 
     @property
     def texts(self) -> list[str]:
-        """The texts without their places."""
+        """The texts without their locations."""
         return [row.text for row in self.rows]
 
 

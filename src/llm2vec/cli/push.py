@@ -44,7 +44,7 @@ def push(
         bool, typer.Option("--json", help="Print one JSON document on standard output.")
     ] = False,
 ) -> None:
-    """Publish an encoder folder on a model hub, with a card; private unless told otherwise.
+    """Publish an encoder folder on a model hub, with a card; private unless --public is given.
 
     Files on the hub of other names stay. The token is the one of `hf auth login`, or HF_TOKEN.
     """

@@ -69,7 +69,7 @@ class Echo:
 
 
 def _room(encoder: Encoder, around: str) -> int:
-    """Tokens that what stands around a text leaves for it, with a few in hand for where they meet.
+    """Number of tokens that the prompt around a text leaves for it, minus a small reserve.
 
     Raises:
         UsageError: It leaves none.

@@ -175,7 +175,7 @@ def measure(
         baselines: Names of other encoders (`auto:NAME`, or a folder), shown as dashed lines.
         words: Word tasks; None takes the bundled ones.
         sentences: Sentence tasks; None takes the bundled one.
-        progress: Listener that is told of each model.
+        progress: Listener to the models as they are measured.
         trust_remote_code: Whether to run model code that comes with the models.
 
     Returns:
