@@ -18,7 +18,26 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 LENGTHS = (1, 2, 3, 5, 7, 9, 13, 20, 40, 80, 160, 600)
-WORDS = "the old man saw a red house near one river and then he went home again to sleep".split()
+WORDS = [
+    "the",
+    "old",
+    "man",
+    "saw",
+    "a",
+    "red",
+    "house",
+    "near",
+    "one",
+    "river",
+    "and",
+    "then",
+    "he",
+    "went",
+    "home",
+    "again",
+    "to",
+    "sleep",
+]
 ROUNDING = 2e-5
 """Largest difference that rounding explains in float32, as a share of the largest number."""
 
