@@ -18,26 +18,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 LENGTHS = (1, 2, 3, 5, 7, 9, 13, 20, 40, 80, 160, 600)
-WORDS = [
-    "the",
-    "old",
-    "man",
-    "saw",
-    "a",
-    "red",
-    "house",
-    "near",
-    "one",
-    "river",
-    "and",
-    "then",
-    "he",
-    "went",
-    "home",
-    "again",
-    "to",
-    "sleep",
-]
+TEXT = "the old man saw a red house near one river and then he went home again to sleep"
 ROUNDING = 2e-5
 """Largest difference that rounding explains in float32, as a share of the largest number."""
 
@@ -50,7 +31,8 @@ def main() -> None:
 
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
-    texts = [" ".join(WORDS[index % len(WORDS)] for index in range(n)) for n in LENGTHS]
+    words = TEXT.split()
+    texts = [" ".join(words[index % len(words)] for index in range(n)) for n in LENGTHS]
     types = converted_types()
     for model_type in types:
         with tempfile.TemporaryDirectory() as folder:
