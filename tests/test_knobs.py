@@ -476,6 +476,9 @@ def became(recipe, folder):
 
 def test_a_recipe_without_a_default_becomes_what_it_says_knob_by_knob(odd, tmp_path):
     said, defaults = leaves(odd), leaves(Recipe())
+    del said[
+        "partial"
+    ]  # for hybrids alone: tests/test_partial.py converts them with it and without
     untouched = [name for name, value in said.items() if value == defaults[name]]
     assert not untouched, "these knobs would not show whether they work"
     found = became(odd, tmp_path)

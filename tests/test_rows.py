@@ -106,6 +106,7 @@ def test_any_bytes_are_the_same_lines_from_a_path_a_stream_and_every_compression
 def test_texts_are_the_same_with_a_mark_with_windows_line_ends_and_in_utf_16(lines, ended):
     lines = lines if ended or lines[-1] else [*lines, "x"]
     plain = "\n".join(lines) + ("\n" if ended else "")
+    assume(not plain.startswith("\0"))  # after UTF-16's mark it is the mark of UTF-32
     windows = plain.replace("\n", "\r\n")
     assert lines_of(stream(plain.encode())) == lines
     assert lines_of(stream(windows.encode())) == lines

@@ -143,7 +143,7 @@ def model_card(name: str, provenance: Mapping[str, Any]) -> str:
     merged = "".join(f" with the adapter `{adapter}`" for adapter in recipe.get("adapters", ()))
     partly = "".join(
         f"\n**{switch['partly'].capitalize()}.**\n"
-        for switch in [provenance["stages"][-1]["switch"]]
+        for switch in [provenance["stages"][-1].get("switch", {})]
         if switch.get("partly")
     )
     return f"""---
