@@ -13,6 +13,8 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertModel,
+    TrainerControl,
+    TrainerState,
 )
 
 from llm2vec.corpus.tagged import TaggedSentence, read_tagged
@@ -20,6 +22,7 @@ from llm2vec.errors import CorpusError, ModelError, RunError
 from llm2vec.evaluation.analysis import BUNDLED_SETS
 from llm2vec.finetuning.calibration import calibration_error, fitted_temperature, probabilities
 from llm2vec.finetuning.data import LabelledTexts, read_labelled_texts
+from llm2vec.finetuning.early_stopping import EarlyStopping
 from llm2vec.finetuning.examples import sentence_examples, text_examples
 from llm2vec.finetuning.finetune import train_classifier, train_tagger
 from llm2vec.finetuning.folder import TextClassifier, open_tagger
@@ -289,3 +292,38 @@ def test_the_page_shows_labels_confusions_and_errors(tagger):
         assert title in text
     assert "NOUN" in text
     assert "<script" not in text
+
+
+def test_a_folder_that_is_not_of_a_run_is_left_alone(sentences, tmp_path):
+    thesis = tmp_path / "out.finetuning" / "thesis.txt"
+    thesis.parent.mkdir()
+    thesis.write_text("years of work")
+    with pytest.raises(RunError, match=r"thesis\.txt, which is not of a fine-tuning"):
+        train_tagger(DECODER, *sentences, out=tmp_path / "out", recipe=FAST)
+    assert thesis.read_text() == "years of work"
+
+
+def test_a_file_that_came_into_the_runs_folder_stays(sentences, tmp_path):
+    class Writing(Recorder):
+        def start(self, task, *, total):
+            super().start(task, total=total)
+            (tmp_path / "out.finetuning" / "notes.txt").write_text("keep")
+
+    recipe = FAST.model_copy(update={"epochs": 1})
+    train_tagger(DECODER, *sentences, out=tmp_path / "out", recipe=recipe, progress=Writing())
+    assert [each.name for each in (tmp_path / "out.finetuning").iterdir()] == ["notes.txt"]
+
+
+def test_a_resumed_run_stops_where_the_first_one_did(tmp_path):
+    def judged(stopping, step, score):
+        state, control = TrainerState(global_step=step), TrainerControl()
+        stopping.on_log(None, state, control, {"eval_score": score}, model=torch.nn.Linear(1, 1))
+        return control.should_training_stop
+
+    stopping = EarlyStopping(tmp_path, patience=1)
+    assert not judged(stopping, 10, 0.5)
+    assert judged(stopping, 20, 0.4)
+    resumed = EarlyStopping(tmp_path, patience=1)
+    assert not judged(resumed, 10, 0.5)
+    assert judged(resumed, 20, 0.4)
+    assert resumed.best == stopping.best

@@ -21,6 +21,7 @@ from llm2vec.cli.options import (
     TrustRemoteCode,
     WordColumn,
 )
+from llm2vec.cli.run_recipe import is_first_process
 from llm2vec.cli.train import train_app
 from llm2vec.errors import UsageError
 
@@ -293,7 +294,9 @@ def _split_texts(data: "LabelledTexts") -> "tuple[LabelledTexts, LabelledTexts]"
 
 
 def _show(found: "Finetuned", next_line: str, *, json: bool) -> None:
-    """Write the page, and print what was reached."""
+    """Write the page, and print what was reached; of several processes the first one does."""
+    if not is_first_process():
+        return
     page = _page(found.folder)
     reached = found.development
     if json:

@@ -13,6 +13,8 @@ from llm2vec.runtime.files import atomic_file, disk_space_checked, read_json, wr
 from llm2vec.training.trainer import unwrapped
 
 _WEIGHTS, _FACTS = "best.safetensors", "best.json"
+BEST_FILES = (_WEIGHTS, _FACTS)
+"""The files that keep the best evaluation in a run's folder."""
 
 
 @dataclass
@@ -56,10 +58,13 @@ class EarlyStopping(TrainerCallback):
         **_: Any,
     ) -> None:
         """Judge an evaluation."""
-        if not logs or "eval_score" not in logs or state.global_step <= self.best.judged:
+        if not logs or "eval_score" not in logs:
             return
-        self._judge(float(logs["eval_score"]), state, model)
-        if self.best.worse_since >= self._patience:
+        if state.global_step > self.best.judged:
+            self._judge(float(logs["eval_score"]), state, model)
+        # A resumed run may come to the evaluation that stopped it once more.
+        is_last = state.global_step == self.best.judged
+        if is_last and self.best.worse_since >= self._patience:
             control.should_training_stop = True
 
     def _judge(self, score: float, state: TrainerState, model: nn.Module) -> None:

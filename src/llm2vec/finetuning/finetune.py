@@ -28,8 +28,8 @@ from llm2vec.finetuning.classifier import (
     classifier_score,
 )
 from llm2vec.finetuning.data import LabelledTexts
-from llm2vec.finetuning.early_stopping import EarlyStopping
-from llm2vec.finetuning.folder import Made, write_folder
+from llm2vec.finetuning.early_stopping import BEST_FILES, EarlyStopping
+from llm2vec.finetuning.folder import LABELS_FILE, Made, write_folder
 from llm2vec.finetuning.labels import Labels
 from llm2vec.finetuning.metrics import Outcome
 from llm2vec.finetuning.network import LabelNetwork, Reading
@@ -46,13 +46,22 @@ from llm2vec.finetuning.tagger import (
 from llm2vec.finetuning.task import Score, finetuning_task, logits_of
 from llm2vec.recipe.knobs import Pooling
 from llm2vec.runtime import fingerprint
-from llm2vec.runtime.files import read_json, refuse_occupied, resolved_folder, write_json
-from llm2vec.runtime.lock import locked
+from llm2vec.runtime.files import (
+    read_json,
+    refuse_occupied,
+    remove_files,
+    resolved_folder,
+    write_json,
+)
+from llm2vec.runtime.hardware import default_device
+from llm2vec.runtime.lock import LOCK_FILES, locked
 from llm2vec.runtime.optional import optional
 from llm2vec.runtime.progress import Progress, Silent
 from llm2vec.training.trainer import train
 
-_RUN = "run.json"
+_RUN, _LOG = "run.json", "metrics.json"
+_READ_BACK = 8
+"""Development examples that every way of opening the folder must label alike."""
 _FEWEST_STEPS = 10
 """Steps between two evaluations at least."""
 
@@ -222,7 +231,7 @@ def _finetune(
     out = resolved_folder(out, option="--out")
     refuse_occupied(out)
     run = out.with_name(f"{out.name}.finetuning")
-    processes = PartialState()
+    processes = PartialState(cpu=default_device().type == "cpu")
     recipe = _planned(recipe, len(job.data.train_examples), processes.num_processes)
     known = _identity(job, model, identity, recipe, seed)
     with ExitStack() as stack:
@@ -232,10 +241,15 @@ def _finetune(
             _claim(run, known)
         processes.wait_for_everyone()
         network, steps = _trained(job, recipe, run, seed, progress)
-        outcome, plain, why_not = _saved(job, network, model, out, recipe, steps)
+        outcome = _merged_and_measured(job, network)
+        if processes.is_main_process:
+            _write(job, network, outcome, model, out, recipe, steps)
+        processes.wait_for_everyone()
     if processes.is_main_process:
-        shutil.rmtree(run)
-    return Finetuned(out, outcome, plain, why_not, steps)
+        _clear(run)
+    processes.wait_for_everyone()
+    why_not = str(read_json(out / LABELS_FILE)["why_not_plain"])
+    return Finetuned(out, outcome, not why_not, why_not, steps)
 
 
 def _planned(recipe: FinetuneRecipe, examples: int, processes: int) -> FinetuneRecipe:
@@ -271,10 +285,15 @@ def _claim(run: Path, identity: Mapping[str, Any]) -> None:
     """Take the run's folder, or go on in it.
 
     Raises:
-        RunError: It was made with something else.
+        RunError: It was made with something else, or it holds files that are not of a run.
     """
     file = run / _RUN
     if not file.is_file():
+        if others := sorted({each.name for each in run.iterdir()} - {*LOCK_FILES}):
+            raise RunError(
+                f"{run} holds {others[0]}, which is not of a fine-tuning; move it, or choose "
+                "another --out"
+            )
         write_json(file, identity)
         return
     before = read_json(file)
@@ -283,6 +302,13 @@ def _claim(run: Path, identity: Mapping[str, Any]) -> None:
             f"{run} was made with another {', '.join(changed)}; choose another --out, or remove "
             f"{run.name} to start over"
         )
+
+
+def _clear(run: Path) -> None:
+    """Remove what the run wrote; the folder stays if it holds anything else."""
+    for checkpoint in run.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    remove_files(run, (_RUN, _LOG, *BEST_FILES))
 
 
 def _trained(
@@ -313,6 +339,7 @@ def _trained(
     log = train(
         network, task, recipe, folder=run, seed=seed, progress=progress, callbacks=[stopping]
     )
+    PartialState().wait_for_everyone()  # the first process writes the best weights
     stopping.restore(network)
     taken = max((entry["step"] for entry in log), default=recipe.steps)
     return network.eval(), (int(taken), stopping.best.step)
@@ -324,23 +351,26 @@ def _label_weights(labels: Labels, recipe: FinetuneRecipe) -> Tensor | None:
     return torch.tensor(labels.balanced_weights(), dtype=torch.float32)
 
 
-def _saved(
-    job: _Job,
-    network: LabelNetwork,
-    model: str,
-    out: Path,
-    recipe: FinetuneRecipe,
-    steps: tuple[int, int],
-) -> tuple[Outcome, bool, str]:
-    """Merge, measure and write the folder."""
+def _merged_and_measured(job: _Job, network: LabelNetwork) -> Outcome:
+    """Merge the adapters, and measure the network on the development data."""
     packed, pad_id = is_packed(job.start.model), int(job.start.tokenizer.pad_token_id)
     body: PreTrainedModel = merge(network.body, dtype=torch.float32)
     network.body = body.eval()
     logits = logits_of(network, job.data.development_examples, packed=packed, pad_id=pad_id)
     if isinstance(job.data, TaggerData):
-        outcome = tagger_outcome(job.data.development, logits, job.labels)
-    else:
-        outcome = classifier_outcome(job.data, logits)
+        return tagger_outcome(job.data.development, logits, job.labels)
+    return classifier_outcome(job.data, logits)
+
+
+def _write(
+    job: _Job,
+    network: LabelNetwork,
+    outcome: Outcome,
+    model: str,
+    out: Path,
+    recipe: FinetuneRecipe,
+    steps: tuple[int, int],
+) -> None:
     facts = {
         **job.facts,
         "model": model,
@@ -356,7 +386,6 @@ def _saved(
         labels=job.labels.names,
         facts=facts,
         outcome=outcome,
-        examples=job.data.development_examples[:8],
+        examples=job.data.development_examples[:_READ_BACK],
     )
-    why_not = write_folder(made, out)
-    return outcome, not why_not, why_not
+    write_folder(made, out)

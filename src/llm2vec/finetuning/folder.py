@@ -63,11 +63,8 @@ class Made:
     examples: Sequence[Example]
 
 
-def write_folder(made: Made, out: Path) -> str:
+def write_folder(made: Made, out: Path) -> None:
     """Write the folder, open it again, and compare.
-
-    Returns:
-        Why plain transformers does not open it as a model with labels; empty if it does.
 
     Raises:
         RunError: What was written gives other logits when it is read back.
@@ -85,6 +82,7 @@ def write_folder(made: Made, out: Path) -> str:
             "encoder": made.prefix,
             "labels": list(made.labels),
             "temperature": made.outcome.temperature,
+            "why_not_plain": why_not,
             **made.facts,
         }
         write_json(partial / LABELS_FILE, values)
@@ -92,7 +90,6 @@ def write_folder(made: Made, out: Path) -> str:
         text = card(out.name, made.kind, values, made.outcome, why_not=why_not)
         (partial / "README.md").write_text(text, encoding="utf8")
         _check_ours(made, partial)
-    return why_not
 
 
 def _plain(made: Made, body: PreTrainedModel) -> PreTrainedModel | str:
