@@ -361,6 +361,7 @@ def test_a_folder_of_somebody_elses_is_refused_and_left_alone(tiny, table, tmp_p
     with pytest.raises(RunError, match=r"holds thesis.txt and no manifest.json"):
         encode_to_folder(tiny, str(table), tmp_path / "out", column="body")
     assert (tmp_path / "out" / "thesis.txt").read_text() == "years"
+    assert [each.name for each in (tmp_path / "out").iterdir()] == ["thesis.txt"]
 
 
 def test_a_damaged_shard_is_named(tiny, table, tmp_path):

@@ -72,7 +72,7 @@ def agree(manifest: Manifest, folder: Path) -> None:
         RunError: Model, settings or input are others than the shards of the folder were made from.
     """
     if not (folder / MANIFEST_FILE).is_file():
-        _refuse_strangers(folder)
+        refuse_strangers(folder)
         manifest.write(folder)
         return
     was = read_manifest(folder)
@@ -118,8 +118,14 @@ def _changed_values(what: str, was: Mapping[str, Any], now: Mapping[str, Any]) -
     ]
 
 
-def _refuse_strangers(folder: Path) -> None:
-    """Refuse a folder that holds something already, of which nobody knows what it is made from."""
+def refuse_strangers(folder: Path) -> None:
+    """Refuse a folder that holds files without a manifest, which are not of a run.
+
+    Raises:
+        RunError: There is such a file.
+    """
+    if not folder.is_dir() or (folder / MANIFEST_FILE).is_file():
+        return
     names = [each.name for each in folder.iterdir() if not each.name.startswith(".")]
     if names:
         raise RunError(

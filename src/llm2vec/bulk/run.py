@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from filelock import FileLock
 
-from llm2vec.bulk.manifest import Manifest, agree, model_fingerprint
+from llm2vec.bulk.manifest import Manifest, agree, model_fingerprint, refuse_strangers
 from llm2vec.bulk.rows import IdType, Input, Window, id_type_of, read_windows
 from llm2vec.bulk.shards import (
     Facts,
@@ -156,6 +156,7 @@ def run(
     started = time.monotonic()
     folder = resolved_folder(out, option="--out")
     _check(shard_rows, part)
+    refuse_strangers(folder)
     folder.mkdir(parents=True, exist_ok=True)
     id_type, rows = id_type_of(given.rows(), given)
     manifest = _manifest(task, encoder, given, name=name, shard_rows=shard_rows)

@@ -301,16 +301,16 @@ def _tell(summary: "Summary", *, json: bool) -> None:
     if json:
         answer(asdict(summary))
         return
-    lines = [f"{summary.vectors:,} rows in {summary.shards:,} shards in {summary.out}"]
+    counts = [f"{summary.out}: rows: {summary.vectors:,}", f"shards: {summary.shards:,}"]
     if summary.resumed:
-        lines.append(f"{summary.resumed:,} shards were finished before")
+        counts.append(f"of them finished before: {summary.resumed:,}")
     if summary.empty:
-        lines.append(f"{summary.empty:,} rows are empty, and their vectors zero")
+        counts.append(f"empty rows with the zero vector: {summary.empty:,}")
     if summary.rejected:
-        lines.append(f"{summary.rejected:,} rows could not be encoded: see rejected.jsonl there")
+        counts.append(f"rejected rows, listed in rejected.jsonl: {summary.rejected:,}")
     if not summary.finished:
-        lines.append("other parts are not finished yet")
-    people.print("; ".join(lines))
+        counts.append("other parts are not finished yet")
+    people.print(", ".join(counts))
 
 
 def search(
