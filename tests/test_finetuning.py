@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from llm2vec.corpus.tagged import TaggedSentence, read_tagged
-from llm2vec.errors import CorpusError, ModelError, RunError
+from llm2vec.errors import CorpusError, ModelError, RunError, UsageError
 from llm2vec.evaluation.analysis import BUNDLED_SETS
 from llm2vec.finetuning.calibration import calibration_error, fitted_temperature, probabilities
 from llm2vec.finetuning.data import LabelledTexts, read_labelled_texts
@@ -327,3 +327,13 @@ def test_a_resumed_run_stops_where_the_first_one_did(tmp_path):
     assert not judged(resumed, 10, 0.5)
     assert judged(resumed, 20, 0.4)
     assert resumed.best == stopping.best
+
+
+def test_texts_longer_than_the_model_reads_are_refused_before_anything_is_made(sentences, tmp_path):
+    recipe = FAST.model_copy(update={"max_length": 100_000})
+    with pytest.raises(UsageError, match="max_length is 100000, but the decoder has"):
+        train_tagger(DECODER, *sentences, out=tmp_path / "out", recipe=recipe)
+    assert not list(tmp_path.iterdir())
+    empty = LabelledTexts(("",), (("cat",),), several=False, empty=0)
+    with pytest.raises(CorpusError, match="the development data holds no text"):
+        train_classifier(DECODER, texts_of(PLACES), empty, out=tmp_path / "out", recipe=FAST)

@@ -15,6 +15,8 @@ from weakref import WeakKeyDictionary
 from torch import nn
 from transformers import PreTrainedConfig
 
+from llm2vec.errors import UsageError
+
 _POSITIONS = (
     "max_position_embeddings",
     "n_positions",
@@ -43,6 +45,33 @@ def longrope_limit(config: PreTrainedConfig) -> int | None:
     """
     limits = [int(rope[_ORIGINAL]) for rope in _longrope_parameters(config)]
     return min(limits, default=None)
+
+
+def check_length(
+    name: str, length: int, config: PreTrainedConfig, *, trained: bool = False
+) -> None:
+    """Refuse a length without positions, and one in training at which the frequencies change.
+
+    Args:
+        name: The setting that holds the length.
+        length: Length of the longest text, in tokens.
+        config: The model's configuration.
+        trained: Whether texts of this length share batches in training.
+
+    Raises:
+        UsageError: The model cannot read texts of this length, or not in one batch with others.
+    """
+    limit = position_limit(config)
+    if limit is not None and length > limit:
+        raise UsageError(
+            f"{name} is {length}, but the decoder has {limit} positions: --set {name}={limit}"
+        )
+    border = longrope_limit(config) if trained else None
+    if border is not None and length > border:
+        raise UsageError(
+            f"{name} is {length}, but texts of more than {border} tokens change the decoder's "
+            f"frequencies for all texts of a batch: --set {name}={border}"
+        )
 
 
 def _longrope_parameters(config: PreTrainedConfig) -> list[Any]:

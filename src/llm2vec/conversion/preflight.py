@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 from llm2vec.backbone.adapter_chain import check_adapter
 from llm2vec.backbone.loading import load_config, load_tokenizer
 from llm2vec.backbone.miniature import NoMiniature, miniature_model
-from llm2vec.backbone.positions import longrope_limit, position_limit
+from llm2vec.backbone.positions import check_length, longrope_limit
 from llm2vec.backbone.proofs import prove_dropout
 from llm2vec.backbone.source import Source
 from llm2vec.backbone.switch import body, is_bidirectional
@@ -102,23 +102,8 @@ def _check_pooling(recipe: Recipe, source: Source) -> None:
 
 def _check_lengths(recipe: Recipe, config: PreTrainedConfig) -> None:
     """Refuse lengths without positions, and stages in which the decoder's frequencies change."""
-    limit = position_limit(config)
-    border = longrope_limit(config)
-    stage_lengths = {}
+    check_length("encoder.max_length", recipe.encoder.max_length, config)
     for stage in STAGES:
         knobs = stage.knobs(recipe)
         if knobs.steps:
-            stage_lengths[f"{stage.name}.max_length"] = knobs.max_length
-    lengths = {"encoder.max_length": recipe.encoder.max_length, **stage_lengths}
-    for name, length in lengths.items():
-        if limit is not None and length > limit:
-            raise UsageError(
-                f"{name} is {length}, but the decoder has {limit} positions: --set {name}={limit}"
-            )
-    for name, length in stage_lengths.items():
-        if border is not None and length > border:
-            raise UsageError(
-                f"{name} is {length}, but texts of more than {border} tokens change the decoder's "
-                "frequencies for all "
-                f"texts of a batch: --set {name}={border}"
-            )
+            check_length(f"{stage.name}.max_length", knobs.max_length, config, trained=True)

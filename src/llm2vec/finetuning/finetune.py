@@ -17,10 +17,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llm2vec.backbone.lora import add_adapters, merge
+from llm2vec.backbone.positions import check_length
 from llm2vec.corpus.tagged import TaggedSentence
 from llm2vec.encoder.batching import is_packed
 from llm2vec.encoder.words import Reading as WordReading
-from llm2vec.errors import RunError
+from llm2vec.errors import CorpusError, RunError
 from llm2vec.finetuning.classifier import (
     ClassifierData,
     classifier_data,
@@ -230,6 +231,7 @@ def _finetune(
         optional(module, extra="evaluate")
     out = resolved_folder(out, option="--out")
     refuse_occupied(out)
+    _check(job, recipe)
     run = out.with_name(f"{out.name}.finetuning")
     processes = PartialState(cpu=default_device().type == "cpu")
     recipe = _planned(recipe, len(job.data.train_examples), processes.num_processes)
@@ -250,6 +252,23 @@ def _finetune(
     processes.wait_for_everyone()
     why_not = str(read_json(out / LABELS_FILE)["why_not_plain"])
     return Finetuned(out, outcome, not why_not, why_not, steps)
+
+
+def _check(job: _Job, recipe: FinetuneRecipe) -> None:
+    """Refuse what would fail in the middle of the training.
+
+    Raises:
+        UsageError: Texts are longer than the model reads.
+        CorpusError: There is nothing to train on, or nothing to judge by.
+    """
+    check_length("max_length", recipe.max_length, job.start.model.config, trained=True)
+    parts = {
+        "training": job.data.train_examples,
+        "development": job.data.development_examples,
+    }
+    for name, examples in parts.items():
+        if not any(each.ids for each in examples):
+            raise CorpusError(f"the {name} data holds no text with a token of this model")
 
 
 def _planned(recipe: FinetuneRecipe, examples: int, processes: int) -> FinetuneRecipe:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from llm2vec.backbone.mode import evaluating
 from llm2vec.encoder.batching import plan_batches
 from llm2vec.finetuning.examples import Example, collate
 from llm2vec.finetuning.labels import IGNORED
@@ -116,20 +117,18 @@ def logits_of(
         packed: Whether texts share rows.
         pad_id: Token id that fills the rows of a model that is not packed.
     """
-    was_training = model.training
-    model.eval()
-    device = next(model.parameters()).device
     lengths = [len(each.ids) for each in examples]
     found: list[np.ndarray | None] = [None] * len(examples)
     labels = 0
-    for batch in plan_batches(lengths, max_tokens=_EVALUATION_TOKENS, padded=not packed):
-        chosen = [examples[index] for index in batch]
-        inputs = _inputs_on(device, collate(chosen, packed=packed, pad_id=pad_id))
-        logits_RC = model(**inputs).float().cpu().numpy()
-        labels = logits_RC.shape[1]
-        for index, part in zip(batch, _by_example(logits_RC, chosen), strict=True):
-            found[index] = part
-    model.train(was_training)
+    device = next(model.parameters()).device
+    with evaluating(model):
+        for batch in plan_batches(lengths, max_tokens=_EVALUATION_TOKENS, padded=not packed):
+            chosen = [examples[index] for index in batch]
+            inputs = _inputs_on(device, collate(chosen, packed=packed, pad_id=pad_id))
+            logits_RC = model(**inputs).float().cpu().numpy()
+            labels = logits_RC.shape[1]
+            for index, part in zip(batch, _by_example(logits_RC, chosen), strict=True):
+                found[index] = part
     whole = [
         _no_logits(example, labels) if part is None else part
         for example, part in zip(examples, found, strict=True)
