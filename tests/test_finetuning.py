@@ -292,6 +292,7 @@ def test_the_page_shows_labels_confusions_and_errors(tagger):
         assert title in text
     assert "NOUN" in text
     assert "<script" not in text
+    assert "first token" not in text, "the columns of the map are labels"
 
 
 def test_a_folder_that_is_not_of_a_run_is_left_alone(sentences, tmp_path):

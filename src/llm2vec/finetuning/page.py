@@ -12,8 +12,8 @@ from llm2vec.runtime.files import atomic_file, read_json
 
 PAGE = "report.html"
 
-_MOST_LABELS = 30
-"""Labels in figures and in the table of confusions; the most frequent ones."""
+_MOST_LABELS, _MOST_CONFUSED = 30, 16
+"""Labels in the bars and in the map of confusions: the most frequent ones."""
 
 
 def write_page(folder: Path) -> Path:
@@ -78,7 +78,7 @@ def _confusion(metrics: Mapping[str, Any]) -> Section | None:
     if not metrics["confusion"]:
         return None
     names, counts = metrics["confusion"]["labels"], metrics["confusion"]["counts"]
-    often = sorted(range(len(names)), key=lambda index: -sum(counts[index]))[:_MOST_LABELS]
+    often = sorted(range(len(names)), key=lambda index: -sum(counts[index]))[:_MOST_CONFUSED]
     shares = [_shares([counts[row][column] for column in often]) for row in often]
     shown = [names[index] for index in often]
     table = [["true label", "given label", "count"]]
@@ -88,7 +88,8 @@ def _confusion(metrics: Mapping[str, Any]) -> Section | None:
         "Each row of the map is a true label; the columns are the given labels, in the same order. "
         "A strong diagonal means that few labels are confused."
     )
-    return Section("Confusion", text, [cells("Given labels", shares, names=shown)], [table])
+    figure = cells("Given labels", shares, names=shown, ends=(shown[0], shown[-1]), steepness=1)
+    return Section("Confusion", text, [figure], [table])
 
 
 def _confused_pairs(
@@ -111,7 +112,7 @@ def _shares(counts: Sequence[int]) -> list[float]:
 def _calibration(metrics: Mapping[str, Any]) -> Section:
     text = (
         "The expected calibration error is the mean distance between the probability of the given "
-        "label and the share of right labels (Guo et al. 2017). `llm2vec classify` gives "
+        "label and the share of right labels (Guo et al. 2017). llm2vec classify gives "
         "probabilities at the fitted temperature."
     )
     points = [

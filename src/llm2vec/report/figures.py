@@ -158,33 +158,42 @@ def histograms(
     return _svg(figure, title)
 
 
-def cells(title: str, rows: Sequence[Sequence[float]], *, names: Sequence[str]) -> str:
-    """A map of values from 0 to 1, a row for each layer; a stronger colour is nearer to 1.
+def cells(
+    title: str,
+    rows: Sequence[Sequence[float]],
+    *,
+    names: Sequence[str],
+    ends: tuple[str, str] = ("first token", "last token"),
+    steepness: int = 3,
+) -> str:
+    """A map of values from 0 to 1 in rows; a stronger colour is nearer to 1.
 
     Args:
         title: The title.
-        rows: The values of each layer, one for each token; long rows are averaged in 48 columns.
-        names: The names of the layers.
+        rows: The values of each row; long rows are averaged in 48 columns.
+        names: The names of the rows.
+        ends: The names of the first and of the last column.
+        steepness: The power of a value that is its opacity; 1 shows small values too.
     """
     figure, axes = _axes(height_in=0.6 + 0.17 * len(rows), grid="none")
     for index, row in enumerate(rows):
-        colors = [_shade(value) for value in _averaged(row)]
+        colors = [_shade(value, steepness) for value in _averaged(row)]
         axes.barh(index, 1.0, left=range(len(colors)), height=0.9, color=colors)
     every = 1 if len(rows) <= 16 else 4
     axes.set_yticks(range(0, len(rows), every), names[::every])
     axes.invert_yaxis()
     columns = min(_COLUMNS, len(rows[0]))
     axes.set_xlim(0, columns)
-    axes.set_xticks([0, columns], ["first token", "last token"])
+    axes.set_xticks([0, columns], ends)
     first, last = axes.get_xticklabels()
     first.set_horizontalalignment("left")
     last.set_horizontalalignment("right")
     return _svg(figure, title)
 
 
-def _shade(value: float) -> tuple[str, float]:
+def _shade(value: float, steepness: int) -> tuple[str, float]:
     """The colour of a value between 0 and 1, and its opacity."""
-    return PALETTE[2], max(0.0, min(1.0, value)) ** 3
+    return PALETTE[2], max(0.0, min(1.0, value)) ** steepness
 
 
 def _averaged(row: Sequence[float]) -> list[float]:
