@@ -57,7 +57,7 @@ def hub(monkeypatch):
 
 
 def test_a_folder_is_published_whole_in_one_commit(made, hub):
-    upload = prepare(made, "me/encoder", licence="mit")
+    upload = prepare(made, "me/encoder", licence="mit", languages=["en"])
     address = send(upload, token="hf_x", endpoint=hub.url)
     assert address.startswith(hub.url)
     assert hub.commits == 1
@@ -69,14 +69,16 @@ def test_a_folder_is_published_whole_in_one_commit(made, hub):
 
 
 def test_it_is_private_unless_told_otherwise(made, hub):
-    upload = prepare(made, "me/encoder", licence="mit")
+    upload = prepare(made, "me/encoder", licence="mit", languages=["en"])
     for private in (True, False):
         send(upload, private=private, token="hf_x", endpoint=hub.url)
     assert [each["visibility"] for each in hub.created] == ["private", "public"]
 
 
 def test_the_code_of_the_card_runs_on_what_was_published(made, hub, tmp_path, monkeypatch):
-    send(prepare(made, "me/encoder", licence="mit"), token="hf_x", endpoint=hub.url)
+    send(
+        prepare(made, "me/encoder", licence="mit", languages=["en"]), token="hf_x", endpoint=hub.url
+    )
     for path, content in hub.files.items():
         place = tmp_path / "me" / "encoder" / path
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -103,12 +105,12 @@ def test_the_card_says_what_a_hub_reads(made):
 
 
 def test_the_card_points_to_the_report(made):
-    assert "(report.md)" in prepare(made, "me/encoder", licence="mit").card
+    assert "(report.md)" in prepare(made, "me/encoder", licence="mit", languages=["en"]).card
 
 
 def test_what_the_folders_card_says_stays(folder):
     (folder / "README.md").write_text("---\nlicense: cc0-1.0\ntags: [mine]\n---\n\n# My words\n")
-    card = prepare(folder, "me/encoder").card
+    card = prepare(folder, "me/encoder", languages=["en"]).card
     said = front_matter(card)
     assert said["license"] == "cc0-1.0"
     assert said["tags"][0] == "mine"
@@ -117,7 +119,7 @@ def test_what_the_folders_card_says_stays(folder):
 
 
 def test_paths_of_this_machine_are_left_out(made):
-    upload = prepare(made, "me/encoder", licence="mit")
+    upload = prepare(made, "me/encoder", licence="mit", languages=["en"])
     for name in ("provenance.json", "report.md"):
         content = upload.files[name]
         assert isinstance(content, bytes)
@@ -148,31 +150,31 @@ def test_without_a_known_licence_nothing_is_published(folder):
 def test_an_adapter_is_never_published_without_its_base(folder):
     write_json(folder / "adapter_config.json", {"base_model_name_or_path": "someone/decoder"})
     with pytest.raises(ModelError, match="an adapter, whose base lies elsewhere"):
-        prepare(folder, "me/encoder", licence="mit")
+        prepare(folder, "me/encoder", licence="mit", languages=["en"])
 
 
 def test_a_pickle_is_not_published(folder):
     (folder / "model.bin").write_bytes(b"\x80\x04")
     with pytest.raises(ModelError, match="is a pickle"):
-        prepare(folder, "me/encoder", licence="mit")
+        prepare(folder, "me/encoder", licence="mit", languages=["en"])
 
 
 @pytest.mark.parametrize("name", ["encoder", "a/b/c", "/b"])
 def test_a_name_that_is_none_of_a_hub_is_refused(name, made):
     with pytest.raises(UsageError, match="give owner/name"):
-        prepare(made, name, licence="mit")
+        prepare(made, name, licence="mit", languages=["en"])
 
 
 def test_a_refusal_of_the_hub_is_one_line(made, hub):
     hub.refuses = True
-    upload = prepare(made, "me/encoder", licence="mit")
+    upload = prepare(made, "me/encoder", licence="mit", languages=["en"])
     with pytest.raises(ModelError, match="me/encoder was not published: .*403") as raised:
         send(upload, token="hf_x", endpoint=hub.url)
     assert "\n" not in str(raised.value)
 
 
 def test_a_hub_that_does_not_answer_is_one_line(made):
-    upload = prepare(made, "me/encoder", licence="mit")
+    upload = prepare(made, "me/encoder", licence="mit", languages=["en"])
     with pytest.raises(ModelError, match="me/encoder was not published"):
         send(upload, token="hf_x", endpoint="http://127.0.0.1:9")
 
@@ -193,7 +195,7 @@ def result_file(folder, *, score):
 def test_scores_of_mteb_are_metadata_and_a_table(made, tmp_path):
     pytest.importorskip("mteb")
     result_file(tmp_path / "one", score=0.7125)
-    card = prepare(made, "me/encoder", licence="mit", mteb=tmp_path / "one").card
+    card = prepare(made, "me/encoder", licence="mit", languages=["en"], mteb=tmp_path / "one").card
     (entry,) = front_matter(card)["model-index"]
     (found,) = entry["results"]
     assert found["task"]["type"] == "STS"
@@ -208,19 +210,19 @@ def test_results_of_several_models_are_told_apart(made, tmp_path):
     for name in ("one", "two"):
         result_file(tmp_path / name, score=0.5)
     with pytest.raises(UsageError, match="several results of STSBenchmark"):
-        prepare(made, "me/encoder", licence="mit", mteb=tmp_path)
+        prepare(made, "me/encoder", licence="mit", languages=["en"], mteb=tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # model2vec's own
 def test_an_export_is_published_with_how_to_fetch_it(made, tmp_path):
     export(made, "onnx", out=tmp_path / "encoder-onnx")
-    upload = prepare(tmp_path / "encoder-onnx", "me/onnx", licence="mit")
+    upload = prepare(tmp_path / "encoder-onnx", "me/onnx", licence="mit", languages=["en"])
     assert "onnx/model.onnx" in upload.files
     assert "`hf download me/onnx --local-dir encoder-onnx`" in upload.card
 
 
 def test_a_dry_run_prints_files_and_card_and_sends_nothing(made):
-    command = ["push", str(made), "me/encoder", "--license", "mit", "--dry-run"]
+    command = ["push", str(made), "me/encoder", "--license", "mit", "--language", "en", "--dry-run"]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0
     assert "model.safetensors" in done.stderr

@@ -86,13 +86,13 @@ def prepare(
     check_folder(folder, weights=_WEIGHTS)
     provenance = _provenance(folder)
     decoder = _decoder(provenance)
-    known = _facts_of_decoder(decoder) if licence is None or not languages else {}
     own = _own_card(folder)
-    inherited = front_matter(own or "").get("license") or known.get("licence")
+    licence = licence or front_matter(own or "").get("license")
+    known = _facts_of_decoder(decoder) if licence is None or not languages else {}
     paths = [path for path in files_in(folder) if not _is_hidden(path)]
     published = Published(
         name=name,
-        licence=licence or inherited or _no_licence(decoder or folder),
+        licence=licence or known.get("licence") or _no_licence(decoder or folder),
         base_model=base_model or _hub_name(decoder),
         languages=languages or known.get("languages", ()),
         datasets=[*datasets, *_corpora(provenance)],
