@@ -227,8 +227,6 @@ def _finetune(
     seed: int,
     progress: Progress,
 ) -> Finetuned:
-    for module in ("scipy.optimize", "sklearn.metrics"):
-        optional(module, extra="evaluate")
     out = resolved_folder(out, option="--out")
     refuse_occupied(out)
     _check(job, recipe)
@@ -249,7 +247,6 @@ def _finetune(
         processes.wait_for_everyone()
     if processes.is_main_process:
         _clear(run)
-    processes.wait_for_everyone()
     why_not = str(read_json(out / LABELS_FILE)["why_not_plain"])
     return Finetuned(out, outcome, not why_not, why_not, steps)
 
@@ -258,9 +255,11 @@ def _check(job: _Job, recipe: FinetuneRecipe) -> None:
     """Refuse what would fail in the middle of the training.
 
     Raises:
-        UsageError: Texts are longer than the model reads.
+        UsageError: Texts are longer than the model reads, or a package is not installed.
         CorpusError: There is nothing to train on, or nothing to judge by.
     """
+    for module in ("scipy.optimize", "sklearn.metrics"):
+        optional(module, extra="evaluate")
     check_length("max_length", recipe.max_length, job.start.model.config, trained=True)
     parts = {
         "training": job.data.train_examples,
