@@ -90,13 +90,15 @@ def main() -> None:
         sys.exit(
             f"this is llm2vec {version('llm2vec')}; the environment of llm2vec 0.2.3 is needed"
         )
+    if out.is_dir() and any(out.iterdir()) and not (out / "inputs.json").is_file():
+        sys.exit(f"{out} holds something that this script did not write; choose another --out")
     for name in TYPES:
         make_decoder(name, out / name)
     for seed, name in enumerate(("adapter-mntp", "adapter-simcse")):
         make_adapter(out / "llama", out / name, seed=seed)
     vectors = dict(plain_cases(out)) | dict(chain_cases(out))
     save_file(vectors, out / "vectors.safetensors")
-    told = {
+    inputs = {
         "made_with": {name: version(name) for name in VERSIONS},
         "python": platform.python_version(),
         "script": "scripts/make_reference.py",
@@ -104,7 +106,7 @@ def main() -> None:
         "texts": TEXTS,
         "counted": COUNTED,
     }
-    (out / "inputs.json").write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    (out / "inputs.json").write_text(json.dumps(inputs, indent=1, ensure_ascii=False) + "\n")
 
 
 def make_decoder(name: str, folder: Path) -> None:
