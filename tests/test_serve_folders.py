@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+import socket
 import zipfile
 
 import pytest
@@ -121,3 +122,10 @@ def test_the_server_listens_on_loopback_unless_told_otherwise():
     commands = typer.main.get_command(app).commands
     (host,) = [each for each in commands["serve"].params if each.name == "host"]
     assert is_loopback(host.default)
+
+
+def test_an_answer_does_not_wait_for_the_client_to_confirm_its_head():
+    with listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

@@ -82,16 +82,22 @@ def run(application: Application, *, host: str, port: int, limits: Limits, has_k
 def listen(host: str, port: int) -> socket.socket:
     """Open a socket that listens.
 
+    Its connections send at once. asyncio asks for that only where a socket names its protocol,
+    which `create_server` does not: an answer's body would wait 40 ms for the client to confirm
+    its head.
+
     Raises:
         UsageError: The address is wrong, taken or not allowed.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        listening = socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except (OSError, OverflowError) as error:
         raise UsageError(
             f"cannot listen on {host}, port {port}: {error}; choose another --host or --port"
         ) from error
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listening
 
 
 def is_loopback(host: str) -> bool:
