@@ -31,8 +31,19 @@ SENTENCES = 2500
 """Training sentences of a probe."""
 
 WORDS = {
-    "EWT POS": ("ud_ewt/en_ewt-ud-train.conllu", "ud_ewt/en_ewt-ud-test.conllu", "upos"),
-    "CoNLL-2000 chunks": ("conll2000/train.txt", "conll2000/test.txt", "-1"),
+    "EWT POS": (
+        "ud_ewt/en_ewt-ud-train.conllu",
+        "ud_ewt/en_ewt-ud-test.conllu",
+        "upos",
+        "accuracy",
+    ),
+    "CoNLL-2000 chunks": ("conll2000/train.txt", "conll2000/test.txt", "-1", "accuracy"),
+    "WNUT entities": (
+        "wnut17/wnut17train.conll",
+        "wnut17/emerging.test.annotated",
+        "-1",
+        "entity-f1",
+    ),
 }
 CLASSES = {"Banking77": ("banking77", 20), "TREC": ("trec6", 100)}
 """Files, and how many training texts of each label are encoded, to draw from."""
@@ -40,10 +51,11 @@ CLASSES = {"Banking77": ("banking77", 20), "TREC": ("trec6", 100)}
 
 def words(task: str, model: Mapping[str, Any], arguments: argparse.Namespace) -> Any:
     """A linear probe on the first training sentences and all test sentences."""
-    train, test, column = WORDS[task]
+    train, test, column, metric = WORDS[task]
     folder = arguments.data / "word"
     sentences = read_tagged(folder / train, column=column)[:SENTENCES]
-    return probe(open_encoder(model["model"]), sentences, read_tagged(folder / test, column=column))
+    others = read_tagged(folder / test, column=column)
+    return probe(open_encoder(model["model"]), sentences, others, metric=metric)
 
 
 def similarity(_: str, model: Mapping[str, Any], arguments: argparse.Namespace) -> Any:
@@ -67,6 +79,7 @@ TASKS: dict[str, Callable[[str, Mapping[str, Any], argparse.Namespace], Any]] = 
     "TREC": classes,
     "CoNLL-2000 chunks": words,
     "Banking77": classes,
+    "WNUT entities": words,
 }
 
 
