@@ -135,8 +135,11 @@ TINY = {
     "mntp": {"max_length": 32, "eval_blocks": 4, "precision": "float32"},
     "simcse": {"batch_size": 8, "max_length": 32, "min_tokens": 2, "precision": "float32"},
 }
-TINY_SPEEDS = Speeds(1, 0.1, 6, 20, 80, measured=True)
-"""As of a slow machine, so that a hundredth of an hour is a dozen steps."""
+TINY_SPEEDS = Speeds(0.5, 0.05, 60, 200, 800, measured=True)
+"""As of a slow machine, so that a few seconds are two dozen steps."""
+
+FEW_SECONDS = 0.0015
+"""Hours of a budget whose conversion ends within a test."""
 
 
 def tiny(corpus, **changes):
@@ -157,19 +160,21 @@ class Measured:
 def test_a_plan_is_kept_with_the_run_and_with_the_encoder(corpus, tmp_path):
     chosen, out, listener = tiny(corpus), tmp_path / "out", Recorder()
     measured = Measured(TINY_SPEEDS)
-    done = convert_within(chosen, Budget(hours=0.006), out, progress=listener, measure=measured)
+    done = convert_within(
+        chosen, Budget(hours=FEW_SECONDS), out, progress=listener, measure=measured
+    )
     kept = Plan.read(done.provenance["plan"])
     assert done.provenance["recipe"]["mntp"]["steps"] == kept.changes["mntp"]["steps"] > 0
-    assert any(note.startswith("plan for 0.006 hours") for note in listener.notes)
+    assert any(note.startswith("plan for 0.0015 hours") for note in listener.notes)
     slower = Measured(replace(TINY_SPEEDS, fixed_s=2))
-    again = convert_within(chosen, Budget(hours=0.006), out, measure=slower)
+    again = convert_within(chosen, Budget(hours=FEW_SECONDS), out, measure=slower)
     assert (measured.asked, slower.asked) == (1, 0)
     assert again.provenance == done.provenance
-    with pytest.raises(RunError, match=r"planned for 0\.006 hours, not 1 hours"):
+    with pytest.raises(RunError, match=r"planned for 0\.0015 hours, not 1 hours"):
         convert_within(chosen, Budget(hours=1), out, measure=slower)
     other = tiny(corpus, mntp={"learning_rate": 1e-4})
     with pytest.raises(RunError, match="learning_rate"):
-        convert_within(other, Budget(hours=0.006), out, measure=slower)
+        convert_within(other, Budget(hours=FEW_SECONDS), out, measure=slower)
     assert slower.asked == 0
 
 
@@ -190,7 +195,7 @@ class Killer(Recorder):
 
 speeds = Speeds(**json.loads(sys.argv[2]))
 convert_within(
-    Recipe.read(json.loads(sys.argv[1])), Budget(hours=0.006), sys.argv[3],
+    Recipe.read(json.loads(sys.argv[1])), Budget(hours=0.0015), sys.argv[3],
     progress=Killer(), measure=lambda *_: speeds,
 )
 """
@@ -203,7 +208,7 @@ def test_a_run_that_was_killed_goes_on_by_the_plan_it_began_with(corpus, tmp_pat
     with pytest.raises(RunError, match="mntp"):  # without the option the steps are other ones
         convert(chosen, out)
     other = Measured(replace(TINY_SPEEDS, fixed_s=2))
-    done = convert_within(chosen, Budget(hours=0.006), out, measure=other)
+    done = convert_within(chosen, Budget(hours=FEW_SECONDS), out, measure=other)
     assert other.asked == 0
     assert Plan.read(done.provenance["plan"]).speeds == TINY_SPEEDS
 
@@ -222,7 +227,7 @@ def test_start_over_measures_and_plans_anew(corpus, tmp_path):
     first = convert_within(given, Budget(tokens=2600), out, measure=Measured(TINY_SPEEDS))
     assert first.provenance["recipe"]["mntp"]["steps"] == 10
     again = Measured(TINY_SPEEDS)
-    convert_within(given, Budget(hours=0.005), out, measure=again, start_over=True)
+    convert_within(given, Budget(hours=FEW_SECONDS), out, measure=again, start_over=True)
     assert again.asked == 1
 
 

@@ -66,6 +66,11 @@ class ProgressDisplay:
             self._last_line_s = time.monotonic()
             people.print(f"{self._task}: {self._position()}  {_shown(self._numbers)}")
 
+    def resize(self, total: int) -> None:
+        self._total = total
+        if self._bar is not None:
+            self._bar.update(self._bar_task, total=total)
+
     def finish(self, **numbers: float) -> None:
         self._numbers.update(numbers)
         self.close()

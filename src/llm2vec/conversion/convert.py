@@ -23,6 +23,7 @@ from llm2vec.conversion.preflight import check
 from llm2vec.conversion.read_back import prove_read_back
 from llm2vec.conversion.run_folder import RunFolder, read_stage_facts, scratch_beside
 from llm2vec.conversion.stage_folder import write_stage
+from llm2vec.conversion.timetable import Timetable
 from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.folder import PROVENANCE_FILE, about_template, model_card, read_settings
 from llm2vec.errors import RunError
@@ -57,6 +58,7 @@ def convert(
     start_over: bool = False,
     progress: Progress | None = None,
     plan: Mapping[str, Any] | None = None,
+    timetable: Timetable | None = None,
 ) -> Conversion:
     """Turn a decoder into an encoder folder; a killed run goes on where it stopped.
 
@@ -69,12 +71,13 @@ def convert(
         progress: Listener that everything long is reported to. None reports to nobody.
         plan: How the recipe was planned within a budget, for the run folder and the provenance.
             None for a recipe that was not planned.
+        timetable: The clock that decides how many steps there are; None trains the recipe's steps.
 
     Raises:
         LLM2VecError: Something is wrong with the decoder, the corpus or the recipe. Finished stages
             are kept.
     """
-    run = _Run(recipe, Path(out), progress or Silent(), plan=plan)
+    run = _Run(recipe, Path(out), progress or Silent(), plan=plan, timetable=timetable)
     if not start_over and run.folder.finished():
         run.progress.note(f"{run.folder.out} is finished already; --start-over makes it again")
         return run.result()
@@ -106,6 +109,7 @@ class _Run:
         out: The encoder folder to make.
         progress: Listener that everything long is reported to.
         plan: How the recipe was planned within a budget; None for a recipe that was not planned.
+        timetable: The clock that decides how many steps there are; None trains the recipe's steps.
 
     Attributes:
         recipe: What to do.
@@ -115,9 +119,16 @@ class _Run:
     """
 
     def __init__(
-        self, recipe: Recipe, out: Path, progress: Progress, *, plan: Mapping[str, Any] | None
+        self,
+        recipe: Recipe,
+        out: Path,
+        progress: Progress,
+        *,
+        plan: Mapping[str, Any] | None,
+        timetable: Timetable | None,
     ) -> None:
         self.recipe = recipe
+        self.timetable = timetable
         self.folder = RunFolder(recipe, Source.of(recipe.decoder), out, progress, plan=plan)
         self.processes = PartialState(cpu=default_device().type == "cpu")
         self.progress = progress
@@ -163,6 +174,9 @@ class _Run:
             raise RunError(
                 f"{source} has lost its settings file; say --start-over to make the stage again"
             )
+        pace = None
+        if self.timetable is not None:
+            pace = self.timetable.pace(stage.title, stage.knobs(self.recipe).steps)
         with scratch_beside(folder) as scratch:
             run = StageRun(
                 self.recipe,
@@ -172,6 +186,7 @@ class _Run:
                 self.folder.own_texts,
                 self.processes,
                 self.progress,
+                pace,
             )
             trained = run_stage(stage, run)
             trust_remote_code = self.recipe.trust_remote_code

@@ -46,6 +46,7 @@ _PUBLISHING_FILE = "publishing.json"
 """Name of the file that lists what is being moved to `OUT`, while it is being moved."""
 
 _OWN_TEXTS = "self.txt"
+_CLOCK_FILE = "clock.json"
 _SCRATCH = ".work"
 _STAGES = "[0-9]-*"
 
@@ -70,6 +71,7 @@ class RunFolder:
         out: Path of the encoder folder, without links.
         folder: Path of the run folder.
         own_texts: Path of the file of texts that the decoder wrote.
+        clock_file: Path of the file of seconds that a budget of hours has spent.
         plan: The plan of the recipe within a budget, under the key `plan`; empty without one.
     """
 
@@ -86,6 +88,7 @@ class RunFolder:
         self.out = resolved_folder(out, option="--out")
         self.folder = stages_folder(out)
         self.own_texts = self.folder / _OWN_TEXTS
+        self.clock_file = self.folder / _CLOCK_FILE
         self._recipe = recipe
         self._source = source
         self._progress = progress
@@ -320,7 +323,7 @@ class RunFolder:
                     partial.unlink(missing_ok=True)
 
     def _remove_bookkeeping(self) -> None:
-        for name in (_OWN_TEXTS, _PUBLISHING_FILE, _RUN_FILE):
+        for name in (_OWN_TEXTS, _PUBLISHING_FILE, _CLOCK_FILE, _RUN_FILE):
             (self.folder / name).unlink(missing_ok=True)
 
 

@@ -1,7 +1,8 @@
-"""Conversion within a budget: measure, plan, report the plan, and follow it.
+"""Conversion within a budget: measure, plan, report the plan, and keep to it.
 
 The plan is kept in the run folder, and later in the encoder's provenance. A killed run that goes on
-follows the same plan.
+follows the same plan. If the machine turns out slower or faster than it was measured, hours are
+kept, and the number of steps changes (`timetable`).
 """
 
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ from llm2vec.conversion.estimate import Estimate
 from llm2vec.conversion.info import estimates
 from llm2vec.conversion.rehearsal import rehearse
 from llm2vec.conversion.run_folder import RunFolder
+from llm2vec.conversion.timetable import Timetable, kept_seconds
 from llm2vec.errors import RunError
 from llm2vec.recipe.knobs import Recipe
 from llm2vec.runtime.files import PARTIAL
@@ -73,11 +75,13 @@ def convert_within(
     check_stages(recipe)
     run_folder = RunFolder(recipe, Source.of(recipe.decoder), Path(out), progress)
     kept = None if start_over else run_folder.kept_plan()
+    earlier_s = 0.0
     if kept is None:
         found = _measured(recipe, budget, run_folder, progress, measure, start_over=start_over)
     else:
         found = Plan.read(kept)
         _check_budget(found, budget, run_folder)
+        earlier_s = kept_seconds(found, run_folder.clock_file)
     planned = found.applied(recipe)
     progress.note(f"plan for {found.budget}: {found.described(planned)}")
     return convert(
@@ -87,6 +91,7 @@ def convert_within(
         start_over=start_over,
         progress=progress,
         plan=found.to_dict(),
+        timetable=Timetable(found, spent_s=earlier_s + budget.spent_s, file=run_folder.clock_file),
     )
 
 

@@ -31,6 +31,9 @@ class Progress(Protocol):
             **numbers: Numbers that are worth showing, by name (loss, tokens per second).
         """
 
+    def resize(self, total: int) -> None:
+        """Change the number of the current task's items."""
+
     def finish(self, **numbers: float) -> None:
         """End the current task."""
 
@@ -43,6 +46,7 @@ class Silent:
 
     def start(self, task: str, *, total: int | None) -> None: ...
     def advance(self, count: int, /, **numbers: float) -> None: ...
+    def resize(self, total: int) -> None: ...
     def finish(self, **numbers: float) -> None: ...
     def note(self, message: str) -> None: ...
 

@@ -28,6 +28,7 @@ from llm2vec.encoder.settings import Settings
 from llm2vec.recipe.knobs import Recipe, StageRecipe
 from llm2vec.runtime.hardware import default_device
 from llm2vec.runtime.progress import Progress
+from llm2vec.training.pace import Pace
 from llm2vec.training.trainer import Task, train
 
 Rows = TypeVar("Rows")
@@ -46,6 +47,7 @@ class StageRun:
         own_texts: The file of texts that the decoder wrote, for the corpus `self`.
         processes: The processes that share each step.
         progress: Listener that every step is reported to.
+        pace: How many steps fit into the stage's time; None trains the recipe's steps.
     """
 
     recipe: Recipe
@@ -55,6 +57,7 @@ class StageRun:
     own_texts: Path
     processes: PartialState
     progress: Progress
+    pace: Pace | None = None
 
 
 @dataclass(frozen=True)
@@ -133,12 +136,20 @@ def run_stage(stage: Stage[Any], run: StageRun) -> Trained:
     switch = _switch_facts(stage, model)
     task = stage.task(run, model, tokenizer, rows)
     model, log = train_and_merge(
-        model, task, knobs, folder=run.scratch, seed=run.recipe.seed, progress=run.progress
+        model,
+        task,
+        knobs,
+        folder=run.scratch,
+        seed=run.recipe.seed,
+        progress=run.progress,
+        pace=run.pace,
     )
     for name, value in configuration.items():
         setattr(model.config, name, value)
     corpus = stage.row_facts(rows)
     facts = {"stage": stage.name, "switch": switch, "corpus": corpus, "metrics": log}
+    if run.pace is not None:
+        facts["pace"] = run.pace.to_list()
     return Trained(model, tokenizer, facts, configuration)
 
 
@@ -158,6 +169,7 @@ def train_and_merge(
     folder: Path,
     seed: int,
     progress: Progress,
+    pace: Pace | None = None,
 ) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
     """Train adapters or all weights, and merge them into plain weights.
 
@@ -168,6 +180,7 @@ def train_and_merge(
         folder: Folder of checkpoints; a killed run resumes from them.
         seed: Seed of order, adapters and dropout.
         progress: Listener that every step is reported to.
+        pace: How many steps fit into the stage's time; None trains the recipe's steps.
 
     Returns:
         The merged model in evaluation mode, and the log: one mapping for each log line and
@@ -181,7 +194,7 @@ def train_and_merge(
     torch.manual_seed(seed)
     model = model.to(dtype)  # type: ignore[arg-type]  # transformers narrows `to`
     trained = add_adapters(model, knobs, train_head=task.trains_head)
-    log = train(trained, task, knobs, folder=folder, seed=seed, progress=progress)
+    log = train(trained, task, knobs, folder=folder, seed=seed, progress=progress, pace=pace)
     merged = merge(trained, dtype=dtype)
     if task.embedding_rows is not None and embedding_rows(merged) != task.embedding_rows:
         merged.resize_token_embeddings(task.embedding_rows)

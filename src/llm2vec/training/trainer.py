@@ -39,6 +39,7 @@ from llm2vec.recipe.knobs import StageRecipe
 from llm2vec.runtime.files import atomic_folder, disk_space_checked, read_json, write_json
 from llm2vec.runtime.hardware import memory_checked
 from llm2vec.runtime.progress import Progress
+from llm2vec.training.pace import Pace
 
 Batch = dict[str, Any]
 Loss = Callable[[nn.Module, Batch, Tensor | None], Tensor]
@@ -49,6 +50,12 @@ _COMPLETE = "complete"
 
 _LOSSES = "losses.json"
 """Name of a checkpoint's file of `Losses`."""
+
+_PACE = "pace.json"
+"""Name of the file of a `Pace`'s decisions, in the folder of checkpoints."""
+
+_MOST_TIMES_PLANNED = 100
+"""Largest number of steps of a stage that follows the clock, in terms of those planned."""
 
 KEPT = "kept-"
 """Beginning of the names of folders with models kept during training; the step follows."""
@@ -185,13 +192,15 @@ class _StageTrainer(Trainer):
         task: What the stage trains.
         horizon: Number of steps over which the learning rate is scheduled, if that is more than are
             trained.
+        pace: How many steps fit into the stage's time; None trains the recipe's steps.
         **kwargs: Arguments of the library's trainer.
     """
 
-    def __init__(self, *, task: Task, horizon: int, **kwargs: Any) -> None:
+    def __init__(self, *, task: Task, horizon: int, pace: Pace | None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._task = task
         self._horizon = horizon
+        self._pace = pace
         self.tokens_seen = 0
         self.losses = Losses()
         self.model_accepts_loss_kwargs = task.counts_items
@@ -248,6 +257,8 @@ class _StageTrainer(Trainer):
                 num_warmup_steps=int(self.args.warmup_steps),
                 num_training_steps=max(self._horizon, num_training_steps),
             )
+            if self._pace is not None:
+                _stretch(self.lr_scheduler, self._pace, steps=num_training_steps)
         scheduler: LambdaLR = self.lr_scheduler
         return scheduler
 
@@ -272,6 +283,52 @@ class _StageTrainer(Trainer):
                 checkpoint = folder / f"checkpoint-{self.state.global_step}"
                 write_json(checkpoint / _LOSSES, losses)
                 (checkpoint / _COMPLETE).touch()
+
+
+def _stretch(scheduler: LambdaLR, pace: Pace, *, steps: int) -> None:
+    """Let a schedule end with the last step of a pace.
+
+    Args:
+        scheduler: Schedule over the planned steps.
+        pace: How many steps there are.
+        steps: Planned number of steps.
+    """
+
+    def stretched(rate_at: Callable[[float], float]) -> Callable[[int], float]:
+        return lambda step: rate_at(steps * pace.share_done(step))
+
+    scheduler.lr_lambdas = [stretched(rate_at) for rate_at in scheduler.lr_lambdas]
+
+
+class _Pacing(TrainerCallback):
+    """Sets the number of steps by a pace.
+
+    Args:
+        pace: How many steps fit into the stage's time.
+        progress: Listener that a new number of steps is reported to.
+    """
+
+    def __init__(self, pace: Pace, progress: Progress) -> None:
+        self._pace = pace
+        self._progress = progress
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._pace.begin(state.global_step)
+        self._set(state)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._pace.look(state.global_step)
+        self._set(state)
+
+    def _set(self, state: TrainerState) -> None:
+        steps = self._pace.steps_at(state.global_step)
+        if steps != state.max_steps:
+            state.max_steps = steps
+            self._progress.resize(steps)
 
 
 @dataclass
@@ -422,6 +479,7 @@ def train(
     seed: int,
     progress: Progress,
     callbacks: Sequence[TrainerCallback] = (),
+    pace: Pace | None = None,
 ) -> list[dict[str, Any]]:
     """Train a model in place, resuming from the newest whole checkpoint in `folder`.
 
@@ -434,6 +492,7 @@ def train(
         seed: Seed of all random numbers.
         progress: Listener that every step is reported to.
         callbacks: Callbacks of the library's trainer, beside those of every stage.
+        pace: How many steps fit into the stage's time; None trains the recipe's steps.
 
     Returns:
         The log: one mapping for each log line and evaluation, with its step.
@@ -443,7 +502,11 @@ def train(
         UsageError: `accumulation` does not divide `batch_size`, or `report_to` names what is not
             installed.
     """
-    trainer = open_trainer(model, task, recipe, folder=folder, seed=seed, progress=progress)
+    if pace is not None:
+        pace.keep_in(folder / _PACE)
+    trainer = open_trainer(
+        model, task, recipe, folder=folder, seed=seed, progress=progress, pace=pace
+    )
     for callback in callbacks:
         trainer.add_callback(callback)
     checkpoint = _to_resume_from(trainer, folder)
@@ -463,6 +526,7 @@ def open_trainer(
     folder: Path,
     seed: int,
     progress: Progress,
+    pace: Pace | None = None,
 ) -> _StageTrainer:
     """The library's trainer, set up for a stage; arguments as of `train`.
 
@@ -488,18 +552,22 @@ def open_trainer(
     if recipe.schedule_epochs is not None:
         horizon = int(recipe.schedule_epochs * task.samples / per_step)
     _check_report_to(recipe)
+    most_steps = recipe.steps * (1 if pace is None else _MOST_TIMES_PLANNED)
     trainer = _StageTrainer(
         task=task,
         horizon=horizon,
+        pace=pace,
         model=model,
         args=arguments,
-        train_dataset=_SampleNumbers(recipe.steps * per_step),
+        train_dataset=_SampleNumbers(most_steps * per_step),
         data_collator=task.collate,
     )
     _remove_callbacks(trainer, ("PrinterCallback", "ProgressCallback"))
     if recipe.keep_every:
         trainer.add_callback(Keeping(recipe.keep_every, folder))
     trainer.add_callback(_Reporting(task, trainer, recipe, folder, progress))
+    if pace is not None:
+        trainer.add_callback(_Pacing(pace, progress))
     return trainer
 
 
