@@ -294,7 +294,7 @@ def _stretch(scheduler: LambdaLR, pace: Pace, *, steps: int) -> None:
         steps: Planned number of steps.
     """
 
-    def stretched(rate_at: Callable[[float], float]) -> Callable[[int], float]:
+    def stretched(rate_at: Callable[[Any], float]) -> Callable[[int], float]:
         return lambda step: rate_at(steps * pace.share_done(step))
 
     scheduler.lr_lambdas = [stretched(rate_at) for rate_at in scheduler.lr_lambdas]
