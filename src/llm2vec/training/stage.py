@@ -146,11 +146,19 @@ def run_stage(stage: Stage[Any], run: StageRun) -> Trained:
     )
     for name, value in configuration.items():
         setattr(model.config, name, value)
-    corpus = stage.row_facts(rows)
-    facts = {"stage": stage.name, "switch": switch, "corpus": corpus, "metrics": log}
-    if run.pace is not None:
-        facts["pace"] = run.pace.to_list()
+    facts = {
+        "stage": stage.name,
+        "switch": switch,
+        "corpus": stage.row_facts(rows),
+        "metrics": log,
+        **_pace_facts(run),
+    }
     return Trained(model, tokenizer, facts, configuration)
+
+
+def _pace_facts(run: StageRun) -> Mapping[str, Any]:
+    """The numbers of steps that a stage's time allowed; empty for a stage that has no such time."""
+    return {} if run.pace is None else {"pace": run.pace.to_list()}
 
 
 def _switch_facts(stage: Stage[Any], model: PreTrainedModel) -> Mapping[str, Any]:
