@@ -540,12 +540,7 @@ def open_trainer(
             f"{recipe.accumulation}; "
             "change one of them"
         )
-    if recipe.gradient_checkpointing and not model.supports_gradient_checkpointing:
-        progress.note(
-            f"{model.config.model_type} has no gradient checkpointing, so the states of every "
-            "layer are kept"
-        )
-        recipe = recipe.model_copy(update={"gradient_checkpointing": False})
+    recipe = _with_checkpointing_if_possible(recipe, model, progress)
     arguments = _arguments(recipe, folder, seed=seed, device=next(model.parameters()).device)
     per_step = recipe.batch_size * arguments.world_size
     horizon = recipe.steps
@@ -569,6 +564,19 @@ def open_trainer(
     if pace is not None:
         trainer.add_callback(_Pacing(pace, progress))
     return trainer
+
+
+def _with_checkpointing_if_possible(
+    recipe: StageRecipe, model: PreTrainedModel | PeftModel, progress: Progress
+) -> StageRecipe:
+    """The recipe, without gradient checkpointing if the model has none."""
+    if not recipe.gradient_checkpointing or model.supports_gradient_checkpointing:
+        return recipe
+    progress.note(
+        f"{model.config.model_type} has no gradient checkpointing, so the states of every "
+        "layer are kept"
+    )
+    return recipe.model_copy(update={"gradient_checkpointing": False})
 
 
 def _check_report_to(recipe: StageRecipe) -> None:
