@@ -107,8 +107,8 @@ def test_a_killed_run_keeps_what_it_had_spent(tmp_path):
 
 
 def test_a_conversion_trains_as_many_steps_as_its_clock_allows(corpus, tmp_path):
-    budget = Budget(hours=FEW_SECONDS)
-    done = convert_within(tiny(corpus), budget, tmp_path / "out", measure=Measured(TINY_SPEEDS))
+    chosen, budget = tiny(corpus, mntp={"log_every": 1}), Budget(hours=FEW_SECONDS)
+    done = convert_within(chosen, budget, tmp_path / "out", measure=Measured(TINY_SPEEDS))
     recipe_of, stages = done.provenance["recipe"], done.provenance["stages"][1:]
     for stage in stages:
         planned, *later = stage["pace"]
