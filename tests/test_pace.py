@@ -1,13 +1,17 @@
 """Hours are kept on a machine whose speed changes: simulated with a clock, and with a real conversion."""
 
 import pytest
+import torch
 from test_budget import FEW_SECONDS, TINY_SPEEDS, Measured, recipe, tiny
+
+from transformers import get_scheduler
 
 from llm2vec.conversion.budget import Budget, Speeds, plan
 from llm2vec.conversion.timetable import Timetable, kept_seconds
 from llm2vec.conversion.within import convert_within
 from llm2vec.runtime.files import write_json
 from llm2vec.training.pace import Pace
+from llm2vec.training.trainer import _stretch
 
 SPEEDS = Speeds(
     fixed_s=60,
@@ -107,7 +111,7 @@ def test_a_killed_run_keeps_what_it_had_spent(tmp_path):
 
 
 def test_a_conversion_trains_as_many_steps_as_its_clock_allows(corpus, tmp_path):
-    chosen, budget = tiny(corpus, mntp={"log_every": 1}), Budget(hours=FEW_SECONDS)
+    chosen, budget = tiny(corpus), Budget(hours=FEW_SECONDS)
     done = convert_within(chosen, budget, tmp_path / "out", measure=Measured(TINY_SPEEDS))
     recipe_of, stages = done.provenance["recipe"], done.provenance["stages"][1:]
     for stage in stages:
@@ -115,5 +119,15 @@ def test_a_conversion_trains_as_many_steps_as_its_clock_allows(corpus, tmp_path)
         assert planned == {"step": 0, "steps": recipe_of[stage["stage"]]["steps"]}
         assert stage["metrics"][-1]["step"] == later[-1]["steps"]
         assert later[-1]["steps"] != planned["steps"]
-    last = [line for line in stages[0]["metrics"] if "learning_rate" in line][-1]
-    assert last["learning_rate"] < 0.1 * recipe_of["mntp"]["learning_rate"]
+
+
+def test_the_learning_rate_falls_to_the_last_step_that_there_is(tmp_path):
+    write_json(tmp_path / "pace.json", [{"step": 0, "steps": 100}, {"step": 50, "steps": 60}])
+    pace = Pace(100, step_s=1, left_s=lambda *_: 0.0)
+    pace.keep_in(tmp_path / "pace.json")
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = get_scheduler("linear", optimizer, num_warmup_steps=10, num_training_steps=100)
+    _stretch(scheduler, pace, steps=100)
+    [rate_at] = scheduler.lr_lambdas
+    expected = {0: 0, 5: 0.5, 10: 1, 50: 5 / 9, 55: 2.5 / 9, 60: 0}
+    assert {step: rate_at(step) for step in expected} == pytest.approx(expected)
