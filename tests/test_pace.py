@@ -3,7 +3,6 @@
 import pytest
 import torch
 from test_budget import FEW_SECONDS, TINY_SPEEDS, Measured, recipe, tiny
-
 from transformers import get_scheduler
 
 from llm2vec.conversion.budget import Budget, Speeds, plan
