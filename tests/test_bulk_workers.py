@@ -1,13 +1,16 @@
 """Several processes give what one gives, in order; one that dies is started again, and nothing is lost."""
 
+import copy
 import json
 import os
 import signal
 import threading
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from conftest import DECODERS
 from pyarrow import parquet
 from typer.testing import CliRunner
@@ -17,9 +20,10 @@ from llm2vec.bulk.rows import Input
 from llm2vec.bulk.run import encode_to_folder, run
 from llm2vec.bulk.shards import shard_files
 from llm2vec.bulk.vectors import VectorOptions, VectorTask
-from llm2vec.bulk.workers import Opening, Workers, devices_named
+from llm2vec.bulk.workers import BulkOpening, Workers
 from llm2vec.cli.main import app
 from llm2vec.errors import RunError, UsageError
+from llm2vec.runtime.hardware import devices_named
 from llm2vec.runtime.progress import Recorder
 
 MODEL = str(DECODERS / "gpt2")
@@ -45,7 +49,13 @@ def read(folder):
 
 
 def workers(count, **options):
-    return Workers(Opening(MODEL, VectorOptions(**options), "float32"), ["cpu"] * count)
+    return Workers(BulkOpening(MODEL, VectorOptions(**options), "float32"), ["cpu"] * count)
+
+
+def kill(processes):
+    process = processes._workers[0].process
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
 
 
 def check(out, tiny):
@@ -61,16 +71,15 @@ def test_two_processes_of_which_one_is_killed_lose_nothing(tiny, source, tmp_pat
         def advance(self, count, /, **numbers):
             super().advance(count, **numbers)
             if len(self.numbers) == 3:
-                os.kill(both._workers[0].process.pid, signal.SIGKILL)
-                both._workers[0].process.join()
+                kill(both.processes)
 
     summary = run(
         task, tiny, Input(source), tmp_path / "out", shard_rows=7, progress=Kills(), workers=both
     )
     assert (summary.vectors, summary.finished) == (200, True)
     check(tmp_path / "out", tiny)
-    assert both.restarted == 1
-    assert not any(worker.process.is_alive() for worker in both._workers)
+    assert both.processes.restarted == 1
+    assert not any(worker.process for worker in both.processes._workers)
     assert encode_to_folder(tiny, source, tmp_path / "out", shard_rows=7).resumed == 29
 
 
@@ -80,8 +89,8 @@ def test_rows_that_kill_every_process_are_named(tiny, source, tmp_path):
 
     def kill():
         while not ended.wait(0.02):
-            for worker in one._workers:
-                if worker.process.is_alive():
+            for worker in one.processes._workers:
+                if worker.process is not None and worker.process.is_alive():
                     worker.process.kill()
 
     thread = threading.Thread(target=kill)
@@ -101,9 +110,34 @@ def test_an_error_in_a_process_is_the_error_of_the_run(tiny, source, tmp_path):
         run(task, tiny, Input(source), tmp_path / "out", workers=one)
 
 
+def test_encode_on_two_devices_gives_the_same_vectors_by_processes_that_are_kept():
+    texts = TEXTS * 4
+    with Encoder.from_pretrained(MODEL, prompts={"q": "Ask:"}, pooling="weighted_mean") as tiny:
+        here = tiny.encode(texts, prompt_name="q", normalize=True)
+
+        def there():
+            return tiny.encode(texts, prompt_name="q", normalize=True, devices=["cpu", "cpu"])
+
+        torch.testing.assert_close(there(), here, atol=BATCH, rtol=0)
+        processes = tiny._pool.processes
+        ids = [worker.process.pid for worker in processes._workers]
+        kill(processes)
+        torch.testing.assert_close(there(), here, atol=BATCH, rtol=0)
+        assert tiny._pool.processes is processes
+        assert processes.restarted == 1
+        assert processes._workers[1].process.pid == ids[1]
+        assert copy.deepcopy(tiny)._pool.processes is None
+        with torch.no_grad():
+            tiny.model.wte.weight *= 1.5
+        assert tiny._pool._opened(tiny, ["cpu", "cpu"]) is not processes
+        folder = tiny._pool._folder.name
+    assert tiny._pool.processes is None
+    assert not Path(folder).exists()
+
+
 def test_devices_are_named_or_refused():
     assert devices_named("cpu,cpu") == ["cpu", "cpu"]
-    with pytest.raises(UsageError, match="there is no 'cuda:9' here"):
+    with pytest.raises(UsageError, match="there is no 'cuda:9'"):
         devices_named("cpu,cuda:9")
 
 

@@ -160,7 +160,7 @@ def encode_folder(
 
 def _devices(names: str | None) -> Sequence[str | None]:
     """The devices that are named; None is the one that is chosen by itself."""
-    from llm2vec.bulk.workers import devices_named
+    from llm2vec.runtime.hardware import devices_named
 
     return [None] if names is None else devices_named(names)
 
@@ -173,12 +173,12 @@ def _workers(
     drawn: ProgressDisplay,
 ) -> "Workers | None":
     """Processes for several devices; None where this process is enough."""
-    from llm2vec.bulk.workers import Opening, Workers
+    from llm2vec.bulk.workers import BulkOpening, Workers
 
     named = [name for name in devices if name is not None]
     if len(named) < 2:
         return None
-    return Workers(Opening(model, options, task.settings["dtype"]), named, on_note=drawn.note)
+    return Workers(BulkOpening(model, options, task.settings["dtype"]), named, on_note=drawn.note)
 
 
 def _options(given: Mapping[str, Any], *, prompt: str, normalize: bool) -> "VectorOptions":

@@ -30,6 +30,7 @@ from llm2vec.encoder.batching import (
     token_states,
 )
 from llm2vec.encoder.chunks import Chunks, Unit, chunks_of
+from llm2vec.encoder.devices import DevicePool
 from llm2vec.encoder.folder import (
     CONFIG_FILE,
     PROVENANCE_FILE,
@@ -106,6 +107,7 @@ class Encoder(nn.Module):
         )
         self.switch = switch
         self.chain = chain
+        self._pool = DevicePool()
 
     @classmethod
     def from_pretrained(
@@ -218,6 +220,7 @@ class Encoder(nn.Module):
         prompt: str | None = None,
         prompt_name: str | None = None,
         batch_size: int | None = None,
+        devices: str | Sequence[str] | None = None,
         normalize: bool | None = None,
         show_progress: bool = True,
         convert_to_numpy: Literal[False] = False,
@@ -230,6 +233,7 @@ class Encoder(nn.Module):
         prompt: str | None = None,
         prompt_name: str | None = None,
         batch_size: int | None = None,
+        devices: str | Sequence[str] | None = None,
         normalize: bool | None = None,
         show_progress: bool = True,
         convert_to_numpy: Literal[True],
@@ -241,6 +245,7 @@ class Encoder(nn.Module):
         prompt: str | None = None,
         prompt_name: str | None = None,
         batch_size: int | None = None,
+        devices: str | Sequence[str] | None = None,
         normalize: bool | None = None,
         show_progress: bool = True,
         convert_to_numpy: bool = False,
@@ -255,6 +260,9 @@ class Encoder(nn.Module):
                 default prompt of the settings is used.
             batch_size: Largest number of texts in a batch. None is as many as a token budget
                 allows.
+            devices: Devices that share the work, such as `["cuda:0", "cuda:1"]`, or `all` for every
+                GPU. Each has a process with a copy of the encoder, which is spawned by the first
+                call and kept until `close`. None is the encoder's own device, in this process.
             normalize: Whether vectors are scaled to length 1. None takes the encoder's setting.
             show_progress: Whether a bar with the time left is drawn on a terminal, once encoding
                 has taken two seconds.
@@ -265,7 +273,8 @@ class Encoder(nn.Module):
             zero vector.
 
         Raises:
-            UsageError: Something is not a text, or there is no such prompt.
+            UsageError: Something is not a text, or there is no such prompt or device.
+            RunError: A process on another device died twice at the same texts.
         """
         given = _list_of_texts(texts)
         if prompt is not None and prompt_name is not None:
@@ -279,6 +288,7 @@ class Encoder(nn.Module):
             given,
             prompts=[prompt] * len(given),
             batch_size=batch_size,
+            devices=devices,
             normalize=normalize,
             show_progress=show_progress,
         )
@@ -291,29 +301,67 @@ class Encoder(nn.Module):
         *,
         prompts: Sequence[str],
         batch_size: int | None,
+        devices: str | Sequence[str] | None = None,
         normalize: bool | None,
         show_progress: bool,
     ) -> Tensor:
         """Encode texts, each behind its own prompt (without separator): embedding_BD."""
         before = self._with_separator(prompts)
-        embedding_BD = torch.zeros(len(texts), self.dimension, device="cpu")
         disable = (
             None if show_progress else True
         )  # None disables the bar where there is no terminal
         with tqdm(
             total=len(texts), desc="encode", unit="text", disable=disable, delay=_BAR_AFTER_S
         ) as bar:
-            for start in range(0, len(texts), _WINDOW):
-                window = slice(start, start + _WINDOW)
-                tokens = self.tokens(texts[window], prompts=before and before[window])
-                embedding_BD[window] = self.encode_tokens(
-                    tokens, batch_size=batch_size, on_progress=bar.update
+            if devices is None:
+                embedding_BD = self._in_windows(
+                    texts, before, batch_size=batch_size, on_progress=bar.update
+                )
+            else:
+                embedding_BD = self._pool.vectors(
+                    self,
+                    texts,
+                    devices=devices,
+                    before=before,
+                    batch_size=batch_size,
+                    on_progress=bar.update,
                 )
         if normalize is None:
             normalize = self.settings.normalize
         if normalize:
             embedding_BD = nn.functional.normalize(embedding_BD, dim=-1)
         return embedding_BD
+
+    def _in_windows(
+        self,
+        texts: Sequence[str],
+        before: Sequence[str] | None,
+        *,
+        batch_size: int | None,
+        on_progress: OnProgress,
+    ) -> Tensor:
+        """Encode texts in this process, so many of them at a time: embedding_BD."""
+        embedding_BD = torch.zeros(len(texts), self.dimension, device="cpu")
+        for start in range(0, len(texts), _WINDOW):
+            window = slice(start, start + _WINDOW)
+            tokens = self.tokens(texts[window], prompts=before and before[window])
+            embedding_BD[window] = self.encode_tokens(
+                tokens, batch_size=batch_size, on_progress=on_progress
+            )
+        return embedding_BD
+
+    def close(self) -> None:
+        """End the processes on other devices that `encode` has spawned.
+
+        They end with this process anyway. `with encoder:` calls this at the end of the block.
+        """
+        self._pool.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def tokens(
         self,

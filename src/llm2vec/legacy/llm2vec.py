@@ -72,6 +72,7 @@ class Options(TypedDict, total=False):
 
     prompt: str | None
     prompt_name: str | None
+    devices: str | Sequence[str] | None
     normalize: bool | None
     show_progress: bool
 
@@ -230,6 +231,7 @@ class LLM2Vec(Encoder):
         *,
         prompt: str | None = None,
         prompt_name: str | None = None,
+        devices: str | Sequence[str] | None = None,
         normalize: bool | None = None,
         show_progress: bool = True,
     ) -> Tensor | np.ndarray:
@@ -244,6 +246,7 @@ class LLM2Vec(Encoder):
             device: Device to move the encoder to first; None leaves it where it is.
             prompt: Prompt before every text that has no instruction.
             prompt_name: Name of such a prompt in the settings.
+            devices: Devices that share the work, each with a process, as of `Encoder.encode`.
             normalize: Whether vectors are scaled to length 1; None is what the settings say.
             show_progress: Whether progress is drawn.
 
@@ -265,6 +268,7 @@ class LLM2Vec(Encoder):
             texts,
             prompts=_one_prompt_each(instructions or [""] * len(texts), prompt or ""),
             batch_size=batch_size,
+            devices=devices,
             normalize=normalize,
             show_progress=show_progress_bar and show_progress,
         )

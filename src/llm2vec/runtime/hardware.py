@@ -1,13 +1,13 @@
 """The device and the libraries that this runs on; it knows nothing about models."""
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from llm2vec.errors import RunError, first_line
+from llm2vec.errors import RunError, UsageError, first_line
 from llm2vec.runtime.optional import DISTRIBUTION
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -17,6 +17,35 @@ _NO_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAI
 def default_device() -> torch.device:
     """A GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def devices_named(names: str | Sequence[str]) -> list[str]:
+    """Devices by their names, one for each process; `all` is every GPU.
+
+    Args:
+        names: Names, or one text of them with commas between. A device may be named several times.
+
+    Raises:
+        UsageError: There is no GPU, or no such device.
+
+    Example:
+        >>> devices_named("cpu,cpu")
+        ['cpu', 'cpu']
+    """
+    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    if names == "all":
+        if not gpus:
+            raise UsageError("devices all: there is no GPU here; two processes on the CPU: cpu,cpu")
+        return gpus
+    parts = names.split(",") if isinstance(names, str) else names
+    found = [name.strip() for name in parts]
+    for name in found:
+        if name not in ("cpu", "cuda", *gpus):
+            known = ", ".join(["cpu", *gpus])
+            raise UsageError(f"devices {','.join(found)}: there is no {name!r}; there is {known}")
+    if not found:
+        raise UsageError("devices is empty; name one at least, such as cpu")
+    return found
 
 
 @contextmanager
