@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -21,7 +21,9 @@ from llm2vec.runtime.processes import Processes
 from llm2vec.runtime.progress import OnProgress
 
 if TYPE_CHECKING:
-    from llm2vec.encoder.encoder import Encoder
+    from transformers import PreTrainedModel
+
+    from llm2vec.backbone.adapter_chain import Chain
     from llm2vec.encoder.settings import Settings
 
 _SHARES_EACH = 4
@@ -29,6 +31,21 @@ _SHARES_EACH = 4
 
 _FEWEST_TEXTS = 256
 _MOST_TEXTS = 8192
+
+
+class Original(Protocol):
+    """The encoder that is copied: an `Encoder`."""
+
+    model: "PreTrainedModel"
+    settings: "Settings"
+    chain: "Chain | None"
+
+    @property
+    def dimension(self) -> int:
+        """Number of elements of a vector."""
+
+    def write(self, folder: Path) -> None:
+        """Write weights, tokenizer and settings into an existing folder."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +76,7 @@ class EncoderOpening:
         dtype: Data type of its weights.
     """
 
-    kind: "type[Encoder]"
+    kind: type[Any]
     copy: Source
     settings: "Settings"
     dtype: str
@@ -100,7 +117,7 @@ class DevicePool:
 
     def vectors(
         self,
-        encoder: "Encoder",
+        encoder: Original,
         texts: Sequence[str],
         *,
         devices: str | Sequence[str],
@@ -143,7 +160,7 @@ class DevicePool:
         self.processes = self._folder = None
         self._opened_with = ()
 
-    def _opened(self, encoder: "Encoder", devices: Sequence[str]) -> Processes[Texts, np.ndarray]:
+    def _opened(self, encoder: Original, devices: Sequence[str]) -> Processes[Texts, np.ndarray]:
         """Processes on these devices that hold the encoder as it is now."""
         now = (tuple(devices), encoder.settings, *_state(encoder))
         if self.processes is not None and now == self._opened_with:
@@ -164,7 +181,7 @@ class DevicePool:
         return self.processes
 
 
-def _state(encoder: "Encoder") -> list[Any]:
+def _state(encoder: Original) -> list[Any]:
     """What tells whether weights have changed: each one's type and sum, which cost one reading."""
     found: list[Any] = []
     for name, weight in encoder.model.named_parameters():
