@@ -96,7 +96,8 @@ class EncoderOpening:
 
         def vectors(job: Texts) -> np.ndarray:
             tokens = encoder.tokens(job.texts, prompts=job.before)
-            return encoder.encode_tokens(tokens, batch_size=job.batch_size).numpy()
+            embedding_BD: Tensor = encoder.encode_tokens(tokens, batch_size=job.batch_size)
+            return embedding_BD.numpy()
 
         return vectors
 
