@@ -49,7 +49,7 @@ def files_of_encoder(folder: Path) -> list[str]:
     names = [each.name for each in folder.iterdir() if _WEIGHTS.fullmatch(each.name)]
     names.append(SETTINGS_FILE)
     provenance = folder / PROVENANCE_FILE
-    if provenance.is_file() and {"recipe", "imported"} & set(read_json(provenance)):
+    if provenance.is_file() and {"recipe", "imported", "merged"} & set(read_json(provenance)):
         names.append(PROVENANCE_FILE)
     return names
 

@@ -281,7 +281,9 @@ def _provenance(run: Path) -> Mapping[str, Any]:
         )
     provenance: Mapping[str, Any] = read_json(run / PROVENANCE_FILE)
     if "recipe" not in provenance:
-        raise RunError(f"{run} was made by `llm2vec import` or `save`; a report is of a conversion")
+        raise RunError(
+            f"{run} was made by `llm2vec import`, `merge` or `save`; a report is of a conversion"
+        )
     return provenance
 
 
