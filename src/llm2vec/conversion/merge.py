@@ -125,19 +125,12 @@ def merge_encoders(
         mix = _METHODS[method]
         _write_merged(partial, pair, mix, weight, shard_bytes, progress or Silent())
         _write_description(partial, chosen, pair)
-        encoder = Encoder.from_pretrained(partial)
-        write_settings(
-            encoder.settings, partial, tokenizer=chosen.tokenizer, dimension=encoder.dimension
-        )
-        proof = prove_read_back(encoder, partial)
+        proofs = _prove(partial, chosen)
         provenance = {
             "merged": [_described(model.source, folder) for model in models],
             "method": method,
             "weight": weight,
-            "versions": versions(),
-            "machine": {"platform": platform.platform(), "device": str(encoder.device)},
-            "switch": encoder.switch.to_dict() if encoder.switch else None,
-            "read_back": proof.to_dict(),
+            **proofs,
         }
         write_json(partial / PROVENANCE_FILE, {**provenance, "files": files_in(partial)})
     return provenance
@@ -289,6 +282,21 @@ def _write_description(folder: Path, chosen: _Model, pair: tuple[WeightFiles, We
     config.save_pretrained(str(folder))
     chosen.tokenizer.save_pretrained(str(folder))
     write_json(folder / SETTINGS_FILE, asdict(chosen.settings or Settings()))
+
+
+def _prove(folder: Path, chosen: _Model) -> dict[str, Any]:
+    """Open the new encoder, write other libraries' files, and prove that they read the same."""
+    encoder = Encoder.from_pretrained(folder)
+    write_settings(
+        encoder.settings, folder, tokenizer=chosen.tokenizer, dimension=encoder.dimension
+    )
+    proof = prove_read_back(encoder, folder)
+    return {
+        "versions": versions(),
+        "machine": {"platform": platform.platform(), "device": str(encoder.device)},
+        "switch": encoder.switch.to_dict() if encoder.switch else None,
+        "read_back": proof.to_dict(),
+    }
 
 
 def _described(source: Source, out: Path) -> dict[str, str]:
