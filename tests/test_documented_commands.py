@@ -140,6 +140,12 @@ def write_data(folder):
         (folder / f"{name}.txt").write_text(columns)
         (folder / f"{name}.jsonl").write_text(labelled)
     pairs = [f"{score}\t{text}\t{texts[-score]}\n" for score, text in enumerate(texts[:6])]
+    nli = [
+        {"anchor": text, "positive": f"Here {text.lower()}", "negative": f"No {other.lower()}"}
+        for text in texts
+        for other in texts[:6]
+    ]
+    (folder / "nli.jsonl").write_text("".join(json.dumps(row) + "\n" for row in nli))
     for name in ("pairs.tsv", "stsb.test.tsv"):
         (folder / name).write_text("".join(pairs))
 

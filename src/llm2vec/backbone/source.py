@@ -17,6 +17,9 @@ BUNDLED_FOLDER = Path(__file__).parents[1] / "assets" / "decoder"
 _GGUF = ".gguf"
 _CONFIG = "config.json"
 
+UNI = "uni:"
+"""The beginning of the name of a decoder that stays causal."""
+
 _MAIN_FILES = (_CONFIG, "adapter_config.json")
 """Files one of which every model has."""
 

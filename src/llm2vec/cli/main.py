@@ -27,6 +27,7 @@ from llm2vec.cli import (
     recipe,
     report,
     serve,
+    supervised,
     train,
     words,
 )
@@ -50,6 +51,7 @@ _COMMANDS = (
     encode,
     bulk,
     train,
+    supervised,
     finetune,
     words,
     evaluate,

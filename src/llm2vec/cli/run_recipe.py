@@ -84,7 +84,8 @@ def _print_summary(provenance: Mapping[str, Any]) -> None:
     rows = []
     for stage in provenance["stages"]:
         rows += _before_and_after(stage["stage"], stage["metrics"])
-    table("", ["", "before", "after"], rows)
+    if rows:
+        table("", ["", "before", "after"], rows)
     for proof in [*provenance["stages"][-1]["switch"]["proofs"], provenance["read_back"]]:
         results.print(f"proved: {proof['name']} (margin {proof['margin']:.1e})")
 

@@ -28,7 +28,7 @@ class _TrainGroup(TyperGroup):
 
 train_app = typer.Typer(
     cls=_TrainGroup,
-    help="Fine-tune with labels of your own: a tagger of words or a classifier of texts.",
+    help="Train an encoder on pairs and triples, or a tagger or classifier on labels.",
     no_args_is_help=True,
 )
 

@@ -1,8 +1,10 @@
 """Stage 0 of a conversion: the decoder, made bidirectional and proven, with nothing trained."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,6 +22,7 @@ from llm2vec.backbone.source import Source
 from llm2vec.backbone.switch import Switch, allow_partly, body, make_bidirectional
 from llm2vec.backbone.vocabulary import fit_tokenizer
 from llm2vec.conversion.run_folder import write_stage_facts
+from llm2vec.conversion.start import own_settings
 from llm2vec.corpus.self_written import self_texts
 from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.settings import Settings
@@ -29,6 +32,7 @@ from llm2vec.recipe.knobs import Recipe, StageRecipe
 from llm2vec.runtime.files import atomic_file, atomic_folder
 from llm2vec.runtime.hardware import default_device
 from llm2vec.runtime.progress import Progress
+from llm2vec.training.stage import CAUSAL
 from llm2vec.training.stages import STAGES
 
 
@@ -54,19 +58,30 @@ def make_bidirectional_folder(recipe: Recipe, folder: Path, *, progress: Progres
     for stage in STAGES:
         if stage.knobs(recipe).steps:
             check_trainable(model if stage.has_head else body(model), stage.knobs(recipe))
-    switch = make_bidirectional(model)
-    _note_switch(switch, progress)
+    facts: dict[str, Any] = {"stage": "uni", "switch": CAUSAL, "metrics": []}
+    if recipe.encoder.bidirectional:
+        switch = make_bidirectional(model)
+        _note_switch(switch, progress)
+        facts = {"stage": "bi", "switch": switch.to_dict(), "metrics": []}
     with atomic_folder(folder) as partial:
         Encoder(model, tokenizer, settings=settings_of(recipe, tokenizer)).write(partial)
-        facts = {"stage": "bi", "switch": switch.to_dict(), "metrics": []}
         write_stage_facts(partial, facts)
 
 
 def settings_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Settings:
-    """The settings of the encoder that a recipe makes."""
+    """The settings of the encoder that a recipe makes.
+
+    What a recipe does not say stays as in the encoder that it goes on with.
+    """
     encoder = recipe.encoder
     template = None if encoder.template is None else read_template(encoder.template, tokenizer)
-    return Settings(
+    source = Source.of(recipe.decoder, trust_remote_code=recipe.trust_remote_code)
+    before = own_settings(source) or Settings()
+    default_name = before.default_prompt_name
+    return replace(
+        before,
+        default_prompt_name=default_name if default_name in encoder.prompts else None,
+        bidirectional=encoder.bidirectional,
         pooling=encoder.pooling,
         max_length=encoder.max_length,
         normalize=encoder.normalize,

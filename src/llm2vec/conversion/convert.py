@@ -23,6 +23,7 @@ from llm2vec.conversion.preflight import check
 from llm2vec.conversion.read_back import prove_read_back
 from llm2vec.conversion.run_folder import RunFolder, read_stage_facts, scratch_beside
 from llm2vec.conversion.stage_folder import write_stage
+from llm2vec.conversion.start import lineage
 from llm2vec.conversion.timetable import Timetable
 from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.folder import PROVENANCE_FILE, about_template, model_card, read_settings
@@ -217,9 +218,10 @@ class _Run:
         provenance = {
             **self.folder.identity,
             **self.folder.plan,
+            **lineage(Source.of(self.recipe.decoder)),
             "places": self.folder.source_paths(),
             "versions": versions(),
-            "machine": {"platform": platform.platform(), "device": str(encoder.device)},
+            "machine": _machine(encoder),
             "stages": stages,
             "read_back": proof.to_dict(),
         }
@@ -233,6 +235,11 @@ class _Run:
         """The finished conversion."""
         provenance = read_json(self.folder.out / PROVENANCE_FILE)
         return Conversion(self.folder.out, self.folder.stage_folders(), provenance)
+
+
+def _machine(encoder: Encoder) -> dict[str, str]:
+    """What a conversion ran on."""
+    return {"platform": platform.platform(), "device": str(encoder.device)}
 
 
 def _write_metrics(path: Path, stages: Sequence[Mapping[str, Any]]) -> None:

@@ -45,6 +45,11 @@ def check(recipe: Recipe, *, processes: int, progress: Progress) -> None:
         raise ModelError(
             f"{recipe.decoder} is bidirectional already; give the decoder that it was made from"
         )
+    if is_bidirectional(config) and not recipe.encoder.bidirectional:
+        raise ModelError(
+            f"{recipe.decoder} is bidirectional already and cannot stay causal; give the decoder "
+            "that it was made from"
+        )
     for adapter in recipe.adapters:
         check_adapter(adapter)
     _check_lengths(recipe, config)

@@ -100,6 +100,20 @@ def check_triples(
             on_note(note)
 
 
+def rows_by_file(pairs: PairsRecipe) -> dict[str, int]:
+    """The number of rows without empty texts in each file of a corpus, by the files' names.
+
+    Raises:
+        CorpusError: A row lacks a text.
+        UsageError: A prompt is given for a file that does not exist.
+    """
+    counts = {}
+    for file in _files(pairs):
+        rows = _triples(file, pairs, Tally())
+        counts[file.stem] = sum(all(each.text for each in row) for row in rows)
+    return counts
+
+
 def check_size(name: str, rows: int, *, step_rows: int) -> None:
     """Refuse a data set that does not fill a training step.
 

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModel, PreTrainedModel
 
 from llm2vec.backbone.loading import embedding_rows, load_tokenizer, loading_errors, quiet
-from llm2vec.backbone.source import Source, relative_name, resolved_name
+from llm2vec.backbone.source import UNI, Source, relative_name, resolved_name
 from llm2vec.backbone.vocabulary import fit_tokenizer
 from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.settings import Settings, pooling_named
@@ -24,7 +24,7 @@ from llm2vec.errors import ModelError, UsageError
 from llm2vec.evaluation.untrained import EXAMPLE, Echo, OneWord
 from llm2vec.runtime.hardware import default_device
 
-UNI, AUTO, RANDOM, TFIDF = "uni:", "auto:", "random:", "tfidf"
+AUTO, RANDOM, TFIDF = "auto:", "random:", "tfidf"
 PROMPT, ONE_EXAMPLE, ECHO = "prompt:", "prompt+1:", "echo:"
 _UNTRAINED = (PROMPT, ONE_EXAMPLE, ECHO)
 _PREFIXES = (UNI, AUTO, RANDOM, *_UNTRAINED)

@@ -10,11 +10,11 @@ import torch
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerFast
 
 from llm2vec.backbone.loading import embedding_rows, load_decoder, load_tokenizer, quiet
-from llm2vec.backbone.source import Source
+from llm2vec.backbone.source import UNI, Source
 from llm2vec.backbone.switch import make_bidirectional
 from llm2vec.backbone.vocabulary import fit_tokenizer
 from llm2vec.errors import ModelError, first_line
-from llm2vec.evaluation.subjects import AUTO, RANDOM, TFIDF, UNI
+from llm2vec.evaluation.subjects import AUTO, RANDOM, TFIDF
 from llm2vec.runtime.hardware import default_device
 
 

@@ -301,6 +301,9 @@ class EncoderRecipe(Part):
         ge=4,
     )
     normalize: bool = knob(False, "whether vectors are scaled to length 1")
+    bidirectional: bool = knob(
+        True, "whether tokens attend to those after them; false trains a causal decoder, to compare"
+    )
     prompts: dict[str, str] = knob(
         {}, "prompts by name; a prompt comes before the text and is not pooled"
     )
@@ -343,6 +346,12 @@ class Recipe(Part):
         if isinstance(value, Mapping):
             _check_keys(cls, value, ())
         return value
+
+    @model_validator(mode="after")
+    def _mntp_is_bidirectional(self) -> Self:
+        if self.mntp.steps and not self.encoder.bidirectional:
+            raise ValueError("MNTP trains bidirectional models: set mntp.steps=0")
+        return self
 
     @classmethod
     def read(cls, value: Mapping[str, Any]) -> Self:

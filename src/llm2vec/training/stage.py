@@ -31,6 +31,9 @@ from llm2vec.runtime.progress import Progress
 from llm2vec.training.pace import Pace
 from llm2vec.training.trainer import Task, train
 
+CAUSAL: Mapping[str, Any] = {"proofs": [], "notes": ["the model stays causal"]}
+"""What the provenance says of the switch of a model that stays causal."""
+
 Rows = TypeVar("Rows")
 """What a stage's task draws its samples from: a token store, a text store, or triples."""
 
@@ -133,7 +136,7 @@ def run_stage(stage: Stage[Any], run: StageRun) -> Trained:
         dtype=weights_dtype(knobs, default_device()),
         config_overrides=overrides,
     )
-    switch = _switch_facts(stage, model)
+    switch = _switch_facts(stage, model, bidirectional=run.settings.bidirectional)
     task = stage.task(run, model, tokenizer, rows)
     model, log = train_and_merge(
         model,
@@ -161,9 +164,11 @@ def _pace_facts(run: StageRun) -> Mapping[str, Any]:
     return {} if run.pace is None else {"pace": run.pace.to_list()}
 
 
-def _switch_facts(stage: Stage[Any], model: PreTrainedModel) -> Mapping[str, Any]:
-    """Make a model bidirectional, and return what the provenance says of that."""
-    facts = make_bidirectional(model).to_dict()
+def _switch_facts(
+    stage: Stage[Any], model: PreTrainedModel, *, bidirectional: bool
+) -> Mapping[str, Any]:
+    """Make a model bidirectional unless it stays causal, and give the provenance's facts of it."""
+    facts = make_bidirectional(model).to_dict() if bidirectional else {**CAUSAL, "proofs": []}
     if stage.prove is not None:
         facts["proofs"].append(stage.prove(model).to_dict())
     return facts

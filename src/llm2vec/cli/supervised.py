@@ -1,0 +1,126 @@
+"""The command `train supervised`: an encoder learns from pairs, triples and scores."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from llm2vec.cli.console import one_of
+from llm2vec.cli.options import Json, KeepStages, RecipeFile, Sets, StartOver, TrustRemoteCode
+from llm2vec.cli.run_recipe import RunOptions, run_recipe
+from llm2vec.cli.train import train_app
+from llm2vec.errors import UsageError
+from llm2vec.recipe.files import merged, read_settings, read_yaml
+from llm2vec.recipe.knobs import Recipe
+
+_METHODS = ("lora", "full")
+_LEARNING_RATES = {"lora": 2e-4, "full": 2e-5}
+"""Peak learning rate of adapters and of all weights, where nothing names one."""
+
+_WARM_UP = 0.1
+"""Share of the steps in which the learning rate rises, where nothing names a number."""
+
+
+def register(_: typer.Typer) -> None:
+    """Add the command."""
+    train_app.command(
+        epilog="Examples:\n\n"
+        "`llm2vec train supervised encoder --data nli.jsonl --out better`\n\n"
+        "`llm2vec train supervised uni:decoder --data nli.jsonl --steps 1 "
+        "--method full --out causal`"
+    )(supervised)
+
+
+def supervised(
+    encoder: Annotated[
+        str,
+        typer.Argument(help="Encoder folder or decoder to start from; `uni:DECODER` stays causal."),
+    ],
+    out: Annotated[Path, typer.Option(help="Encoder folder to make.")],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Rows with `anchor` (or `query`), `positive` and, if there are any, `negative`: "
+            ".jsonl, .csv, .parquet; a folder of such files."
+        ),
+    ] = None,
+    recipe_file: RecipeFile = None,
+    epochs: Annotated[
+        float | None, typer.Option(help="Length of the training, in passes over the data [1].")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Length in steps, instead of --epochs.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows in a step, in each process.")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="lora trains adapters and merges them [default]; full every weight."),
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Peak learning rate: 2e-4 (lora) or 2e-5 (full).")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Divisor of the cosines in the loss [0.02].")
+    ] = None,
+    sets: Sets = None,
+    keep_stages: KeepStages = False,
+    start_over: StartOver = False,
+    trust_remote_code: TrustRemoteCode = False,
+    json: Json = False,
+) -> None:
+    """Train an encoder on texts that belong together, against texts that do not.
+
+    Each anchor is compared with the positives and negatives of its whole batch. Stopped, the same
+    command goes on from the last checkpoint.
+    """
+    if epochs is not None and steps is not None:
+        raise UsageError("--epochs and --steps are two lengths of one training; give one of them")
+    if method is not None:
+        one_of("--method", method, _METHODS)
+    named = {
+        "steps": steps,
+        "batch_size": batch_size,
+        "method": method,
+        "learning_rate": learning_rate,
+        "scale": None if temperature is None else 1 / temperature,
+        "corpus": None if data is None else {"source": data},
+    }
+    given = {"supervised": {key: value for key, value in named.items() if value is not None}}
+    file = {} if recipe_file is None else read_yaml(recipe_file)
+    chosen = merged(file, given, read_settings(sets or []))
+    recipe = _recipe(encoder, chosen, epochs, trust_remote_code=trust_remote_code)
+    options = RunOptions(keep_stages=keep_stages, start_over=start_over, json=json)
+    run_recipe(recipe, out, options)
+
+
+def _recipe(
+    encoder: str, chosen: Mapping[str, Any], epochs: float | None, *, trust_remote_code: bool
+) -> Recipe:
+    """The recipe of one supervised stage, from an encoder whose settings are kept."""
+    from llm2vec.conversion.start import kept_settings
+
+    kept = kept_settings(encoder, trust_remote_code=trust_remote_code)
+    base = merged(kept, {"mntp": {"steps": 0}, "simcse": {"steps": 0}})
+    whole = merged(base, {"supervised": {"steps": 1}}, chosen)
+    stage = Recipe.read(whole).supervised
+    asked = chosen.get("supervised", {})
+    steps = stage.steps
+    if "steps" not in asked:
+        steps = _steps(Recipe.read(whole), epochs or 1.0)
+    defaults = {
+        "steps": steps,
+        "learning_rate": _LEARNING_RATES[stage.method],
+        "warmup_steps": round(steps * _WARM_UP),
+        "log_every": min(10, max(1, steps // 20)),
+    }
+    return Recipe.read(merged(base, {"supervised": defaults}, chosen))
+
+
+def _steps(recipe: Recipe, epochs: float) -> int:
+    """The number of steps that so many passes over the data take, with all processes."""
+    from llm2vec.corpus.triples import rows_by_file
+
+    stage = recipe.supervised
+    per_step = stage.batch_size * int(os.environ.get("WORLD_SIZE", "1"))
+    blocks = sum(rows // per_step for rows in rows_by_file(stage.corpus).values())
+    return max(1, round(epochs * blocks))

@@ -1,0 +1,48 @@
+"""What a recipe that goes on with an encoder keeps of it: its settings and its provenance."""
+
+from typing import Any
+
+from llm2vec.backbone.source import UNI, Source
+from llm2vec.encoder.folder import PROVENANCE_FILE, SETTINGS_FILE, read_settings
+from llm2vec.encoder.settings import Settings
+from llm2vec.runtime.files import read_json
+
+_IN_RECIPES = ("pooling", "max_length", "normalize", "prompts", "template", "separator")
+"""Settings that a recipe's section `encoder` has too."""
+
+
+def own_settings(source: Source) -> Settings | None:
+    """The settings of an encoder that this program made; None for any other model."""
+    return None if source.find(SETTINGS_FILE) is None else read_settings(source)
+
+
+def kept_settings(name: str, *, trust_remote_code: bool) -> dict[str, Any]:
+    """The part of a recipe that goes on with a model: its name, and the settings of its encoder.
+
+    Args:
+        name: Folder or hub id; `uni:` before a decoder keeps it causal.
+        trust_remote_code: Whether model code that comes with the model may run.
+
+    Raises:
+        ModelError: The model does not exist, or its settings are damaged.
+    """
+    decoder = name.removeprefix(UNI)
+    source = Source.of(decoder, trust_remote_code=trust_remote_code)
+    source.check()
+    settings = own_settings(source)
+    encoder: dict[str, Any] = {}
+    if settings is not None:
+        encoder = {key: getattr(settings, key) for key in _IN_RECIPES}
+    if name.startswith(UNI):
+        encoder["bidirectional"] = False
+    return {"decoder": decoder, "trust_remote_code": trust_remote_code, "encoder": encoder}
+
+
+def lineage(source: Source) -> dict[str, Any]:
+    """What the provenance says of the encoder that a training went on with; empty for a decoder."""
+    path = source.find(PROVENANCE_FILE)
+    if path is None or own_settings(source) is None:
+        return {}
+    before = read_json(path)
+    kept = ("recipe", "decoder", "adapters", "corpora", "stages", "parent")
+    return {"parent": {key: before[key] for key in kept if key in before}}
