@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from llm2vec.backbone.source import Source, resolved_name
+from llm2vec.backbone.source import UNI, Source, resolved_name
 from llm2vec.conversion.run_folder import stages_folder
 from llm2vec.corpus.tagged import TaggedSentence, read_tagged
 from llm2vec.encoder.encoder import Encoder
@@ -32,7 +32,6 @@ from llm2vec.evaluation.subjects import (
     PROMPT,
     RANDOM,
     TFIDF,
-    UNI,
     open_embedder,
     open_encoder,
 )
@@ -42,7 +41,7 @@ from llm2vec.runtime import fingerprint
 from llm2vec.runtime.files import read_json
 from llm2vec.runtime.progress import Progress, Silent
 
-_TITLES = {"bi": "Bi", "mntp": "MNTP", "simcse": "SimCSE", "supervised": "supervised"}
+_TITLES = {"bi": "Bi", "uni": "Uni", "mntp": "MNTP", "simcse": "SimCSE", "supervised": "supervised"}
 """The paper's names of the stages."""
 
 _ALIKE = 4.0
