@@ -136,7 +136,7 @@ def run_stage(stage: Stage[Any], run: StageRun) -> Trained:
         dtype=weights_dtype(knobs, default_device()),
         config_overrides=overrides,
     )
-    switch = _switch_facts(stage, model, bidirectional=run.settings.bidirectional)
+    switch = _switch_facts(stage, run, model)
     task = stage.task(run, model, tokenizer, rows)
     model, log = train_and_merge(
         model,
@@ -164,11 +164,11 @@ def _pace_facts(run: StageRun) -> Mapping[str, Any]:
     return {} if run.pace is None else {"pace": run.pace.to_list()}
 
 
-def _switch_facts(
-    stage: Stage[Any], model: PreTrainedModel, *, bidirectional: bool
-) -> Mapping[str, Any]:
+def _switch_facts(stage: Stage[Any], run: StageRun, model: PreTrainedModel) -> Mapping[str, Any]:
     """Make a model bidirectional unless it stays causal, and give the provenance's facts of it."""
-    facts = make_bidirectional(model).to_dict() if bidirectional else {**CAUSAL, "proofs": []}
+    if not run.settings.bidirectional:
+        return CAUSAL
+    facts = make_bidirectional(model).to_dict()
     if stage.prove is not None:
         facts["proofs"].append(stage.prove(model).to_dict())
     return facts
