@@ -71,6 +71,16 @@ def test_nothing_guessed_and_nothing_to_find_is_zero():
     assert set(nothing.resampled) == {0}
 
 
+def test_an_entity_that_occurs_once_and_is_found_counts_in_full():
+    once = [TaggedSentence(("Ann", "slept"), ("B-PER", "O"))]
+    guesses = [["B-PER", "O"]]
+    assert by_label(once, guesses, "entity-f1") == {
+        "PER": {"precision": 1, "recall": 1, "f1": 1, "count": 1}
+    }
+    found = measure_seeds(once, [guesses], "entity-f1")
+    assert (found.value, found.precision, found.recall) == (1, 1, 1)
+
+
 def test_several_seeds_are_averaged_and_not_summed():
     other = [["B-PER", "I-PER", "O", "O", "O", "B-LOC"], ["O", "O"], ["O", "O"]]
     found = measure_seeds(NAMES, [NAMED, other], "entity-f1")

@@ -129,10 +129,12 @@ def _labels(spans: set[_LabelledSpan]) -> list[str]:
 
 
 def _metrics(right: int, guessed: int, true: int) -> dict[str, float]:
-    precision = right / max(guessed, 1)
-    recall = right / max(true, 1)
-    f1 = 2 * precision * recall / max(precision + recall, 1e-12)
-    return {"precision": precision, "recall": recall, "f1": f1, "count": float(true)}
+    return {
+        "precision": right / max(guessed, 1),
+        "recall": right / max(true, 1),
+        "f1": 2 * right / max(guessed + true, 1),
+        "count": float(true),
+    }
 
 
 def floors(
@@ -164,4 +166,4 @@ def floors(
 
 
 def _most_frequent(labels: "Counter[str]") -> str:
-    return labels.most_common(1)[0][0]
+    return max(labels, key=labels.__getitem__)
