@@ -457,7 +457,7 @@ convert(Recipe.read(json.loads(sys.argv[1])), sys.argv[2])
 """
 
 
-def test_two_processes_share_candidates_and_gradients(corpus, tmp_path):
+def test_two_processes_that_read_in_parts_share_candidates_and_gradients(corpus, tmp_path):
     repeated = list(active_and_passive())[:6] * 8  # so that each process has texts of the other's
     triples = write(tmp_path / "events.jsonl", repeated)
     plain = {"steps": 2, "lora": {"dropout": 0.0}}
@@ -465,7 +465,8 @@ def test_two_processes_share_candidates_and_gradients(corpus, tmp_path):
         merged(conversion(corpus, triples, **plain).to_dict(), {"mntp": {"steps": 0}})
     )
     convert(alone, tmp_path / "one")
-    shared_out = Recipe.read(merged(alone.to_dict(), {"supervised": {"batch_size": 4}}))
+    in_parts = {"batch_size": 4, "part_tokens": 60}
+    shared_out = Recipe.read(merged(alone.to_dict(), {"supervised": in_parts}))
     launch = [
         sys.executable,
         "-m",

@@ -17,7 +17,13 @@ from llm2vec.backbone.loading import embedding_rows
 from llm2vec.backbone.lora import precision, weights_dtype
 from llm2vec.backbone.receptive_field import decoder_layers
 from llm2vec.backbone.switch import body
-from llm2vec.recipe.knobs import MntpRecipe, SimcseRecipe, StageRecipe, SupervisedRecipe
+from llm2vec.recipe.knobs import (
+    ContrastiveRecipe,
+    MntpRecipe,
+    SimcseRecipe,
+    StageRecipe,
+    SupervisedRecipe,
+)
 from llm2vec.runtime.hardware import default_device, has_bfloat16
 
 _EFFICIENCY = 0.5
@@ -171,7 +177,7 @@ def memory_of_step(
         training = model_weights * (_FLOAT32_BYTES + _ADAM_BYTES)
     else:
         training = _adapter_parameters(trained_model, knobs) * (2 * _FLOAT32_BYTES + _ADAM_BYTES)
-    tokens = knobs.batch_size * knobs.max_length * _texts_per_row(knobs) // knobs.accumulation
+    tokens = _tokens_at_once(knobs)
     states_per_token = _states_per_token(trained_model, knobs, on_cpu=on_cpu)
     states = tokens * states_per_token * _bytes_of(precision(knobs, device))
     masked_tokens = tokens * _masked_share(knobs)
@@ -184,6 +190,14 @@ def memory_of_step(
         states=int(states * copies),
         logits=int(logits * copies),
     )
+
+
+def _tokens_at_once(knobs: StageRecipe) -> int:
+    """The number of tokens whose states are in memory together."""
+    tokens = knobs.batch_size * knobs.max_length * _texts_per_row(knobs) // knobs.accumulation
+    if isinstance(knobs, ContrastiveRecipe) and knobs.part_tokens is not None:
+        return min(tokens, max(knobs.part_tokens, knobs.max_length))
+    return tokens
 
 
 def _bytes_of(dtype: torch.dtype) -> int:

@@ -117,7 +117,8 @@ class StageRecipe(Part):
     )
     accumulation: int = knob(
         1,
-        "number of parts that a step is computed in; contrastive stages compare within a part",
+        "number of parts that a step is computed in; contrastive stages compare within a part, and "
+        "have `part_tokens` against that",
         ge=1,
     )
     max_length: int = knob(512, "length of the longest text or block", unit="tokens", ge=4)
@@ -161,6 +162,19 @@ class StageRecipe(Part):
     )
 
 
+class ContrastiveRecipe(StageRecipe):
+    """What the stages share that compare the texts of a step with each other."""
+
+    part_tokens: int | None = knob(
+        None,
+        "number of tokens that the model reads at once, so that memory does not grow with the "
+        "batch; each text is then read twice. Default: all of a step",
+        unit="tokens",
+        source="GradCache, arXiv 2101.06983",
+        ge=16,
+    )
+
+
 class MntpRecipe(StageRecipe):
     """Masked next-token prediction (paper, section 2.2)."""
 
@@ -190,7 +204,7 @@ class MntpRecipe(StageRecipe):
     eval_every: int = knob(100, "steps between evaluations", unit="steps", ge=1)
 
 
-class SimcseRecipe(StageRecipe):
+class SimcseRecipe(ContrastiveRecipe):
     """Unsupervised contrastive learning: one text under two dropout masks (paper, section 2.3)."""
 
     batch_size: int = knob(
@@ -248,7 +262,7 @@ class PairsRecipe(Part):
         }
 
 
-class SupervisedRecipe(StageRecipe):
+class SupervisedRecipe(ContrastiveRecipe):
     """Supervised contrastive learning with positives and hard negatives (paper, section 5)."""
 
     steps: int = knob(

@@ -1,7 +1,6 @@
 """What the contrastive stages share: their task, their batches and their loss (paper, section 2.3).
 
-Texts are tokenised and pooled as the encoder does it. Similarities are float32, and all texts of a
-batch go through the model in one call.
+Texts are tokenised and pooled as the encoder does it. Similarities are float32.
 """
 
 import hashlib
@@ -15,14 +14,11 @@ import torch.distributed.nn.functional as distributed
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llm2vec.encoder.batching import flatten, is_packed, model_inputs
-from llm2vec.encoder.pooling import pool, ranges_of
+from llm2vec.encoder.batching import is_packed
 from llm2vec.encoder.tokenization import Tokens
 from llm2vec.recipe.knobs import Pooling
+from llm2vec.training.embedding import embed, text_batch
 from llm2vec.training.trainer import Batch, Task
-
-_NOT_FOR_MODEL = ("ranges", "identities", "rows")
-"""Keys of a batch that are not the model's inputs."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +116,7 @@ def contrastive_task(
     row_of: Callable[[int], Sequence[Tokens]],
     scale: float,
     pooling: Pooling,
+    part_tokens: int | None = None,
 ) -> Task:
     """The task of a contrastive stage.
 
@@ -131,13 +128,14 @@ def contrastive_task(
         row_of: Function from a sample's number to its anchor, its positive and its negatives.
         scale: Factor of the cosines (1 / temperature).
         pooling: The encoder's pooling.
+        part_tokens: Largest number of tokens that the model reads at once; None reads a whole step.
     """
     packed = is_packed(model)
     pad_id = int(tokenizer.pad_token_id)
 
     def batch_of(samples: Sequence[int]) -> Batch:
         rows = [row_of(sample) for sample in samples]
-        return contrastive_batch(rows, packed=packed, pad_id=pad_id)
+        return contrastive_batch(rows, packed=packed, pad_id=pad_id, part_tokens=part_tokens)
 
     return Task(
         name=name,
@@ -148,23 +146,27 @@ def contrastive_task(
     )
 
 
-def contrastive_batch(rows: Sequence[Sequence[Tokens]], *, packed: bool, pad_id: int) -> Batch:
-    """A batch for one call of the model: the anchors of all rows, their positives, their negatives.
+def contrastive_batch(
+    rows: Sequence[Sequence[Tokens]],
+    *,
+    packed: bool,
+    pad_id: int,
+    part_tokens: int | None = None,
+) -> Batch:
+    """A batch of texts: the anchors of all rows, their positives, their negatives.
 
     Args:
         rows: Anchor, positive and negatives of each row; each row has the same number of negatives.
         packed: Whether the model is packed.
         pad_id: Token id that fills the rows of a model that is not packed.
+        part_tokens: Largest number of tokens that the model reads at once; None reads all of them.
     """
     columns = range(len(rows[0]))
     texts = [row[column] for column in columns for row in rows]
-    documents = [text.ids for text in texts]
     return {
-        **model_inputs(documents, packed=packed, pad_id=pad_id),
-        "ranges": ranges_of(texts),
+        **text_batch(texts, packed=packed, pad_id=pad_id, part_tokens=part_tokens),
         "identities": torch.tensor([_identity(text) for text in texts]),
         "rows": len(rows),
-        "tokens": sum(map(len, documents)),
     }
 
 
@@ -189,11 +191,7 @@ class ContrastiveLoss:
 
     def __call__(self, model: nn.Module, batch: Batch, items: Tensor | None) -> Tensor:
         """The loss of the given model, which several processes wrap to share gradients."""
-        inputs = {key: value for key, value in batch.items() if key not in _NOT_FOR_MODEL}
-        ranges_B3 = batch["ranges"]
-        lengths = ranges_B3[:, 0].tolist()
-        states_ND = flatten(model(**inputs).last_hidden_state, lengths)
-        embedding_BD = pool(states_ND, ranges_B3, pooling=self.pooling)
+        embedding_BD = embed(model, batch, pooling=self.pooling)
         rows = batch["rows"]
         parts = [rows, rows, len(embedding_BD) - 2 * rows]
         anchor_BD, positive_BD, negative_ND = embedding_BD.split(parts)

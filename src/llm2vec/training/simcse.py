@@ -76,6 +76,7 @@ def simcse_task(
         row_of=row_of,
         scale=knobs.scale,
         pooling=pooling,
+        part_tokens=knobs.part_tokens,
     )
 
 

@@ -107,6 +107,7 @@ def supervised_task(
         row_of=row_of,
         scale=knobs.scale,
         pooling=pooling,
+        part_tokens=knobs.part_tokens,
     )
 
 
