@@ -474,11 +474,17 @@ def became(recipe, folder):
     return found | {"seed": seeds.pop() if len(seeds) == 1 else seeds}
 
 
+ELSEWHERE = {
+    "partial": "for hybrids alone: tests/test_partial.py converts them with it and without",
+    "encoder.bidirectional": "not with MNTP: tests/test_train_supervised.py trains without it",
+}
+"""Knobs that are tested in another file, and why."""
+
+
 def test_a_recipe_without_a_default_becomes_what_it_says_knob_by_knob(odd, tmp_path):
     said, defaults = leaves(odd), leaves(Recipe())
-    del said[
-        "partial"
-    ]  # for hybrids alone: tests/test_partial.py converts them with it and without
+    for name in ELSEWHERE:
+        del said[name]
     untouched = [name for name, value in said.items() if value == defaults[name]]
     assert not untouched, "these knobs would not show whether they work"
     found = became(odd, tmp_path)
