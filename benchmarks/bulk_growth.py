@@ -2,8 +2,9 @@
 
     python benchmarks/bulk_growth.py --rows 1000 10000 100000
 
-Each size runs in a process of its own, after a warm-up. Processor time is that of the run without loading;
-memory is that of the whole process. Processor time depends less than seconds on what else runs.
+Each size runs in a process of its own, after a warm-up, on a file that another process wrote. Processor time is that
+of the run without loading; memory is that of the whole process. Processor time depends less than seconds on what else
+runs.
 """
 
 import argparse
@@ -28,15 +29,14 @@ def usage() -> tuple[float, float]:
     return found.ru_utime + found.ru_stime, found.ru_maxrss / 1000
 
 
-def run(model: str, rows: int) -> None:
-    """Encode so many rows, and print what it cost as JSON."""
+def run(model: str, source: Path) -> None:
+    """Encode a file, and print what it cost as JSON."""
     encoder = Encoder.from_pretrained(model)
     columns = {"column": "body", "id_column": "id"}
     with tempfile.TemporaryDirectory() as folder:
-        warm, source = (Path(folder) / name for name in ("warm.parquet", "in.parquet"))
+        warm = Path(folder) / "warm.parquet"
         write_rows(warm, 200)
         encode_to_folder(encoder, str(warm), Path(folder) / "warm", **columns)
-        write_rows(source, rows)
         before, _ = usage()
         told = encode_to_folder(encoder, str(source), Path(folder) / "out", **columns)
         after, peak = usage()
@@ -50,17 +50,20 @@ def main() -> None:
     )
     parser.add_argument("--model", default="bundled")
     parser.add_argument("--rows", type=int, nargs="+", default=[1000, 10_000, 100_000])
-    parser.add_argument("--one", action="store_true", help="in this process, as JSON")
+    parser.add_argument("--source", type=Path, help="encode this file in this process; JSON")
     asked = parser.parse_args()
-    if asked.one:
-        run(asked.model, asked.rows[0])
+    if asked.source is not None:
+        run(asked.model, asked.source)
         return
     print(heading())
     print("| rows | tokens | seconds | processor ms/text | peak memory, MB |")
     print("| --- | --- | --- | --- | --- |")
     for rows in asked.rows:
-        line = [sys.executable, __file__, "--one", "--model", asked.model, "--rows", str(rows)]
-        done = subprocess.run(line, capture_output=True, text=True, check=True)
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder) / "in.parquet"
+            write_rows(source, rows)
+            line = [sys.executable, __file__, "--model", asked.model, "--source", source]
+            done = subprocess.run(line, capture_output=True, text=True, check=True)
         told = json.loads(done.stdout)
         each = 1000 * told["busy"] / rows
         cells = f"{told['tokens']:,} | {told['seconds']:.1f} | {each:.3f} | {told['peak']:,.0f}"

@@ -48,28 +48,48 @@ def texts(count: int) -> list[str]:
 
 def loading(model: str, device: str, dtype: str) -> Iterator[Line]:
     """The proofs at loading, equality with a plain padded call, and the speed of encoding."""
-    import torch
-
     from llm2vec import Encoder
+    from llm2vec.backbone.packed_attention import PACKED
+    from llm2vec.backbone.switch import plain_attention
 
     encoder = Encoder.from_pretrained(model, device=device, dtype=dtype, normalize=True)
     for proof in encoder.switch.proofs:
         yield Line(f"{dtype}: {proof.name}", proof.passed, f"margin {proof.margin:.1e}")
-    attention = encoder.model.config._attn_implementation
-    yield Line(f"{dtype}: attention", True, attention)
+    yield from kernels(encoder, dtype)
     few = texts(24)
     apart = float((encoder.encode(few) - padded(encoder, few)).abs().max())
     holds = apart < BOUNDS[dtype]
     yield Line(f"{dtype}: vectors against the padded computation", holds, f"{apart:.1e}")
+    yield Line(f"{dtype}: encoding", True, f"{speed(encoder):,.0f} tokens/s")
+    if encoder.model.config._attn_implementation not in (PACKED, plain_attention(encoder.model)):
+        encoder.model.set_attn_implementation(PACKED)
+        yield Line(f"{dtype}: encoding text by text", True, f"{speed(encoder):,.0f} tokens/s")
+
+
+def kernels(encoder, dtype: str) -> Iterator[Line]:  # torch is imported later
+    """What each kernel for packed rows is worth here, and which attention is used."""
+    from llm2vec.backbone.proofs import prove_kernel
+    from llm2vec.backbone.switch import attention_windows, plain_attention
+    from llm2vec.backbone.varlen import kernels_for
+
+    model = encoder.model
+    used, windows = model.config._attn_implementation, attention_windows(model)
+    for kernel in kernels_for(encoder.device):
+        proof = prove_kernel(model, kernel, plain=plain_attention(model), windows=windows)
+        found = f"{'proven' if proof.passed else 'NOT proven'}, margin {proof.margin:.1e}"
+        yield Line(f"{dtype}: {kernel.title}", True, f"{found}: {proof.detail}")
+    model.set_attn_implementation(used)
+    yield Line(f"{dtype}: attention", True, used)
+
+
+def speed(encoder) -> float:  # torch is imported later
+    """Tokens a second, of 256 texts."""
     many = texts(256)
     encoder.encode(many[:32])
     tokens = sum(len(each.ids) for each in encoder.tokens(many))
     started = time.perf_counter()
-    encoder.encode(many)
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    speed = tokens / (time.perf_counter() - started)
-    yield Line(f"{dtype}: encoding", True, f"{speed:,.0f} tokens/s")
+    encoder.encode(many)  # vectors are on the CPU when it returns
+    return tokens / (time.perf_counter() - started)
 
 
 def padded(encoder, few: list[str]):  # torch is imported later

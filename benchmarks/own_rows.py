@@ -13,14 +13,19 @@ WHEN = ("before the rain came", "in the morning", "when the train had left", "tw
 BLOCK = 50_000
 
 
+REPORTS = 10_000_000
+"""Reports have numbers of eight digits in no order: otherwise later texts would have more tokens."""
+
+
 def texts(count: int, *, start: int) -> list[str]:
-    """Sentences of about 15 tokens."""
+    """Sentences of about 20 tokens, whichever they are."""
     chance = random.Random(start)
     parts = (WHO, DID, WHAT, WHEN)
     found = []
     for number in range(start, start + count):
         who, did, what, when = (chance.choice(part) for part in parts)
-        found.append(f"{who} {did} {what} {when}, said report {number}")
+        report = REPORTS + number * 7_654_321 % REPORTS
+        found.append(f"{who} {did} {what} {when}, said report {report}")
     return found
 
 

@@ -17,8 +17,13 @@ from torch.nn.utils.rnn import pad_sequence
 PACKED = "llm2vec_packed"
 """The implementation's name in transformers' registers, after `register()`."""
 
-_BEYOND_SDPA = ("softcap", "s_aux")
+BEYOND_SDPA = ("softcap", "s_aux")
 """Arguments that some families pass to their attention and that SDPA does not support."""
+
+
+def is_packed_attention(name: str | None) -> bool:
+    """Whether an implementation of this name reads texts in one row: `PACKED`, or with a kernel."""
+    return name is not None and name.startswith(PACKED)
 
 
 def register() -> None:
@@ -185,7 +190,7 @@ def _attend(
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     attend: Callable[..., tuple[Tensor, None]] = sdpa_attention_forward
-    if any(kwargs.get(name) is not None for name in _BEYOND_SDPA):
+    if any(kwargs.get(name) is not None for name in BEYOND_SDPA):
         attend = sys.modules[type(module).__module__].eager_attention_forward
         mask = _added_mask(mask, query.dtype)
     output, _ = attend(module, query, key, value, mask, is_causal=False, **kwargs)

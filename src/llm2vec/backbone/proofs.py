@@ -26,6 +26,7 @@ from llm2vec.backbone.mode import evaluating
 from llm2vec.backbone.packed_attention import PACKED, packed_inputs, padded_inputs
 from llm2vec.backbone.positions import longrope_limit, longrope_limit_set
 from llm2vec.backbone.receptive_field import NOISE, ReceptiveField, layer_receptive_fields
+from llm2vec.backbone.varlen import Call, Kernel, attention_margin
 from llm2vec.errors import ModelError, ProofFailed
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6, torch.float16: 2e-2, torc
 About a hundred times the type's rounding (6e-8, 5e-4, 4e-3), as rounding adds up over layers. A
 causal layer or a leak moves states by 0.1 to 2.
 """
+
+KERNEL_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+"""How far one call of a kernel, or a gradient of it, may be from the formula in float32."""
 
 _TOKENS = 10
 _PADDED = 3
@@ -410,28 +414,87 @@ def _ignores_padding(body: "PreTrainedModel", tokens: _RandomTokens) -> Proof:
 # --- packed rows
 
 
-def prove_packing(body: "PreTrainedModel", *, plain: str, windows: Sequence[int | None]) -> Proof:
+_PACKING = "texts in one packed row do not see each other"
+
+
+def prove_packing(
+    body: "PreTrainedModel",
+    *,
+    plain: str,
+    windows: Sequence[int | None],
+    packed: str = PACKED,
+    **extra: Any,
+) -> Proof:
     """Prove that each text in a packed row has the states that it has alone.
 
     Args:
-        body: A model without LM head. Its attention implementation is `PACKED` afterwards, whatever
+        body: A model without LM head. Its attention implementation is `packed` afterwards, whatever
             was found.
         plain: The proven attention implementation that packed rows are compared with.
         windows: The window that each layer should have. A layer that forgets its own is found
             without long texts.
+        packed: The implementation that is proven.
+        **extra: Further arguments of the model for packed rows.
     """
-    name = "texts in one packed row do not see each other"
     with _probing(body):
         try:
-            measured = _measured_packing(body, plain=plain, windows=windows)
+            measured = _measured_packing(body, plain=plain, windows=windows, packed=packed, **extra)
         except ForwardFailed as error:
-            return Proof(name, False, float("inf"), f"the family cannot: {str(error)[:120]}")
+            return Proof(_PACKING, False, float("inf"), f"the family cannot: {str(error)[:120]}")
     if measured.windows != list(windows):
         detail = "layers do not tell their attention its window"
-        return Proof(name, False, measured.margin, detail)
-    tolerance = TOLERANCE[body.dtype]
+        return Proof(_PACKING, False, measured.margin, detail)
+    tolerance = TOLERANCE[_computes_in(body)]
     detail = f"measured: largest relative difference to the text alone; at most {tolerance:g}"
-    return Proof(name, measured.margin <= tolerance, measured.margin, detail)
+    return Proof(_PACKING, measured.margin <= tolerance, measured.margin, detail)
+
+
+def _computes_in(body: "PreTrainedModel") -> torch.dtype:
+    """The data type of the model's arithmetic: that of its weights, or autocast's."""
+    kind = body.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else body.dtype
+
+
+def prove_kernel(
+    body: "PreTrainedModel", kernel: Kernel, *, plain: str, windows: Sequence[int | None]
+) -> Proof:
+    """Prove packed rows with a kernel, and that it computes what the formula of attention says.
+
+    Weights in a type that the kernel does not know are tried as training uses them, under autocast;
+    other calls with such a type go text by text.
+
+    Args:
+        body: A model without LM head. Its attention implementation is the kernel's afterwards.
+        kernel: The kernel.
+        plain: As of `prove_packing`.
+        windows: As of `prove_packing`.
+    """
+    kernel.register()
+    calls: dict[Call, None] = {}
+    computes_in = body.dtype if body.dtype in kernel.dtypes else kernel.dtypes[0]
+    with torch.autocast(body.device.type, computes_in, enabled=computes_in != body.dtype):
+        proof = prove_packing(
+            body,
+            plain=plain,
+            windows=windows,
+            packed=kernel.name,
+            on_call=lambda call: calls.setdefault(call),
+        )
+    if not proof.passed:
+        return proof
+    if not calls:
+        return Proof(_PACKING, False, proof.margin, "no layer asks for what it can compute")
+    try:
+        with model_code():
+            margin = max(attention_margin(kernel, call, device=body.device) for call in calls)
+    except ForwardFailed as error:
+        return Proof(_PACKING, False, float("inf"), f"the kernel cannot: {str(error)[:120]}")
+    tolerance = KERNEL_TOLERANCE[computes_in]
+    detail = (
+        f"by {kernel.title}; measured: largest relative difference of its outputs and gradients "
+        f"to the formula; at most {tolerance:g}"
+    )
+    return Proof(_PACKING, margin <= tolerance, margin, detail)
 
 
 @dataclass(frozen=True)
@@ -448,38 +511,49 @@ class _Packing:
 
 
 def _measured_packing(
-    body: "PreTrainedModel", *, plain: str, windows: Sequence[int | None]
+    body: "PreTrainedModel",
+    *,
+    plain: str,
+    windows: Sequence[int | None],
+    packed: str,
+    **extra: Any,
 ) -> _Packing:
     """Packed rows of short texts and, for longrope models, of texts beyond their limit too."""
     config = body.config.get_text_config(decoder=True)
     tokens = _RandomTokens(body)
     lengths = _packed_lengths(body, windows)
     with longrope_limit_set(config, max(lengths)):
-        near = _compared_with_alone(body, tokens, lengths, plain=plain)
+        near = _compared_with_alone(body, tokens, lengths, plain=plain, packed=packed, **extra)
     if longrope_limit(config) is None:
         return near
     with longrope_limit_set(config, min(_FAR) - 1):
-        far = _compared_with_alone(body, tokens, _FAR, plain=plain)
+        far = _compared_with_alone(body, tokens, _FAR, plain=plain, packed=packed, **extra)
     return _Packing(max(near.margin, far.margin), near.windows)
 
 
 def _compared_with_alone(
-    body: "PreTrainedModel", tokens: _RandomTokens, lengths: Sequence[int], *, plain: str
+    body: "PreTrainedModel",
+    tokens: _RandomTokens,
+    lengths: Sequence[int],
+    *,
+    plain: str,
+    packed: str,
+    **extra: Any,
 ) -> _Packing:
     """Texts of these lengths alone, packed, padded, and packed beside other texts."""
     texts = [tokens.ids(length).tolist() for length in lengths]
     others = [tokens.other(torch.tensor(text)).tolist() for text in texts]
     body.set_attn_implementation(plain)
     alone = [_states_alone(body, text) for text in texts]
-    body.set_attn_implementation(PACKED)
+    body.set_attn_implementation(packed)
     windows: list[int | None] = []
-    packed = _packed_states(body, texts, on_window=windows.append)
+    together = _packed_states(body, texts, on_window=windows.append, **extra)
     padded = _padded_states(body, texts)
     beside_others = _states_beside(body, texts, others)
     differences = [
-        *map(relative, packed, alone),
+        *map(relative, together, alone),
         *map(relative, padded, alone),
-        *map(relative, beside_others, packed),
+        *map(relative, beside_others, together),
     ]
     return _Packing(max(differences), windows)
 

@@ -16,17 +16,19 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from llm2vec.backbone.forward import ForwardFailed
 from llm2vec.backbone.loading import check_weights, quiet
-from llm2vec.backbone.packed_attention import PACKED, register
+from llm2vec.backbone.packed_attention import PACKED, is_packed_attention, register
 from llm2vec.backbone.proofs import (
     Proof,
     check_states_are_numbers,
     prove_bidirectional,
+    prove_kernel,
     prove_packing,
     prove_partly_bidirectional,
     proven,
     reason,
 )
 from llm2vec.backbone.receptive_field import decoder_layers
+from llm2vec.backbone.varlen import kernels_for
 from llm2vec.errors import NotConvertible
 
 _ONE_WAY = (
@@ -124,26 +126,22 @@ def make_bidirectional(model: PreTrainedModel) -> Switch:
         config.is_causal = False
         config.use_cache = False
     register()
-    if live_attention(model) == PACKED:
+    if is_packed_attention(live_attention(model)):
         model.set_attn_implementation(plain_attention(model))
     proofs, notes = _prove_or_fall_back(model, base)
     plain = live_attention(model)
     if plain == "eager":
         _write_to_config(model, attention=plain)
     windows = attention_windows(base)
-    packing = _try_packing(model, base, plain=plain, windows=windows)
-    if packing.passed:
-        proofs = (*proofs, packing)
-    else:
-        notes = (*notes, f"texts are padded, not packed: {packing.detail}")
+    packing, tried = _try_packing(model, base, plain=plain, windows=windows)
     return Switch(
         model_type=base.config.get_text_config(decoder=True).model_type,
         attention=plain,
         layer_types=layer_types(base.config),
         windows=windows,
         packs=packing.passed,
-        proofs=proofs,
-        notes=notes,
+        proofs=(*proofs, packing) if packing.passed else proofs,
+        notes=(*notes, *tried),
     )
 
 
@@ -233,15 +231,45 @@ def _proofs_or_reason(base: PreTrainedModel) -> tuple[tuple[Proof, ...] | None, 
 
 def _try_packing(
     model: PreTrainedModel, base: PreTrainedModel, *, plain: str, windows: tuple[int | None, ...]
-) -> Proof:
-    """Prove packed rows, and use them if they are proven; else use the plain implementation."""
+) -> tuple[Proof, tuple[str, ...]]:
+    """Prove packed rows, and use them if they are proven; else use the plain implementation.
+
+    Returns:
+        The proof, and notes about what is not used.
+    """
     if plain in ("sdpa", "eager"):
         packing = prove_packing(base, plain=plain, windows=windows)
     else:
         name = "texts in one packed row do not see each other"
         packing = Proof(name, False, float("inf"), f"not with {plain}")
-    model.set_attn_implementation(PACKED if packing.passed else plain)
-    return packing
+    if packing.passed:
+        return _try_kernels(model, base, packing, plain=plain, windows=windows)
+    model.set_attn_implementation(plain)
+    return packing, (f"texts are padded, not packed: {packing.detail}",)
+
+
+def _try_kernels(
+    model: PreTrainedModel,
+    base: PreTrainedModel,
+    packing: Proof,
+    *,
+    plain: str,
+    windows: tuple[int | None, ...],
+) -> tuple[Proof, tuple[str, ...]]:
+    """Use the device's first kernel that is proven; without one, attention goes text by text.
+
+    Returns:
+        The proof of packing with what is used, and a note for each kernel that failed.
+    """
+    failed: list[str] = []
+    for kernel in kernels_for(base.device):
+        proof = prove_kernel(base, kernel, plain=plain, windows=windows)
+        if proof.passed:
+            model.set_attn_implementation(kernel.name)
+            return proof, tuple(failed)
+        failed.append(f"{kernel.title} is not used: {reason([proof])}")
+    model.set_attn_implementation(PACKED)
+    return packing, tuple(failed)
 
 
 def refuse(base: PreTrainedModel) -> None:

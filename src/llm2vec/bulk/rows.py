@@ -21,8 +21,8 @@ from llm2vec.errors import CorpusError
 IdType = Literal["int64", "string"]
 """How ids are kept: as whole numbers where the first rows' are, else as text."""
 
-WINDOW_ROWS = 8192
-"""Rows that are tokenised, sorted and encoded together."""
+WINDOW_ROWS = 4096
+"""Rows that are tokenised, sorted and encoded together; several windows are in memory at once."""
 
 WINDOW_CHARACTERS = 1 << 24
 """Characters after which a window ends before it has so many rows: bounds memory for long texts."""

@@ -38,8 +38,8 @@ SHARD_ROWS = 16_384
 """Rows of the input in a shard: what is lost at most when a run is killed."""
 
 _JOBS = ".jobs"
-_WINDOWS_AHEAD = 2
-_WINDOWS_BEHIND = 2
+_WINDOWS_AHEAD = 1
+_WINDOWS_BEHIND = 1
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from llm2vec.backbone.packed_attention import PACKED, packed_inputs, padded_inputs
+from llm2vec.backbone.packed_attention import is_packed_attention, packed_inputs, padded_inputs
 from llm2vec.backbone.positions import longrope_call
 from llm2vec.runtime.onednn import fast_linear
 
@@ -34,7 +34,7 @@ _starting_threads = Lock()
 
 def is_packed(model: "PreTrainedModel") -> bool:
     """Whether texts go through this model in one row, where each sees only itself."""
-    return bool(model.config._attn_implementation == PACKED)
+    return is_packed_attention(model.config._attn_implementation)
 
 
 def on_each_core(

@@ -20,7 +20,7 @@ from llm2vec.backbone.vocabulary import fit_tokenizer
 from llm2vec.encoder.folder import SETTINGS_FILE, read_settings
 from llm2vec.encoder.settings import Settings, pooling_named
 from llm2vec.encoder.templates import published_template, read_template
-from llm2vec.errors import ModelError
+from llm2vec.errors import ModelError, NotConvertible
 from llm2vec.runtime.files import read_json
 
 if TYPE_CHECKING:
@@ -78,8 +78,24 @@ def load_parts(
             f"{source} is bidirectional already and has no causal baseline; give the decoder that "
             "it was made from"
         )
-    switch = make_bidirectional(model) if settings.bidirectional else None
+    switch = None
+    if settings.bidirectional:
+        switch = _switched(model, may_move=loading.get("device") is None)
     return Parts(model, tokenizer, settings, switch, chain)
+
+
+def _switched(model: "PreTrainedModel", *, may_move: bool) -> Switch:
+    """Make a model bidirectional; on the CPU where proofs fail on a device that nobody asked for.
+
+    Computations on Apple's GPUs are younger than those on others.
+    """
+    try:
+        return make_bidirectional(model)
+    except NotConvertible as error:
+        if not may_move or model.device.type != "mps":
+            raise
+        warnings.warn(f"it is computed on the CPU, since on mps {error}", stacklevel=4)
+        return make_bidirectional(model.cpu().float())
 
 
 def _load_chain(chain: Chain, loading: Mapping[str, Any]) -> "PreTrainedModel":

@@ -15,8 +15,10 @@ _NO_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAI
 
 
 def default_device() -> torch.device:
-    """A GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """A GPU if there is one, Apple's (`mps`) included, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def devices_named(names: str | Sequence[str]) -> list[str]:
@@ -33,6 +35,8 @@ def devices_named(names: str | Sequence[str]) -> list[str]:
         ['cpu', 'cpu']
     """
     gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        gpus.append("mps")
     if names == "all":
         if not gpus:
             raise UsageError("devices all: there is no GPU here; two processes on the CPU: cpu,cpu")
