@@ -127,8 +127,25 @@ def ask_on_and_on(url, statuses, errors, stopped):
                 time.sleep(0.1)
 
 
+def answer_after_the_port_closed(url, connection):
+    """What a connection gets that sends its request only when no new one can be opened."""
+    until(lambda: is_closed(url), within_s=60)
+    connection.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+    return connection.recv(65536)
+
+
+def is_closed(url):
+    parts = urlsplit(url)
+    try:
+        socket.create_connection((parts.hostname, parts.port)).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
 def test_sigterm_under_load_answers_every_request_that_was_taken(process):
     url, running, log = process
+    early = opened(url)
     statuses, errors, stopped = [], [], threading.Event()
     arguments = (url, statuses, errors, stopped)
     clients = [threading.Thread(target=ask_on_and_on, args=arguments) for _ in range(16)]
@@ -136,6 +153,8 @@ def test_sigterm_under_load_answers_every_request_that_was_taken(process):
         each.start()
     until(lambda: len(statuses) > 30, within_s=60)
     running.send_signal(signal.SIGTERM)
+    with early:
+        assert answer_after_the_port_closed(url, early).startswith(b"HTTP/1.1 503")
     assert running.wait(timeout=60) == 0
     stopped.set()
     for each in clients:

@@ -39,6 +39,7 @@ class Reader:
         )
         self._uncut = Encoder(encoder.model, encoder.tokenizer)
         self._uncut.settings = uncut  # the constructor would limit it to the model's length
+        self._borders = borders(encoder.tokenizer)
         self._vocabulary = int(encoder.model.config.get_text_config().vocab_size)
 
     def prompt(self, prompt: str | None, prompt_name: str | None) -> str:
@@ -184,7 +185,7 @@ class Reader:
         wrapped, _ = settings.around
         return pooled_part(
             tokens,
-            borders(self._encoder.tokenizer),
+            self._borders,
             skip_prompt=settings.skip_prompt and bool(prompt or wrapped),
             pool_special=settings.pools_special,
         )

@@ -4,8 +4,10 @@ On SIGTERM or Ctrl-C new requests are refused (503), `/health` reports that the 
 requests under way are finished, and then the port is closed. A second signal stops at once.
 """
 
+import asyncio
 import ipaddress
 import logging
+import select
 import signal
 import socket
 import sys
@@ -26,11 +28,19 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _GRACE_S = 5
 """Time in which connections may close after everything is answered."""
 
+_LEAVE_S = 1.0
+"""Time between the closing of the port and the closing of connections that nothing was sent on.
+
+A client that connected just before may be about to send.
+"""
+
 _SWITCH_S = 0.0005
 """Time for which the model's thread may hold Python's lock while a request waits.
 
 Python's default is ten times as long, and a request pays for it several times.
 """
+
+_TICK_S = 0.02
 
 _BACKLOG = 2048
 """Number of connections that the system keeps until they are accepted."""
@@ -75,7 +85,8 @@ def run(application: Application, *, host: str, port: int, limits: Limits, has_k
         url=f"http://{shown}:{bound}",
         models=[each.name for each in application.served],
     )
-    _Server(config, application, limits).run(sockets=[listening])
+    server = _Server(config, application, limits=limits, listening=listening)
+    server.run(sockets=[listening])
     log("stopped")
 
 
@@ -113,9 +124,17 @@ def is_loopback(host: str) -> bool:
 class _Server(uvicorn.Server):
     """uvicorn's server, which finishes requests under way before it stops."""
 
-    def __init__(self, config: uvicorn.Config, application: Application, limits: Limits) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        application: Application,
+        *,
+        limits: Limits,
+        listening: socket.socket,
+    ) -> None:
         super().__init__(config)
         self._application = application
+        self._listening = listening
         self._limits = limits
         self._signalled = False
         self._draining_since: float | None = None
@@ -144,10 +163,26 @@ class _Server(uvicorn.Server):
             log("draining", under_way=self._application.asgi.under_way)
         return await super().on_tick(counter) or self._is_drained()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the port, answer the clients that came before that, and close the connections."""
+        for server in self.servers:
+            server.close()
+        for each in sockets or []:
+            each.close()
+        leave_until = time.monotonic() + _LEAVE_S
+        while self.server_state.connections and time.monotonic() < leave_until:
+            if self.force_exit:
+                break
+            await asyncio.sleep(_TICK_S)
+        await super().shutdown(sockets)
+
     def _is_drained(self) -> bool:
         if self._draining_since is None:
             return False
         took_s = time.monotonic() - self._draining_since
         if took_s > self._limits.timeout_s + _GRACE_S:
             return True
-        return took_s >= self._limits.drain_s and not self._application.asgi.under_way
+        if took_s < self._limits.drain_s or self._application.asgi.under_way:
+            return False
+        not_accepted, _, _ = select.select([self._listening], [], [], 0)
+        return not not_accepted
