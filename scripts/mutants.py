@@ -247,7 +247,9 @@ class Running:
             names, expected_s = quickest(callers[mutant.function], self._most_s)
             self._file.write_text(ast.unparse(source), encoding="utf8")
             arguments = (mutant, source, [items[name] for name in names])
-            fate, seconds = fate_of(self._run, *arguments, most_s=2 * expected_s + START_S)
+            fate, seconds = "survived", 0.0
+            if names:
+                fate, seconds = fate_of(self._run, *arguments, most_s=2 * expected_s + START_S)
             keep(mutant, fate, self._tests)
             print(
                 f"{number}/{len(self._mutants)} {fate} in {seconds:.1f} s, {len(names)} tests: {mutant}",

@@ -15,8 +15,19 @@ from llm2vec import Encoder
 from llm2vec.backbone.loading import load_tokenizer
 from llm2vec.backbone.source import BUNDLED_FOLDER
 from llm2vec.corpus.token_store import store_tokens
+from llm2vec.encoder.settings import Settings
 from llm2vec.encoder.templates import read_template
-from llm2vec.encoder.tokenization import Borders, borders, separator_for, tokenize
+from llm2vec.encoder.tokenization import (
+    Borders,
+    Tokens,
+    borders,
+    encoder_tokens,
+    pooled_part,
+    separator_for,
+    shortened,
+    tokenize,
+    untruncated,
+)
 from llm2vec.errors import CorpusError, ModelError, UsageError
 
 TOKENIZER = load_tokenizer(BUNDLED_FOLDER)
@@ -128,6 +139,73 @@ def test_rows_are_cut_as_the_tokenizer_itself_would_cut_them(text, prompt, max_l
         except UsageError:
             continue  # the prompt fills the row
         assert tokens.ids == ids
+
+
+@pytest.mark.parametrize(
+    ("skip_prompt", "pool_special", "pooled"),
+    [
+        (True, False, (2, 4)),
+        (True, True, (2, 5)),
+        (False, False, (1, 4)),
+        (False, True, (0, 5)),
+    ],
+)
+def test_prompts_and_special_tokens_are_pooled_as_the_settings_say(
+    skip_prompt, pool_special, pooled
+):
+    """A start token, a prompt of one token, a text of two, and an end token."""
+    own, edges = Tokens([0, 5, 6, 7, 1], first=2, end=4), Borders(before=1, after=1)
+    found = pooled_part(own, edges, skip_prompt=skip_prompt, pool_special=pool_special)
+    assert found == Tokens(own.ids, *pooled)
+    (row,) = tokenize(
+        BORDERED,
+        ["green doors"],
+        max_length=64,
+        prompts=["Find it:\n"],
+        skip_prompt=skip_prompt,
+        pool_special=pool_special,
+    )
+    prompt = len(TOKENIZER("Find it:\n")["input_ids"])
+    first = 1 + prompt if skip_prompt else 1 - pool_special
+    assert (row.first, row.end) == (first, len(row.ids) - 1 + pool_special)
+
+
+def test_a_border_by_prompts_stands_after_as_many_tokens_as_each_prompt_has_alone():
+    prompts = ["Find it: ", "Look: ", "Find it: "]
+    rows = tokenize(BORDERED, ["a", "b", "c"], max_length=64, prompts=prompts, boundary="prompt")
+    assert [row.first for row in rows] == [
+        1 + len(TOKENIZER(prompt)["input_ids"]) for prompt in prompts
+    ]
+
+
+def test_a_shortened_text_keeps_its_first_tokens_and_no_half_of_a_character():
+    texts = ["one two three four five six", "one two", "", "one two three", "one two\u9f98"]
+    assert len(TOKENIZER("one two\u9f98")["input_ids"]) > 3
+    found = shortened(BORDERED, texts, most=3)
+    assert found == ["one two three", "one two", "", "one two three", "one two"]
+
+
+def test_a_template_stands_around_the_prompt_and_the_text_which_loses_its_last_blanks():
+    settings = Settings(template="user: {text} [end]", max_length=64, doc_max_length=3)
+    texts = ["one two three four", "five "]
+    for prompts in (None, ["Find it:\n", "Look:\n"]):
+        rows = encoder_tokens(TOKENIZER, texts, settings=settings, prompts=prompts)
+        wanted = ["one two three", "five"]
+        for row, text, prompt in zip(rows, wanted, prompts or ("", ""), strict=True):
+            assert TOKENIZER.decode(row.ids) == f"user: {prompt}{text} [end]"
+            assert TOKENIZER.decode(row.ids[row.first : row.end]).strip() == f"{text} [end]"
+
+
+def test_a_tokenizer_gives_what_is_asked_for_and_nothing_else():
+    assert set(untruncated(TOKENIZER, ["a text"])) == {"input_ids"}
+    asked = untruncated(TOKENIZER, ["a text"], return_offsets_mapping=True)
+    assert set(asked) == {"input_ids", "offset_mapping"}
+    assert untruncated(TOKENIZER, [])["input_ids"] == []
+
+
+def test_another_number_of_prompts_than_of_texts_is_an_error():
+    with pytest.raises(ValueError, match="shorter|longer"):
+        tokenize(TOKENIZER, ["a", "b"], max_length=8, prompts=["Find it: "])
 
 
 def test_a_chat_template_loses_its_start_token_only_where_the_tokenizer_adds_one():
