@@ -50,10 +50,16 @@ LISTED = ROOT / "docs" / "mutants.md"
 COVERED = {
     "encoder.pooling": ("test_pooling",),
     "evaluation.word_metrics": ("test_word_metrics",),
-    "encoder.batching": ("test_batching", "test_threads"),
+    "encoder.batching": ("test_batching", "test_threads", "test_positions"),
     "encoder.tokenization": ("test_tokens", "test_drop_in"),
     "evaluation.sentence_tasks": ("test_sentences", "test_scores"),
-    "backbone.proofs": ("test_proofs", "test_partial", "test_blame", "test_simcse"),
+    "backbone.proofs": (
+        "test_proofs",
+        "test_partial",
+        "test_positions",
+        "test_blame",
+        "test_simcse",
+    ),
     "training.stage": ("test_adapters", "test_padding_token", "test_knobs", "test_trainer"),
     "conversion.stage_folder": ("test_custom_code", "test_trainer"),
 }

@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 from llm2vec import Encoder, LLM2Vec
 from llm2vec.backbone.loading import load_tokenizer
 from llm2vec.backbone.positions import longrope_limit, longrope_limit_set, position_limit
-from llm2vec.backbone.switch import make_bidirectional
+from llm2vec.backbone.proofs import prove_packing
+from llm2vec.backbone.switch import attention_windows, make_bidirectional
 from llm2vec.cli.main import app
 from llm2vec.encoder.batching import is_packed, layer_states, plan_batches, token_states
 
@@ -119,6 +120,23 @@ def test_the_border_matters_or_these_tests_would_show_nothing(name, models, toke
             far = token_states(model, [ids], pad_id=0)
     assert (near - far).norm() / near.norm() > 0.1
     assert longrope_limit(model.config) == BORDER
+
+
+def test_packing_is_proven_on_either_side_of_the_border(models):
+    model, seen = models["phi3"], []
+
+    def note(module, args, kwargs):
+        if lengths := kwargs.get("document_lengths"):
+            seen.append((longrope_limit(module.config), lengths))
+
+    hook = model.register_forward_pre_hook(note, with_kwargs=True)
+    proof = prove_packing(model, plain="sdpa", windows=attention_windows(model))
+    hook.remove()
+    assert proof.passed
+    near = [lengths for limit, lengths in seen if max(lengths) <= limit]
+    far = [lengths for limit, lengths in seen if min(lengths) > limit]
+    assert (len(near), len(far)) == (6, 5)
+    assert len(seen) == len(near) + len(far)
 
 
 def test_threads_on_both_sides_of_the_border_do_not_change_each_others_vectors(models, tokenizer):

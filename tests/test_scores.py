@@ -160,6 +160,25 @@ def test_a_query_that_is_a_document_does_not_find_itself(tmp_path):
     assert found.others == {"map@100": 1.0, "recall@100": 1.0, "mrr@10": 1.0}
 
 
+@pytest.mark.parametrize(
+    ("rank", "gain", "reciprocal"), [(10, 1 / np.log2(11), 0.1), (11, 0.0, 0.0)]
+)
+def test_the_tenth_result_is_looked_at_and_the_eleventh_is_not(rank, gain, reciprocal, tmp_path):
+    documents = {f"d{place}": f"10 {place}" for place in range(1, 13)}
+    search = {
+        "documents": documents,
+        "queries": {"q": "10 0"},
+        "grades": {"q": {f"d{rank}": 1}},
+    }
+    found = retrieval(embed, beir(tmp_path / "data", **search))
+    assert found.value == pytest.approx(gain)
+    assert found.others == {
+        "map@100": pytest.approx(1 / rank),
+        "recall@100": 1.0,
+        "mrr@10": reciprocal,
+    }
+
+
 def test_a_document_that_has_a_querys_id_and_is_judged_relevant_is_found(tmp_path):
     """Query 1 belongs to document 1 in many data sets made by hand; it is not the same text."""
     search = {

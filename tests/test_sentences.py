@@ -89,6 +89,12 @@ def test_wrong_judgements_are_one_clear_line(judged, said, tmp_path):
         retrieval(by_first_letters, beir(tmp_path, judged))
 
 
+def test_judgements_need_no_heading_and_may_have_blank_lines(tmp_path):
+    folder = beir(tmp_path, "")
+    (folder / "qrels" / "test.tsv").write_text("q\td0\t1\n\nq\td1\t1\n")
+    assert retrieval(by_first_letters, folder).value == pytest.approx(1.0)
+
+
 def test_a_negative_grade_is_as_good_as_none(tmp_path):
     assert retrieval(by_first_letters, beir(tmp_path, "q\td0\t1\nq\td1\t-1\n")).value == 1.0
 
@@ -106,6 +112,7 @@ def test_an_id_that_occurs_twice_is_said_with_its_line(tmp_path):
         ([], "holds no row"),
         (["a"], "line 1: not a JSON object"),
         ([{"text": "a", "label": "x"}, {"text": "b", "label": "x"}], "two labels or more"),
+        ([{"text": "a", "label": "x"}], "every text has the label 'x'"),
         ([{"text": "a", "label": "x"}, {"text": None, "label": "y"}], "line 2: 'text' is null"),
         (
             [{"text": "a", "label": "x"}, {"text": "b"}],
@@ -162,6 +169,7 @@ def test_only_the_order_of_scores_counts_and_equal_cosines_tell_nothing(tmp_path
     assert sts(by_first_letters, tmp_path / "sts.tsv").value == pytest.approx(1.0)
     found = sts(lambda texts, *, prompt=None: np.ones((len(texts), 2)), tmp_path / "sts.tsv")
     assert (found.value, found.low, found.high) == (0.0, 0.0, 0.0)
+    assert found.others == {"pearson": 0.0}
 
 
 def test_texts_may_be_long_and_hold_quotes_and_any_separator_but_tab(tmp_path):
