@@ -92,13 +92,14 @@ def main() -> None:
         ways, sizes = opened(encoder, options.encoder, options.forms, Path(folder))
         times = seconds(ways, texts, repeats=3)
         print(heading(), f"load {os.getloadavg()[0]:.1f}; {len(texts)} texts; best of 3 in turns")
-        print("| form | MB | texts/s | processor s | faster by it | STS-B | Banking77 |")
+        print("| form | MB | texts/s | processor ms/text | faster by it | STS-B | Banking77 |")
         for name, way in ways.items():
             clock, processor = times[name]
             similarity = sts(way, options.pairs).value
             accuracy = classification(way, options.test, train=options.train).value
             faster = times[SOURCE][1] / processor
-            numbers = f"{sizes[name]:.1f} | {len(texts) / clock:,.0f} | {processor:.2f}"
+            a_text_ms = 1000 * processor / len(texts)
+            numbers = f"{sizes[name]:.1f} | {len(texts) / clock:,.0f} | {a_text_ms:.3g}"
             scores = f"{100 * similarity:.2f} | {100 * accuracy:.2f}"
             print(f"| {name} | {numbers} | {faster:.1f}x | {scores} |", flush=True)
 
