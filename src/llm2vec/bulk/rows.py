@@ -21,7 +21,7 @@ from llm2vec.errors import CorpusError
 IdType = Literal["int64", "string"]
 """How ids are kept: as whole numbers where the first rows' are, else as text."""
 
-WINDOW_ROWS = 4096
+WINDOW_ROWS = 2048
 """Rows that are tokenised, sorted and encoded together; several windows are in memory at once."""
 
 WINDOW_CHARACTERS = 1 << 24
