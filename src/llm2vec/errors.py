@@ -33,6 +33,10 @@ class RunError(LLM2VecError):
     """A run cannot start or continue: a changed recipe, a NaN loss, no space left."""
 
 
+class Note(UserWarning):
+    """Something was decided that a person should know, and can decide otherwise."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of a library's error, of at most 300 characters, for a message of ours."""
     message = str(error).strip()

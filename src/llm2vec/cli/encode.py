@@ -9,7 +9,7 @@ import typer
 
 from llm2vec.backbone.source import Source
 from llm2vec.cli import bulk
-from llm2vec.cli.console import answer, people
+from llm2vec.cli.console import answer, one_of, people
 from llm2vec.cli.inputs import TextSource, given_texts
 from llm2vec.cli.options import (
     Delimiter,
@@ -79,6 +79,7 @@ def encode(
     no_text: bulk.NoText = False,
     shard_rows: bulk.ShardRows = None,
     shard: bulk.Shard = None,
+    dtype: bulk.Dtype = None,
     trust_remote_code: TrustRemoteCode = False,
     json: Json = False,
 ) -> None:
@@ -109,13 +110,16 @@ def encode(
         "shard_rows": shard_rows,
         "shard": shard,
     }
+    if dtype is not None:
+        one_of("--dtype", dtype, bulk.DTYPES)
     if out is not None and bulk.is_folder(out):
         _refuse_for_folder(texts, batch_size)
+        for_folder["dtype"] = dtype
         bulk.encode_folder(opened_from, source, out, asked=asked, given=for_folder, json=json)
     else:
         bulk.refuse_without_folder(for_folder)
         asked["batch_size"] = batch_size
-        _encode_file(opened_from, texts, source, out, asked=asked, json=json)
+        _encode_file(opened_from, texts, source, out, dtype=dtype, asked=asked, json=json)
 
 
 def _encode_file(
@@ -124,6 +128,7 @@ def _encode_file(
     source: TextSource,
     out: Path | None,
     *,
+    dtype: str | None,
     asked: Mapping[str, Any],
     json: bool,
 ) -> None:
@@ -133,7 +138,7 @@ def _encode_file(
     given = given_texts(texts, source, stdin=sys.stdin)
     from llm2vec.encoder.encoder import Encoder
 
-    encoder = Encoder.from_pretrained(model)
+    encoder = Encoder.from_pretrained(model, dtype=dtype or "auto")
     vectors_BD = encoder.encode(
         given.texts,
         show_progress=len(given.rows) > _TEXTS_WITHOUT_BAR and people.is_terminal,

@@ -32,7 +32,7 @@ from llm2vec.cli import (
     words,
 )
 from llm2vec.cli.console import escape_unknown_characters, people
-from llm2vec.errors import LLM2VecError, UsageError
+from llm2vec.errors import LLM2VecError, Note, UsageError
 from llm2vec.runtime.allocator import keep_freed_memory
 
 app = typer.Typer(
@@ -101,6 +101,8 @@ def _quieten_libraries() -> None:
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     warnings.simplefilter("ignore")
+    warnings.simplefilter("once", Note)
+    warnings.showwarning = lambda message, *_, **__: people.print(f"llm2vec: {message}")
 
 
 def _stop(*_: object) -> None:

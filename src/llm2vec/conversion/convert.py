@@ -27,6 +27,7 @@ from llm2vec.conversion.start import lineage
 from llm2vec.conversion.timetable import Timetable
 from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.folder import PROVENANCE_FILE, about_template, model_card, read_settings
+from llm2vec.encoder.half_precision import exact_dtype
 from llm2vec.errors import RunError
 from llm2vec.recipe.knobs import Recipe
 from llm2vec.runtime.files import PARTIAL, atomic_file, files_in, read_json, write_json
@@ -206,7 +207,7 @@ class _Run:
         """Write the last stage's encoder, compare it with what others open, and publish it."""
         built = self.folder.folder / ("encoder" + PARTIAL)
         shutil.rmtree(built, ignore_errors=True)
-        encoder = Encoder.from_pretrained(self._last_stage())
+        encoder = Encoder.from_pretrained(self._last_stage(), dtype=exact_dtype())
         built.mkdir(parents=True)
         encoder.write(built)
         note = about_template(encoder.settings)

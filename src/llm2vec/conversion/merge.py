@@ -28,6 +28,7 @@ from llm2vec.encoder.folder import (
     read_settings,
     write_settings,
 )
+from llm2vec.encoder.half_precision import exact_dtype
 from llm2vec.encoder.settings import Settings
 from llm2vec.encoder.tokenization import forget_truncation
 from llm2vec.errors import ModelError, UsageError
@@ -286,7 +287,7 @@ def _write_description(folder: Path, chosen: _Model, pair: tuple[WeightFiles, We
 
 def _prove(folder: Path, chosen: _Model) -> dict[str, Any]:
     """Open the new encoder, write other libraries' files, and prove that they read the same."""
-    encoder = Encoder.from_pretrained(folder)
+    encoder = Encoder.from_pretrained(folder, dtype=exact_dtype())
     write_settings(
         encoder.settings, folder, tokenizer=chosen.tokenizer, dimension=encoder.dimension
     )

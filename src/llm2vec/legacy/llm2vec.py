@@ -17,6 +17,7 @@ from llm2vec.backbone.source import Source
 from llm2vec.backbone.switch import is_bidirectional
 from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.folder import SETTINGS_FILE
+from llm2vec.encoder.half_precision import exact_dtype
 from llm2vec.encoder.loading import END_TOKEN_POOLING
 from llm2vec.encoder.pooling import pool_tokens
 from llm2vec.encoder.settings import Settings, pooling_named
@@ -188,6 +189,8 @@ class LLM2Vec(Encoder):
             "normalize": normalize,
             "template": template,
         }
+        if loading.get("dtype", "auto") == "auto":  # code of 0.2.3 trains and saves what it loads
+            loading["dtype"] = exact_dtype()
         source = Source.of(base_model_name_or_path)
         adapters = _as_list(peft_model_name_or_path)
         return cls._open(replace(source, **hub), adapters, changes=changes, loading=loading)
