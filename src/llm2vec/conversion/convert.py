@@ -210,8 +210,7 @@ class _Run:
         encoder = Encoder.from_pretrained(self._last_stage(), dtype=exact_dtype())
         built.mkdir(parents=True)
         encoder.write(built)
-        note = about_template(encoder.settings)
-        if note is not None:
+        if (note := about_template(encoder.settings)) is not None:
             self.progress.note(note)
         trust_remote_code = self.recipe.trust_remote_code
         proof = prove_read_back(encoder, built, trust_remote_code=trust_remote_code)
