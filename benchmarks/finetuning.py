@@ -12,6 +12,7 @@ import argparse
 import json
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from llm2vec.evaluation.bootstrap import interval
 from llm2vec.evaluation.word_metrics import resampled_values, sentence_counts, value
 from llm2vec.finetuning.finetune import train_tagger
 from llm2vec.finetuning.folder import open_tagger
-from llm2vec.finetuning.recipe import LEARNING_RATES, FinetuneRecipe
+from llm2vec.finetuning.recipe import LEARNING_RATES, FinetuneRecipe, ReadAt
 
 
 def main() -> None:
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=20)
     parser.add_argument("--method", choices=tuple(LEARNING_RATES), default="lora")
     parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--read-at", choices=get_args(ReadAt), default="auto")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -64,6 +66,7 @@ def measure(start, train, test, size, seed, options) -> None:
         epochs=options.epochs,
         method=options.method,
         learning_rate=options.learning_rate or LEARNING_RATES[options.method],
+        read_at=options.read_at,
     )
     trained = train_tagger(start, rest, development, out=folder, recipe=recipe, seed=seed)
     tags = [each.tags for each in tagged(folder, test)]

@@ -90,10 +90,8 @@ def test_plain_transformers_gives_the_same_labels_as_ours(tagger, sentences):
         with torch.no_grad():
             best = model(**encoded).logits[0].argmax(-1).tolist()
         [read] = ours.read([sentence.words])
-        starts = [span.start for span in read.spans]
-        first = {start: best[i] for i, (start, _) in reversed(list(enumerate(offsets)))}
-        blank = {start + 1: label for start, label in first.items()}  # a token may hold its blank
-        plain = [model.config.id2label[{**blank, **first}[start]] for start in starts]
+        last = {end: label for (_, end), label in zip(offsets, best, strict=True)}
+        plain = [model.config.id2label[last[span.end]] for span in read.spans]
         assert plain == list(read.tags)
 
 
@@ -133,6 +131,13 @@ def test_a_causal_decoder_stays_causal_and_is_read_at_the_last_token(sentences, 
     assert torch.allclose(one[:3], other[:3], atol=ALIKE)
 
 
+def test_a_tagger_reads_first_tokens_where_it_is_told_to(sentences, tmp_path):
+    recipe = FAST.model_copy(update={"epochs": 1, "read_at": "first"})
+    found = train_tagger(DECODER, *sentences, out=tmp_path / "out", recipe=recipe)
+    assert open_tagger(found.folder).facts.merge == "first"
+    assert 'aggregation_strategy="first"' in (found.folder / "README.md").read_text("utf8")
+
+
 def test_words_read_one_token_earlier_keep_a_folder_of_our_own(sentences, tmp_path):
     found = train_tagger(DECODER, *sentences, out=tmp_path / "out", recipe=FAST, reading="before")
     assert not found.plain
@@ -153,6 +158,7 @@ def test_any_encoder_of_transformers_can_be_trained(sentences, tmp_path):
     tokenizer.save_pretrained(tmp_path / "bert")
     found = train_tagger(f"auto:{tmp_path / 'bert'}", *sentences, out=tmp_path / "out", recipe=FAST)
     assert found.plain, found.why_not
+    assert open_tagger(found.folder).facts.merge == "first"
     assert open_tagger(found.folder).tag(["The man ran."])[0]
 
 

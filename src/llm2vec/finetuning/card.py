@@ -24,7 +24,7 @@ def card(name: str, kind: str, facts: Mapping[str, Any], outcome: Outcome, *, wh
         f"---\nlibrary_name: transformers\npipeline_tag: {_PIPELINES[kind]}\ntags: [llm2vec]\n---",
         f"# {name}",
         _about(kind, facts),
-        _opening(name, kind, why_not),
+        _opening(name, kind, facts, why_not),
         "## Development data",
         _scores(outcome),
         _table(outcome),
@@ -42,7 +42,7 @@ def _about(kind: str, facts: Mapping[str, Any]) -> str:
     )
 
 
-def _opening(name: str, kind: str, why_not: str) -> str:
+def _opening(name: str, kind: str, facts: Mapping[str, Any], why_not: str) -> str:
     quoted = json.dumps(name, ensure_ascii=False)
     ours = (
         f"from llm2vec.finetuning.folder import open_tagger\n\n"
@@ -56,12 +56,15 @@ def _opening(name: str, kind: str, why_not: str) -> str:
             f"Plain transformers cannot open it with its labels: {why_not}.\n\n"
             f"```python\n{ours}\n```"
         )
-    option = ', aggregation_strategy="first"' if kind == "tagger" else ""
+    first = kind == "tagger" and facts["merge"] == "first"
+    option = ', aggregation_strategy="first"' if first else ""
     plain = (
         "from transformers import pipeline\n\n"
         f'labels = pipeline("{_PIPELINES[kind]}", {quoted}{option})("Some text.")'
     )
-    return f"```python\n{plain}\n```\n\n```python\n{ours}\n```"
+    last = kind == "tagger" and not first
+    note = "It labels tokens; the label of a word is that of its last token.\n\n" if last else ""
+    return f"```python\n{plain}\n```\n\n{note}```python\n{ours}\n```"
 
 
 def _scores(outcome: Outcome) -> str:

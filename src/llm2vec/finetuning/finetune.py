@@ -149,12 +149,20 @@ def train_tagger(
     """
     progress = progress or Silent()
     start = open_start(model, trust_remote_code=trust_remote_code)
-    data = tagger_data(start, train, development, max_length=recipe.max_length, reading=reading)
+    word_merge = merge_of(start, recipe.read_at)
+    data = tagger_data(
+        start,
+        train,
+        development,
+        max_length=recipe.max_length,
+        reading=reading,
+        merge=word_merge,
+    )
     if data.repaired:
         progress.note(
             f"{data.repaired} labels continue an entity that nothing began: read as its beginning"
         )
-    facts = {"reading": reading, "merge": merge_of(start), "max_length": recipe.max_length}
+    facts = {"reading": reading, "merge": word_merge, "max_length": recipe.max_length}
     job = _Job(
         kind="tagger",
         start=start,

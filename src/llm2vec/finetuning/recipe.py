@@ -11,6 +11,8 @@ from llm2vec.recipe.knobs import StageRecipe, knob
 LEARNING_RATES = {"lora": 5e-4, "full": 5e-5}
 """Peak learning rate for adapters and for all weights, where the user names none."""
 
+ReadAt = Literal["auto", "first", "last"]
+
 
 class FinetuneRecipe(StageRecipe):
     """How a tagger or a classifier is trained. `steps` follows from `epochs` and the data."""
@@ -24,6 +26,10 @@ class FinetuneRecipe(StageRecipe):
     max_length: int = knob(256, "longest text", unit="tokens", ge=4)
     learning_rate: float = knob(LEARNING_RATES["lora"], "peak learning rate (AdamW)", gt=0)
     head_dropout: float = knob(0.1, "dropout before the linear layer", ge=0, lt=1)
+    read_at: ReadAt = knob(
+        "auto",
+        "token of a word that a tagger reads; auto: the last, and the first in an `auto:` encoder",
+    )
     class_weights: Literal["none", "balanced"] = knob(
         "none", "balanced: the loss of a label counts by the inverse of its frequency"
     )

@@ -35,11 +35,6 @@ class Start:
     tokenizer: PreTrainedTokenizerFast
     facts: dict[str, object]
 
-    @property
-    def causal(self) -> bool:
-        """Whether tokens see only what comes before them."""
-        return self.prefix == UNI
-
 
 def open_start(name: str, *, trust_remote_code: bool = False) -> Start:
     """Open what a fine-tuning starts from.

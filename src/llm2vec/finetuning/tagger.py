@@ -1,7 +1,7 @@
 """A tagger: labels for the words of sentences, out of any decoder or encoder.
 
-A word is read from one of its tokens: the first where tokens see both sides, the last where they
-see only what comes before. A model after MNTP may be read one token earlier (paper, section 3.1).
+A word is read from one of its tokens: the last in a decoder, whether it still is causal or not,
+and the first in an encoder. A model after MNTP may be read one token earlier (paper, section 3.1).
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,7 @@ import numpy as np
 from llm2vec.corpus.tagged import TaggedSentence, entities, has_scheme
 from llm2vec.encoder.words import Merge
 from llm2vec.encoder.words import Reading as WordReading
+from llm2vec.evaluation.subjects import AUTO
 from llm2vec.evaluation.word_metrics import by_label, sentence_counts, value
 from llm2vec.finetuning.calibration import probabilities
 from llm2vec.finetuning.examples import Example, Sentence, sentence_examples
@@ -25,6 +26,7 @@ from llm2vec.finetuning.metrics import (
     macro_f1,
     scores_by_label,
 )
+from llm2vec.finetuning.recipe import ReadAt
 from llm2vec.finetuning.start import Start
 
 _AROUND = 4
@@ -65,6 +67,7 @@ def tagger_data(
     *,
     max_length: int,
     reading: WordReading,
+    merge: Merge,
 ) -> TaggerData:
     """Sentences as a tagger of this model reads them.
 
@@ -73,7 +76,6 @@ def tagger_data(
             sentences.
     """
     labels = Labels.of(_all_tags(train), "the training file")
-    merge = merge_of(start)
 
     def read(sentences: Sequence[TaggedSentence]) -> list[Sentence]:
         return sentence_examples(
@@ -89,9 +91,15 @@ def _all_tags(sentences: Sequence[TaggedSentence]) -> list[str]:
     return [tag for sentence in sentences for tag in sentence.tags]
 
 
-def merge_of(start: Start) -> Merge:
-    """The token that a word is read from: in a causal model the last, which alone sees the word."""
-    return "last" if start.causal else "first"
+def merge_of(start: Start, read_at: ReadAt) -> Merge:
+    """The token that a word is read from.
+
+    In a causal model the last alone has seen the word, and decoders that were made bidirectional
+    keep the habit: with few labels they too label better from it (docs/results.md).
+    """
+    if read_at == "auto":
+        return "first" if start.prefix == AUTO else "last"
+    return read_at
 
 
 def broken(tags: Sequence[str]) -> int:
