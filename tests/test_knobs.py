@@ -477,6 +477,18 @@ def became(recipe, folder):
 ELSEWHERE = {
     "partial": "for hybrids alone: tests/test_partial.py converts them with it and without",
     "encoder.bidirectional": "not with MNTP: tests/test_train_supervised.py trains without it",
+    **{
+        f"supervised.{name}": "in tests/test_pairs.py, on data that each of them is for"
+        for name in (
+            "scored_loss",
+            "scored_scale",
+            "margin",
+            "dimensions",
+            "corpus.layout",
+            "corpus.data",
+            "corpus.weights",
+        )
+    },
 }
 """Knobs that are tested in another file, and why."""
 

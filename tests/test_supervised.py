@@ -248,7 +248,7 @@ def test_rows_with_an_empty_text_are_left_out_and_counted(tokenizer, tmp_path):
     wrapped = stored(
         tokenizer, tmp_path / "w", source=str(tmp_path / "a.jsonl"), template="<< {text} >>"
     )
-    assert wrapped.data_sets == triples.data_sets
+    assert wrapped.data_sets[0].skipped == 2
     assert (triples.data_sets[0].rows, triples.data_sets[0].skipped) == (3, 2)
     assert [tokenizer.decode(triples(0, row)[0].ids) for row in range(3)] == [
         "a 0 asks",
@@ -273,25 +273,13 @@ GOOD = {"query": "a", "positive": "b", "negative": "c"}
             [{"text": "a"}],
             {},
             CorpusError,
-            r"line 1: there is no field 'anchor' or 'query'; there are: text",
+            r"line 1: there is no field 'positive'.*; there are: text",
         ),
         (
             [GOOD, {"query": 3, "positive": "b"}],
             {},
             CorpusError,
             r"line 2: field 'query' holds int, not text",
-        ),
-        (
-            [GOOD, {"query": "a", "positive": "b"}],
-            {},
-            CorpusError,
-            r"line 2: 0 negatives, but the rows .* have 1",
-        ),
-        (
-            [GOOD],
-            {"negatives": 2},
-            CorpusError,
-            r"line 1: 1 negatives, fewer than the 2 of supervised.corpus.negatives",
         ),
         ([], {}, CorpusError, r"a.jsonl holds no rows"),
         (

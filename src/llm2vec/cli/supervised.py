@@ -1,7 +1,7 @@
 """The command `train supervised`: an encoder learns from pairs, triples and scores."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +15,7 @@ from llm2vec.errors import UsageError
 from llm2vec.recipe.files import merged, read_settings, read_yaml
 from llm2vec.recipe.knobs import Recipe
 
+_COLUMNS = ("anchor", "positive", "negatives", "score", "label", "id")
 _METHODS = ("lora", "full")
 _LEARNING_RATES = {"lora": 2e-4, "full": 2e-5}
 """Peak learning rate of adapters and of all weights, where nothing names one."""
@@ -28,6 +29,7 @@ def register(_: typer.Typer) -> None:
     train_app.command(
         epilog="Examples:\n\n"
         "`llm2vec train supervised encoder --data nli.jsonl --out better`\n\n"
+        "`llm2vec train supervised encoder --data pairs.tsv --batch-size 4 --out scored`\n\n"
         "`llm2vec train supervised uni:decoder --data nli.jsonl --steps 1 "
         "--method full --out causal`"
     )(supervised)
@@ -40,10 +42,16 @@ def supervised(
     ],
     out: Annotated[Path, typer.Option(help="Encoder folder to make.")],
     data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Rows of .jsonl, .csv or .parquet: `anchor`, `positive` and any `negative`; or "
+            "`text1`, `text2` and `score`; or `text` and `label`. Repeatable."
+        ),
+    ] = None,
+    columns: Annotated[
         str | None,
         typer.Option(
-            help="Rows with `anchor` (or `query`), `positive` and, if there are any, `negative`: "
-            ".jsonl, .csv, .parquet; a folder of such files."
+            help="Columns of other names, such as anchor=question,positive=answer,score=stars."
         ),
     ] = None,
     recipe_file: RecipeFile = None,
@@ -83,7 +91,7 @@ def supervised(
         "method": method,
         "learning_rate": learning_rate,
         "scale": None if temperature is None else 1 / temperature,
-        "corpus": None if data is None else {"source": data},
+        "corpus": _corpus(data or [], columns),
     }
     given = {"supervised": {key: value for key, value in named.items() if value is not None}}
     file = {} if recipe_file is None else read_yaml(recipe_file)
@@ -91,6 +99,28 @@ def supervised(
     recipe = _recipe(encoder, chosen, epochs, trust_remote_code=trust_remote_code)
     options = RunOptions(keep_stages=keep_stages, start_over=start_over, json=json)
     run_recipe(recipe, out, options)
+
+
+def _corpus(files: Sequence[str], columns: str | None) -> dict[str, Any] | None:
+    """The data sets that the options name; None if they name none."""
+    if not files:
+        if columns is not None:
+            raise UsageError("--columns names columns of --data; say --data FILE")
+        return None
+    named: dict[str, Any] = {}
+    for each in columns.split(",") if columns else ():
+        key, separator, name = each.partition("=")
+        if not separator or not name:
+            raise UsageError(
+                f"--columns {each!r}: write KEY=COLUMN; the keys are {', '.join(_COLUMNS)}"
+            )
+        if key not in _COLUMNS:
+            raise UsageError(f"--columns: there is no {key!r}; there is {', '.join(_COLUMNS)}")
+        if key == "negatives":
+            named[key] = [*named.get(key, []), name]
+        else:
+            named[key] = name
+    return {"data": [{"file": file, **named} for file in files]}
 
 
 def _recipe(
@@ -119,8 +149,9 @@ def _recipe(
 def _steps(recipe: Recipe, epochs: float) -> int:
     """The number of steps that so many passes over the data take, with all processes."""
     from llm2vec.corpus.triples import rows_by_file
+    from llm2vec.training.supervised import blocks_of
 
     stage = recipe.supervised
     per_step = stage.batch_size * int(os.environ.get("WORLD_SIZE", "1"))
-    blocks = sum(rows // per_step for rows in rows_by_file(stage.corpus).values())
-    return max(1, round(epochs * blocks))
+    counts = rows_by_file(stage.corpus).values()
+    return max(1, round(epochs * sum(blocks_of(rows, per_step, weight) for rows, weight in counts)))

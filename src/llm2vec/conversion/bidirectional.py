@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +117,7 @@ def _separator(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> str:
         return encoder.separator
     prompts = list(encoder.prompts.values())
     if supervised.steps:
-        prompts += chain.from_iterable(supervised.corpus.prompts.values())
+        prompts += supervised.corpus.all_prompts
     return separator_for(tokenizer, [prompt for prompt in prompts if prompt.strip()])
 
 

@@ -137,7 +137,8 @@ def _texts_per_row(knobs: StageRecipe) -> int:
     if isinstance(knobs, SimcseRecipe):
         return 2
     if isinstance(knobs, SupervisedRecipe):
-        return 2 + knobs.corpus.negatives
+        negatives = knobs.corpus.negatives
+        return 3 if negatives is None or knobs.corpus.data else 2 + negatives
     return 1
 
 

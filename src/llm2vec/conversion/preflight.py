@@ -18,8 +18,9 @@ from llm2vec.conversion.bidirectional import settings_of
 from llm2vec.corpus.triples import check_triples
 from llm2vec.encoder.sentence_transformers_files import unlike_elsewhere
 from llm2vec.errors import ModelError, ProofFailed, UsageError
-from llm2vec.recipe.knobs import Recipe
+from llm2vec.recipe.knobs import Recipe, SupervisedRecipe
 from llm2vec.runtime.progress import Progress
+from llm2vec.training.pair_loss import SCORES
 from llm2vec.training.simcse import attention_dropouts
 from llm2vec.training.stages import STAGES
 
@@ -65,13 +66,19 @@ def check(recipe: Recipe, *, processes: int, progress: Progress) -> None:
     if recipe.simcse.steps:
         noise = dict.fromkeys(attention_dropouts(source), recipe.simcse.dropout)
         _check_dropout(config, noise, trust_remote_code=recipe.trust_remote_code)
-    if recipe.supervised.steps:
+    _check_pairs(recipe.supervised, processes=processes, progress=progress)
+
+
+def _check_pairs(knobs: SupervisedRecipe, *, processes: int, progress: Progress) -> None:
+    """Check the rows of the supervised stage, if it has steps."""
+    if knobs.steps:
         check_triples(
-            recipe.supervised.corpus,
-            step_rows=recipe.supervised.batch_size * processes,
+            knobs.corpus,
+            step_rows=knobs.batch_size * processes,
+            scores=SCORES.get(knobs.scored_loss),
             on_note=progress.note,
         )
-    elif recipe.supervised.corpus.source is not None:
+    elif knobs.corpus.source is not None or knobs.corpus.data:
         progress.note("supervised.corpus is not used, because supervised.steps is 0")
 
 

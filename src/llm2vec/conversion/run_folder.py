@@ -17,7 +17,7 @@ from llm2vec.corpus.texts import corpus_fingerprint
 from llm2vec.encoder.folder import CHECKPOINTS, PROVENANCE_FILE
 from llm2vec.errors import RunError, UsageError
 from llm2vec.recipe.files import differences
-from llm2vec.recipe.knobs import Recipe
+from llm2vec.recipe.knobs import PairsRecipe, Recipe
 from llm2vec.runtime import fingerprint
 from llm2vec.runtime.files import (
     PARTIAL,
@@ -215,8 +215,7 @@ class RunFolder:
             if corpus:
                 fingerprints[name] = fingerprint_once(corpus.source, as_format=corpus.format)
         if recipe.supervised.steps:
-            source = str(recipe.supervised.corpus.source)
-            fingerprints["supervised.corpus"] = corpus_fingerprint(source, formats=TABLES)
+            fingerprints |= _of_pairs(recipe.supervised.corpus)
         return {
             "recipe": recipe.to_dict(),
             "decoder": _fingerprint(self._source),
@@ -327,6 +326,17 @@ class RunFolder:
             (self.folder / name).unlink(missing_ok=True)
 
 
+def _of_pairs(pairs: PairsRecipe) -> dict[str, str]:
+    """The fingerprints of the files of pairs, by the part of the recipe that names them."""
+    found = {}
+    if pairs.source is not None:
+        found["supervised.corpus"] = corpus_fingerprint(pairs.source, formats=TABLES)
+    if pairs.data:
+        files = [corpus_fingerprint(data.file, formats=TABLES) for data in pairs.data]
+        found["supervised.corpus.data"] = fingerprint.of_values(files)
+    return found
+
+
 def _written_files(folder: Path) -> list[str]:
     """The files that this program wrote into an encoder's or a stage's folder, by its own list."""
     for name in (PROVENANCE_FILE, STAGE_FILE):
@@ -408,6 +418,9 @@ _PATH_KEYS = (
 )
 """Keys of a recipe whose values are paths or hub ids, which are compared by content."""
 
+_DATA_SETS = ("supervised", "corpus", "data")
+"""The key of a recipe whose values name files in a list, which are compared by content too."""
+
 _CONTENTS = {"decoder": "the decoder's files", "adapters": "the adapters' files"}
 """Names of contents for people, by the keys of the recipe."""
 
@@ -420,7 +433,13 @@ def _without_paths(recipe: Mapping[str, Any], parents: tuple[str, ...] = ()) -> 
         if path in _PATH_KEYS:
             continue
         kept[key] = _without_paths(value, path) if isinstance(value, Mapping) else value
+        if path == _DATA_SETS:
+            kept[key] = [_without_file(each) for each in value]
     return kept
+
+
+def _without_file(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in data.items() if key != "file"}
 
 
 def _paths(recipe: Mapping[str, Any]) -> dict[str, Any]:

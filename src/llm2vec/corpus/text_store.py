@@ -33,7 +33,7 @@ class TextStore:
 
     def __init__(self, folder: Path) -> None:
         self._store = TokenStore(folder / "tokens")
-        ranges = np.fromfile(folder / _RANGES_FILE, dtype=np.int32)
+        ranges = np.memmap(folder / _RANGES_FILE, dtype=np.int32, mode="r")
         self._ranges_B2 = ranges.reshape(-1, 2)
 
     def facts(self) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class TokenStore:
         self.tokens: int = facts["tokens"]
         self.fingerprint: str = facts["fingerprint"]
         self._ids = np.memmap(folder / _IDS, dtype=np.uint32, mode="r")
-        self._ends = np.fromfile(folder / _ENDS, dtype=np.int64)
+        self._ends = np.memmap(folder / _ENDS, dtype=np.int64, mode="r")
 
     def facts(self) -> dict[str, Any]:
         """Numbers of texts and tokens, and the fingerprint, for the provenance."""

@@ -1,24 +1,23 @@
-"""Triples to train on: files of rows, tokenised onto disk.
+"""Pairs and triples on disk, tokenised, and checked before anything is trained.
 
-A row is an anchor, its positive, and as many negatives as all rows of its file have; a file is a
-data set. A prompt is joined to its text, and left out of pooling, just as
-`Encoder.encode(prompt=...)` does it. This module knows nothing about training.
+A prompt is joined to its text, and left out of pooling, just as `Encoder.encode(prompt=...)` does
+it. What is read while training is mapped from the disk. This module knows nothing about training.
 """
 
-import difflib
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from llm2vec.corpus.data_files import TABLES, DataFile, find_files
-from llm2vec.corpus.row import Row
-from llm2vec.corpus.rows import read_rows
+import numpy as np
+
+from llm2vec.corpus.pairs import Kind, PairRow, PairSet, PromptedText, pair_sets
 from llm2vec.corpus.text_store import TextStore, write_texts
 from llm2vec.corpus.texts import Tally, check_encoding, chunks
 from llm2vec.encoder.settings import Settings
 from llm2vec.encoder.tokenization import Tokens, encoder_tokens
-from llm2vec.errors import CorpusError, UsageError
+from llm2vec.errors import CorpusError
 from llm2vec.recipe.knobs import PairsRecipe
 from llm2vec.runtime.files import atomic_folder, read_json, write_json
 from llm2vec.runtime.progress import OnProgress, silent
@@ -26,91 +25,147 @@ from llm2vec.runtime.progress import OnProgress, silent
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_ANCHORS = ("anchor", "query")
 _CHUNK = 500
-
-
-class PromptedText(NamedTuple):
-    """A text, and the prompt before it, which is empty if there is none."""
-
-    prompt: str
-    text: str
-
-
-Triple = list[PromptedText]
-"""The anchor, the positive and the negatives of a row."""
+_RECORDS = "records.bin"
+_RECORD = np.dtype([("start", "<i8"), ("texts", "<i4"), ("group", "<i8"), ("score", "<f4")])
+"""A stored row: its first text, its number of texts, its group (0 is none) and its score."""
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """The part of the stored texts that comes from one file.
+    """The part of the stored rows that comes from one file, and what was seen in it.
 
     Attributes:
         name: Name of the file, without its ending.
+        kind: Kind of its rows.
+        weight: Share of the rows that an epoch reads.
+        start: Index of its first row among all rows.
         rows: Number of stored rows.
-        negatives: Number of negatives of each row.
+        negatives: Largest number of negatives of a row.
         skipped: Number of rows that were left out because a text has no token.
-        start: Index of the file's first text in the store.
+        repeated: Number of rows whose anchor and positive an earlier row has too.
+        equal_positives: Number of rows whose positive is the anchor itself.
+        equal_negatives: Number of rows with a negative that is the positive or the anchor.
+        groups: Number of labels or ids.
+        tokens: Mean number of tokens of a text.
+        longest: Largest number of tokens of a text.
     """
 
     name: str
+    kind: Kind
+    weight: float
+    start: int
     rows: int
     negatives: int
     skipped: int
-    start: int
+    repeated: int
+    equal_positives: int
+    equal_negatives: int
+    groups: int
+    tokens: float
+    longest: int
+
+
+class PairTokens(NamedTuple):
+    """A row as it is trained on.
+
+    Attributes:
+        texts: The anchor, the positive and the negatives; of a labelled row the text alone.
+        group: A number of its label or id; 0 without either.
+        score: How alike the two texts of a scored row are.
+    """
+
+    texts: list[Tokens]
+    group: int
+    score: float
 
 
 class Triples:
-    """Triples on disk: `triples(data_set, row)` is the anchor, the positive and the negatives."""
+    """Rows on disk: `triples(data_set, row)` is the anchor, the positive and the negatives."""
 
     def __init__(self, folder: Path) -> None:
         facts = read_json(folder / "triples.json")
         self.data_sets = tuple(DataSet(**each) for each in facts["data_sets"])
         self.store = TextStore(folder / "texts")
+        self._records = np.memmap(folder / _RECORDS, dtype=_RECORD, mode="r")
 
     def __call__(self, data_set: int, row: int) -> list[Tokens]:
+        return self.row(data_set, row).texts
+
+    def row(self, data_set: int, row: int) -> PairTokens:
+        """A row of a data set, with its group and its score."""
+        record = self._records[self.data_sets[data_set].start + row]
+        first, count = int(record["start"]), int(record["texts"])
+        texts = [self.store[index] for index in range(first, first + count)]
+        return PairTokens(texts, int(record["group"]), float(record["score"]))
+
+    def groups(self, data_set: int) -> np.ndarray:
+        """The groups of all rows of a data set."""
         found = self.data_sets[data_set]
-        width = 2 + found.negatives
-        start = found.start + row * width
-        return [self.store[index] for index in range(start, start + width)]
+        groups_R: np.ndarray = self._records["group"][found.start : found.start + found.rows]
+        return groups_R
 
 
 def check_triples(
-    pairs: PairsRecipe, *, step_rows: int, on_note: Callable[[str], object] = lambda _: None
+    pairs: PairsRecipe,
+    *,
+    step_rows: int,
+    scores: tuple[float, float] | None = None,
+    on_note: Callable[[str], object] = lambda _: None,
 ) -> None:
-    """Read a corpus of triples to its end and check it, before anything is trained.
+    """Read a corpus of pairs to its end and check it, before anything is trained.
 
     Args:
         pairs: Recipe of the corpus.
         step_rows: Number of rows in a training step, over all processes.
+        scores: Lowest and highest score that the loss can use; None allows all.
         on_note: Called with a line about characters that were not Unicode, for each file with such.
 
     Raises:
-        CorpusError: A row lacks a text, a file has too few rows, or is not in UTF-8.
+        CorpusError: A row lacks a text or has a score out of range, a file has too few rows, or is
+            not in UTF-8, or there is nothing to learn from its scores or labels.
         UsageError: A prompt is given for a file that does not exist.
     """
-    for file in _files(pairs):
+    for data_set in pair_sets(pairs):
         tally = Tally()
         rows = 0
-        for row in _triples(file, pairs, tally):
-            rows += all(each.text for each in row)
-        check_size(file.stem, rows, step_rows=step_rows)
+        different = set()
+        for row in data_set.rows(tally):
+            _check_score(row, scores)
+            different.add(row.group if data_set.kind == "labelled" else row.score)
+            rows += all(each.text for each in row.texts)
+        check_size(data_set.name, rows, step_rows=step_rows)
+        if data_set.kind != "ranked" and len(different) < 2:
+            what = "label" if data_set.kind == "labelled" else "score"
+            raise CorpusError(
+                f"{data_set.name_of_file}: every row has the same {what}, from which nothing can "
+                "be learned"
+            )
         check_encoding(tally)
         if note := tally.note():
             on_note(note)
 
 
-def rows_by_file(pairs: PairsRecipe) -> dict[str, int]:
-    """The number of rows without empty texts in each file of a corpus, by the files' names.
+def _check_score(row: PairRow, scores: tuple[float, float] | None) -> None:
+    if scores is not None and not scores[0] <= row.score <= scores[1]:
+        raise CorpusError(
+            f"{row.location}: the score {row.score:g} is outside of {scores[0]:g} to "
+            f"{scores[1]:g}, which supervised.scored_loss needs; set score_range of the data set, "
+            "or choose scored_loss=cosent"
+        )
+
+
+def rows_by_file(pairs: PairsRecipe) -> dict[str, tuple[int, float]]:
+    """The number of rows without empty texts in each file, and its weight, by the files' names.
 
     Raises:
         CorpusError: A row lacks a text.
         UsageError: A prompt is given for a file that does not exist.
     """
     counts = {}
-    for file in _files(pairs):
-        rows = _triples(file, pairs, Tally())
-        counts[file.stem] = sum(all(each.text for each in row) for row in rows)
+    for data_set in pair_sets(pairs):
+        rows = sum(all(each.text for each in row.texts) for row in data_set.rows())
+        counts[data_set.name_of_file] = (rows, data_set.data.weight)
     return counts
 
 
@@ -140,7 +195,7 @@ def store_triples(
     settings: Settings,
     on_progress: OnProgress = silent,
 ) -> Triples:
-    """Tokenise a corpus of triples into a folder, special tokens and prompts included, and open it.
+    """Tokenise a corpus of pairs into a folder, special tokens and prompts included, and open it.
 
     Args:
         tokenizer: Tokenizer of the decoder.
@@ -153,12 +208,48 @@ def store_triples(
         CorpusError: A row lacks a text, or a file has no row with tokens in all its texts.
         UsageError: A prompt leaves no room for its text.
     """
-    rows = _TokenRows(tokenizer, pairs, settings, on_progress)
+    rows = _TokenRows(tokenizer, settings, on_progress)
     with atomic_folder(folder) as partial:
-        write_texts(rows.texts(), partial / "texts")
+        with (partial / _RECORDS).open("wb") as records:
+            write_texts(rows.texts(pair_sets(pairs), records.write), partial / "texts")
         facts = {"data_sets": [asdict(each) for each in rows.data_sets]}
         write_json(partial / "triples.json", facts)
     return Triples(folder)
+
+
+@dataclass
+class _Seen:
+    """What is counted while a data set is read."""
+
+    rows: int = 0
+    negatives: int = 0
+    skipped: int = 0
+    repeated: int = 0
+    equal_positives: int = 0
+    equal_negatives: int = 0
+    texts: int = 0
+    tokens: int = 0
+    longest: int = 0
+    groups: set[str] = field(default_factory=set)
+    pairs: set[int] = field(default_factory=set)
+
+    def count(self, row: PairRow, tokens: Sequence[Tokens]) -> None:
+        """Count a row that is kept."""
+        anchor, *others = [each.text for each in row.texts]
+        positives, negatives = others[:1], others[1:]
+        lengths = [len(each.ids) for each in tokens]
+        self.rows += 1
+        self.negatives = max(self.negatives, len(negatives))
+        self.equal_positives += anchor in positives
+        self.equal_negatives += any(text in (anchor, *positives) for text in negatives)
+        self.texts += len(lengths)
+        self.tokens += sum(lengths)
+        self.longest = max(self.longest, *lengths)
+        if row.group is not None:
+            self.groups.add(row.group)
+        pair = _number("\0".join([anchor, *positives]))
+        self.repeated += pair in self.pairs
+        self.pairs.add(pair)
 
 
 class _TokenRows:
@@ -166,7 +257,6 @@ class _TokenRows:
 
     Args:
         tokenizer: Tokenizer of the decoder.
-        pairs: Recipe of the corpus.
         settings: The encoder's settings.
         on_progress: Called after each batch with the number of rows in it.
 
@@ -177,54 +267,64 @@ class _TokenRows:
     def __init__(
         self,
         tokenizer: "PreTrainedTokenizerBase",
-        pairs: PairsRecipe,
         settings: Settings,
         on_progress: OnProgress,
     ) -> None:
         self.data_sets: list[DataSet] = []
         self._tokenizer = tokenizer
-        self._pairs = pairs
         self._settings = settings
         self._on_progress = on_progress
-        self._texts = 0
+        self._texts = self._rows = 0
 
-    def texts(self) -> Iterator[Tokens]:
-        """Each text, read once."""
-        for file in _files(self._pairs):
-            yield from self._texts_of(file)
+    def texts(self, sets: Sequence[PairSet], write: Callable[[bytes], Any]) -> Iterator[Tokens]:
+        """Each text, read once.
 
-    def _texts_of(self, file: DataFile) -> Iterator[Tokens]:
-        start = self._texts
-        kept = skipped = width = 0
-        for rows in chunks(_triples(file, self._pairs, Tally()), _CHUNK):
-            width = len(rows[0])
-            for row, tokens in zip(rows, self._tokenized(rows), strict=True):
-                if not _is_complete(row, tokens):
-                    skipped += 1
-                    continue
-                kept += 1
-                self._texts += width
+        Args:
+            sets: The data sets.
+            write: Called with the record of each row.
+        """
+        for data_set in sets:
+            start, seen = self._rows, _Seen()
+            for row, tokens in self._kept(data_set, seen):
+                write(self._record(row, len(tokens)))
                 yield from tokens
-            self._on_progress(len(rows))
-        if not kept:
-            raise CorpusError(f"{file.name}: every row has an empty text")
-        self.data_sets.append(DataSet(file.stem, kept, width - 2, skipped, start))
+            if not seen.rows:
+                raise CorpusError(f"{data_set.name_of_file}: every row has an empty text")
+            self.data_sets.append(_data_set(data_set, start, seen))
 
-    def _tokenized(self, rows: Sequence[Triple]) -> Iterator[list[Tokens]]:
+    def _kept(self, data_set: PairSet, seen: _Seen) -> Iterator[tuple[PairRow, Sequence[Tokens]]]:
+        """The rows that have tokens in all their texts."""
+        for rows in chunks(data_set.rows(), _CHUNK):
+            for row, tokens in zip(rows, self._tokenized(rows), strict=True):
+                if _is_complete(row.texts, tokens):
+                    seen.count(row, tokens)
+                    yield row, tokens
+                else:
+                    seen.skipped += 1
+            self._on_progress(len(rows))
+
+    def _record(self, row: PairRow, texts: int) -> bytes:
+        group = 0 if row.group is None else _number(row.group)
+        record = np.array((self._texts, texts, group, row.score), dtype=_RECORD)
+        self._texts += texts
+        self._rows += 1
+        return record.tobytes()
+
+    def _tokenized(self, rows: Sequence[PairRow]) -> Iterator[list[Tokens]]:
         """The tokens of each text of each row.
 
         Texts with and without a prompt are tokenised apart, since only the border after a prompt
         has to be found by character offsets.
         """
-        prompted: Triple = []
-        bare: Triple = []
+        prompted: list[PromptedText] = []
+        bare: list[PromptedText] = []
         for row in rows:
-            prompted += [each for each in row if each.prompt]
-            bare += [each for each in row if not each.prompt]
+            prompted += [each for each in row.texts if each.prompt]
+            bare += [each for each in row.texts if not each.prompt]
         with_prompt = iter(self._tokens(prompted))
         without = iter(self._tokens(bare))
         for row in rows:
-            yield [next(with_prompt if each.prompt else without) for each in row]
+            yield [next(with_prompt if each.prompt else without) for each in row.texts]
 
     def _tokens(self, texts: Sequence[PromptedText]) -> list[Tokens]:
         return encoder_tokens(
@@ -235,91 +335,30 @@ class _TokenRows:
         )
 
 
-def _is_complete(row: Triple, tokens: Sequence[Tokens]) -> bool:
-    """Whether each text of a row has characters, and tokens to pool."""
-    return all(each.text for each in row) and all(each.first < each.end for each in tokens)
-
-
-def _files(pairs: PairsRecipe) -> list[DataFile]:
-    """The files of a corpus, after a check that all prompts belong to one of them."""
-    files = find_files(str(pairs.source), formats=TABLES)
-    names = [file.stem for file in files]
-    for name in (*pairs.prompts, *pairs.both_sides):
-        if name not in names:
-            hint = f"there are: {', '.join(names)}"
-            if near := difflib.get_close_matches(name, names, n=1):
-                hint = f"did you mean {near[0]!r}?"
-            raise UsageError(
-                f"supervised.corpus: a prompt is given for {name!r}, but there is no such file; "
-                f"{hint}"
-            )
-    for name in pairs.both_sides:
-        if not pairs.prompts.get(name):
-            raise UsageError(
-                f"supervised.corpus.both_sides: {name!r} has no prompt in supervised.corpus.prompts"
-            )
-    return files
-
-
-def _triples(file: DataFile, pairs: PairsRecipe, tally: Tally) -> Iterator[Triple]:
-    """The rows of a file; all of them have as many negatives as the first one."""
-    prompts = pairs.prompts.get(file.stem) or ("",)
-    is_symmetric = file.stem in pairs.both_sides
-    width = 0
-    for index, row in enumerate(read_rows(file)):
-        texts = _row_texts(row, pairs.negatives)
-        if width not in (0, len(texts)):
-            raise CorpusError(
-                f"{row.location}: {len(texts) - 2} negatives, but the rows before it have "
-                f"{width - 2}"
-            )
-        width = len(texts)
-        tally.count(row.location, empty=not all(texts), replaced=row.replaced)
-        prompt = prompts[index % len(prompts)]
-        others = prompt if is_symmetric else ""
-        anchor = PromptedText(prompt, texts[0])
-        yield [anchor, *(PromptedText(others, text) for text in texts[1:])]
-    if not width:
-        raise CorpusError(f"{file.name} holds no rows")
-
-
-def _row_texts(row: Row, negatives: int) -> list[str]:
-    """The anchor, the positive and the negatives of a row."""
-    if row.problem is not None:
-        raise CorpusError(f"{row.location}: {row.problem}")
-    return [
-        _field(row, _ANCHORS),
-        _field(row, ("positive",)),
-        *_negatives(row, negatives),
-    ]
-
-
-def _field(row: Row, names: Sequence[str]) -> str:
-    """The first of these fields that a row has."""
-    for name in names:
-        if name in row.values:
-            return _stripped(row.values[name], name, row.location)
-    known = ", ".join(map(str, row.values)) or "no fields"
-    raise CorpusError(
-        f"{row.location}: there is no field {' or '.join(map(repr, names))}; there are: {known}"
+def _data_set(read: PairSet, start: int, seen: _Seen) -> DataSet:
+    return DataSet(
+        name=read.name,
+        kind=read.kind,
+        weight=read.data.weight,
+        start=start,
+        rows=seen.rows,
+        negatives=seen.negatives,
+        skipped=seen.skipped,
+        repeated=seen.repeated,
+        equal_positives=seen.equal_positives,
+        equal_negatives=seen.equal_negatives,
+        groups=len(seen.groups),
+        tokens=round(seen.tokens / seen.texts, 1),
+        longest=seen.longest,
     )
 
 
-def _negatives(row: Row, count: int) -> list[str]:
-    """The first `count` negatives of a row; none if the row has no such field."""
-    value = row.values.get("negative")
-    if value is None or not count:
-        return []
-    texts = value if isinstance(value, list) else [value]
-    if len(texts) < count:
-        raise CorpusError(
-            f"{row.location}: {len(texts)} negatives, fewer than the {count} of "
-            "supervised.corpus.negatives"
-        )
-    return [_stripped(text, "negative", row.location) for text in texts[:count]]
+def _number(text: str) -> int:
+    """A number of a text, the same in every process; practically never 0."""
+    digest = hashlib.blake2b(text.encode("utf8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, signed=True)
 
 
-def _stripped(value: Any, name: str, location: str) -> str:
-    if not isinstance(value, str):
-        raise CorpusError(f"{location}: field {name!r} holds {type(value).__name__}, not text")
-    return value.strip()
+def _is_complete(row: Sequence[PromptedText], tokens: Sequence[Tokens]) -> bool:
+    """Whether each text of a row has characters, and tokens to pool."""
+    return all(each.text for each in row) and all(each.first < each.end for each in tokens)

@@ -48,42 +48,6 @@ RENAMED: Mapping[str, str] = {
 HUB_NAMES = {"wikitext": "Salesforce/wikitext", "conll2003": "tomaarsen/conll2003"}
 """Names on the hub of data sets whose old names, or whose loading code, no longer work."""
 
-_WIKIPEDIA = "Given a question, retrieve Wikipedia passages that answer the question"
-_CHINESE = "Given a Chinese search query, retrieve web passages that answer the question"
-
-E5_PROMPTS: Mapping[str, tuple[str, ...]] = {
-    "allnli": (
-        "Given a premise, retrieve a hypothesis that is entailed by the premise",
-        "Retrieve semantically similar text",
-    ),
-    "dureader": (_CHINESE,),
-    "eli5_question_answer": (
-        "Provided a user question, retrieve the highest voted answers on Reddit ELI5 forum",
-    ),
-    "fever": ("Given a claim, retrieve documents that support or refute the claim",),
-    "hotpot_qa": (
-        "Given a multi-hop question, retrieve documents that can help answer the question",
-    ),
-    "miracl": (_WIKIPEDIA,),
-    "mrtydi": (_WIKIPEDIA,),
-    "msmarco_passage": (
-        "Given a web search query, retrieve relevant passages that answer the query",
-    ),
-    "msmarco_document": (
-        "Given a web search query, retrieve relevant documents that answer the query",
-    ),
-    "nq": (_WIKIPEDIA,),
-    "quora_duplicates": (
-        "Given a question, retrieve questions that are semantically equivalent to the given "
-        "question",
-        "Find questions that have the same meaning as the input question",
-    ),
-    "squad": ("Retrieve Wikipedia passages that answer the question",),
-    "t2ranking": (_CHINESE,),
-    "trivia_qa": ("Retrieve Wikipedia passages that answer the question",),
-}
-"""The anchors' prompts by file (paper, table 8); of two prompts, every other row has the second."""
-
 MARKS: Mapping[Kind, set[str]] = {
     "test-word-task": {"cls_addr"},
     "word-task": {"task", "retroactive_labels"},  # before mntp, because it has mntp's keys too

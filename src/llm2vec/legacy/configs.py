@@ -14,8 +14,9 @@ from typing import Any
 from llm2vec.encoder.templates import known_templates
 from llm2vec.errors import UsageError
 from llm2vec.legacy.config_file import KINDS, ConfigFile, kind_of, read_json_object
-from llm2vec.legacy.config_keys import E5_PROMPTS, HUB_NAMES
+from llm2vec.legacy.config_keys import HUB_NAMES
 from llm2vec.legacy.config_schema import STAGES, Kind
+from llm2vec.recipe.e5 import E5_PROMPTS
 from llm2vec.recipe.knobs import POOLING_ALIASES
 
 _MNTP_LENGTH, _CONTRASTIVE_LENGTH = 1024, 512

@@ -15,7 +15,7 @@ from llm2vec.corpus.rows import read_rows
 from llm2vec.corpus.texts import read_texts
 from llm2vec.errors import UsageError
 from llm2vec.legacy.arguments import SEPARATOR
-from llm2vec.legacy.config_keys import E5_PROMPTS
+from llm2vec.recipe.e5 import E5_PROMPTS
 from llm2vec.recipe.knobs import CorpusRecipe
 
 

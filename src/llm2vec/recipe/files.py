@@ -108,9 +108,13 @@ def _yaml_lines(part: BaseModel, indent: str) -> Iterator[str]:
 
 def _yaml_value(value: Any) -> str:
     """A value on one line of YAML, without the document end that follows a bare scalar."""
-    plain = list(value) if isinstance(value, tuple) else value
+    plain = [_plain(each) for each in value] if isinstance(value, tuple) else value
     text: str = yaml.safe_dump(plain, default_flow_style=True, width=10_000)
     return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
 
 
 def _about(field: FieldInfo) -> str:

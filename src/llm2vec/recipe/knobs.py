@@ -12,6 +12,7 @@ from typing import Any, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from llm2vec.errors import UsageError
+from llm2vec.recipe.e5 import E5_PROMPTS
 
 Pooling = Literal["mean", "weighted_mean", "last", "first"]
 
@@ -227,6 +228,47 @@ class SimcseRecipe(ContrastiveRecipe):
     sentences: bool = knob(False, "whether texts are first cut into sentences at . ! ?")
 
 
+class DataRecipe(Part):
+    """A data set of pairs, and what its columns mean."""
+
+    file: str = knob(..., "a file of rows, folder, glob or `hub:NAME`")
+    config: str | None = knob(None, "configuration of a hub data set")
+    split: str = knob("train", "split of a hub data set")
+    anchor: str | None = knob(
+        None, "column of the anchors; default: `anchor`, `query`, `text1`, `sentence1` or `text`"
+    )
+    positive: str | None = knob(
+        None, "column of the texts that belong to them; default: `positive`, `text2`, `sentence2`"
+    )
+    negatives: tuple[str, ...] | None = knob(
+        None,
+        "columns of texts or lists of texts that do not belong to them; default: `negative`, "
+        "`negatives`, `negative_1` ...; []: none",
+    )
+    score: str | None = knob(
+        None, "column of the pairs' similarity; default: `score`, where there are no negatives"
+    )
+    score_range: tuple[float, float] | None = knob(
+        None, "lowest and highest score, which become 0 and 1; default: scores as they are"
+    )
+    label: str | None = knob(
+        None, "column of labels: of texts whose likes are positives, or of pairs (0 and 1)"
+    )
+    id: str | None = knob(
+        None, "column of what anchors are about: rows of equal ids are no negatives of one another"
+    )
+    prompts: tuple[str, ...] = knob((), "prompts of the anchors, which alternate row by row")
+    positive_prompts: tuple[str, ...] = knob(
+        (), "prompts of positives and negatives, which alternate row by row"
+    )
+    weight: float = knob(1.0, "share of the rows that an epoch reads; 2 reads them twice", gt=0)
+
+    @field_validator("prompts", "positive_prompts", "negatives", mode="before")
+    @classmethod
+    def _one_is_a_list_of_one(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
 class PairsRecipe(Part):
     """The rows of anchors, positives and negatives; each file is a data set of its own."""
 
@@ -235,11 +277,20 @@ class PairsRecipe(Part):
         "a file of rows (jsonl, csv, tsv, parquet), folder or glob; a row holds `anchor` (or "
         "`query`), `positive` and, if there are any, `negative`",
     )
-    negatives: int = knob(
+    layout: Literal["plain", "e5"] = knob(
+        "plain", "`e5`: prompts and sampling ratios of the public part of E5, by file names"
+    )
+    data: tuple[DataRecipe, ...] = knob(
+        (), "data sets with columns, prompts and weights of their own, beside or without `source`"
+    )
+    negatives: int | None = knob(
         1,
-        "number of a row's negatives that are used; 0: the texts of other rows alone",
+        "number of a row's negatives that are used; 0: the texts of other rows alone; null: all",
         unit="texts",
         ge=0,
+    )
+    weights: dict[str, float] = knob(
+        {}, "by file name without ending: share of the rows that an epoch reads; default: 1"
     )
     prompts: dict[str, tuple[str, ...]] = knob(
         {},
@@ -260,6 +311,16 @@ class PairsRecipe(Part):
         return {
             name: (given,) if isinstance(given, str) else given for name, given in value.items()
         }
+
+    @property
+    def all_prompts(self) -> list[str]:
+        """The prompts of all data sets and sides."""
+        by_set = [*self.prompts.values()]
+        for data in self.data:
+            by_set += [data.prompts, data.positive_prompts]
+        if self.layout == "e5":
+            by_set += E5_PROMPTS.values()
+        return [prompt for prompts in by_set for prompt in prompts]
 
 
 class SupervisedRecipe(ContrastiveRecipe):
@@ -291,11 +352,29 @@ class SupervisedRecipe(ContrastiveRecipe):
         ge=0,
     )
     scale: float = knob(50.0, "factor of the cosines, 1 / temperature (0.02)", source=_FIRST, gt=0)
+    scored_loss: Literal["cosent", "angle", "cosine", "online_contrastive"] = knob(
+        "cosent", "loss of pairs with scores, by its name in sentence-transformers"
+    )
+    scored_scale: float = knob(
+        20.0, "factor of the similarities in `cosent` and `angle`", source="library default", gt=0
+    )
+    margin: float | None = knob(
+        None,
+        "a text whose cosine with an anchor exceeds that of the positive by more is no negative; "
+        "default: every text is one",
+        ge=-2,
+        le=2,
+    )
+    dimensions: tuple[int, ...] = knob(
+        (),
+        "numbers of leading elements that are trained to be vectors too (Matryoshka)",
+        source="arXiv 2205.13147",
+    )
     corpus: PairsRecipe = PairsRecipe()
 
     @model_validator(mode="after")
     def _has_something_to_learn_from(self) -> Self:
-        if self.steps and self.corpus.source is None:
+        if self.steps and self.corpus.source is None and not self.corpus.data:
             raise ValueError(
                 f"{self.steps} steps need rows to learn from: set supervised.corpus.source"
             )

@@ -29,11 +29,14 @@ class Identities:
         anchor_B: Numbers of the anchors.
         positive_B: Numbers of their positives.
         negative_N: Numbers of the negatives.
+        group_B: Numbers of what the anchors are about, equal where that is; 0 where it is not
+            known. None knows of no anchor.
     """
 
     anchor_B: Tensor
     positive_B: Tensor
     negative_N: Tensor
+    group_B: Tensor | None = None
 
 
 def contrastive_loss(
@@ -43,12 +46,13 @@ def contrastive_loss(
     scale: float,
     negative_ND: Tensor | None = None,
     identities: Identities | None = None,
+    margin: float | None = None,
 ) -> Tensor:
     """Cross-entropy of scaled cosines, in which each anchor's own positive is the right candidate.
 
     All other positives and all negatives are wrong, except those that `known_right` finds: they are
     left out of the anchor's candidates. With several processes, positives and negatives are those
-    of all of them; each process must bring the same number.
+    of all of them; each process must bring the same number of positives.
 
     Args:
         anchor_BD: Vectors of the anchors.
@@ -56,39 +60,55 @@ def contrastive_loss(
         scale: Factor of the cosines (1 / temperature).
         negative_ND: Vectors that are wrong for every anchor; None adds no candidates.
         identities: Which of the texts are equal; None treats all as different.
+        margin: Candidates whose cosine with an anchor exceeds that of its positive by more are left
+            out of its candidates; None leaves all in.
     """
     with torch.autocast(anchor_BD.device.type, enabled=False):
         anchor_BD = nn.functional.normalize(anchor_BD.float(), dim=-1)
-        candidates = [_of_all_processes(positive_BD.float())]
+        candidates = [of_all_processes(positive_BD.float())]
         if negative_ND is not None:
-            candidates.append(_of_all_processes(negative_ND.float()))
+            candidates.append(of_all_processes(negative_ND.float()))
         candidate_CD = nn.functional.normalize(torch.cat(candidates), dim=-1)
         first = dist.get_rank() * len(anchor_BD) if _several_processes() else 0
         right_B = torch.arange(len(anchor_BD), device=anchor_BD.device) + first
-        scores_BC = anchor_BD @ candidate_CD.T * scale
-        if identities is not None:
-            left_out_BC = known_right(identities)
-            left_out_BC.scatter_(1, right_B[:, None], value=False)
-            scores_BC = scores_BC.masked_fill(left_out_BC, -torch.inf)
+        scores_BC = anchor_BD @ candidate_CD.T
+        left_out_BC = _left_out(scores_BC, right_B, identities=identities, margin=margin)
+        scores_BC = (scores_BC * scale).masked_fill(left_out_BC, -torch.inf)
         return nn.functional.cross_entropy(scores_BC, right_B)
+
+
+def _left_out(
+    scores_BC: Tensor, right_B: Tensor, *, identities: Identities | None, margin: float | None
+) -> Tensor:
+    """For each anchor, the candidates that are not to be its negatives, its positive never."""
+    left_out_BC = torch.zeros_like(scores_BC, dtype=torch.bool)
+    if identities is not None:
+        left_out_BC |= known_right(identities)
+    if margin is not None:
+        left_out_BC |= scores_BC > scores_BC.gather(1, right_B[:, None]) + margin
+    return left_out_BC.scatter_(1, right_B[:, None], value=False)
 
 
 def known_right(identities: Identities) -> Tensor:
     """For each anchor, the candidates that cannot be its negatives.
 
-    They are the anchor's own text, and the positives of all anchors with that text. A batch has
-    such candidates because a corpus repeats lines, an epoch ends within a batch, and a question has
-    several answers.
+    They are the anchor's own text, and the positives of all anchors with that text or that group. A
+    batch has such candidates because a corpus repeats lines, an epoch ends within a batch, and a
+    question has several answers.
 
     Returns:
         known_BC: B anchors of this process; C candidates, the positives of all processes before all
             their negatives.
     """
-    all_anchor_A = _of_all_processes(identities.anchor_B)
-    all_positive_A = _of_all_processes(identities.positive_B)
-    all_negative = _of_all_processes(identities.negative_N)
+    all_anchor_A = of_all_processes(identities.anchor_B)
+    all_positive_A = of_all_processes(identities.positive_B)
+    all_negative = of_all_processes(identities.negative_N)
     candidate_C = torch.cat([all_positive_A, all_negative])
     same_anchor_BA = identities.anchor_B[:, None] == all_anchor_A
+    if identities.group_B is not None:
+        all_group_A = of_all_processes(identities.group_B)
+        same_group_BA = identities.group_B[:, None] == all_group_A
+        same_anchor_BA |= same_group_BA & (all_group_A != 0)
     positive_AC = all_positive_A[:, None] == candidate_C
     is_answer_BC = same_anchor_BA.float() @ positive_AC.float() > 0
     is_anchor_BC = identities.anchor_B[:, None] == candidate_C
@@ -100,11 +120,26 @@ def _several_processes() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def _of_all_processes(rows: Tensor) -> Tensor:
-    """The rows of all processes, in the order of their ranks; gradients flow back to each."""
-    if not _several_processes() or not len(rows):
+def of_all_processes(rows: Tensor) -> Tensor:
+    """The rows of all processes, in the order of their ranks; gradients flow back to each.
+
+    Each process may bring another number of rows, also none.
+    """
+    if not _several_processes():
         return rows
-    return torch.cat(distributed.all_gather(rows.contiguous()))
+    counts = _counts(rows)
+    longest = max(counts)
+    missing = rows.new_zeros(longest - len(rows), *rows.shape[1:])
+    parts = distributed.all_gather(torch.cat([rows, missing]).contiguous())
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+def _counts(rows: Tensor) -> list[int]:
+    """The number of rows of each process."""
+    own = torch.tensor([len(rows)], device=rows.device)
+    counts = [torch.zeros_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, own)
+    return [int(count) for count in counts]
 
 
 def contrastive_task(
@@ -165,12 +200,12 @@ def contrastive_batch(
     texts = [row[column] for column in columns for row in rows]
     return {
         **text_batch(texts, packed=packed, pad_id=pad_id, part_tokens=part_tokens),
-        "identities": torch.tensor([_identity(text) for text in texts]),
+        "identities": torch.tensor([identity(text) for text in texts]),
         "rows": len(rows),
     }
 
 
-def _identity(text: Tokens) -> int:
+def identity(text: Tokens) -> int:
     """A number of the text's own tokens: the same text behind another prompt is the same text."""
     own = np.array(text.ids[text.first : text.end], dtype=np.int64)
     digest = hashlib.blake2b(own.tobytes(), digest_size=8).digest()
