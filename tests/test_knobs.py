@@ -477,6 +477,10 @@ def became(recipe, folder):
 ELSEWHERE = {
     "partial": "for hybrids alone: tests/test_partial.py converts them with it and without",
     "encoder.bidirectional": "not with MNTP: tests/test_train_supervised.py trains without it",
+    **dict.fromkeys(
+        ("simcse.part_tokens", "supervised.part_tokens"),
+        "the same gradient: tests/test_embedding.py",
+    ),
     **{
         f"supervised.{name}": "in tests/test_pairs.py, on data that each of them is for"
         for name in (
