@@ -320,9 +320,16 @@ def callback(trainer, kind):
 
 
 def lengths_of(batch):
+    if "parts" in batch:
+        return [length for part in batch["parts"] for length in part["ranges"][:, 0].tolist()]
     if "document_lengths" in batch:
         return batch["document_lengths"]
     return batch["attention_mask"].sum(1).tolist()
+
+
+def ids_of(batch):
+    inputs = batch["parts"][0]["inputs"] if "parts" in batch else batch
+    return inputs["input_ids"].tolist()
 
 
 def adapters_of(knobs, model):
@@ -443,7 +450,7 @@ def became_seeds(stage, run):
     _, rows, model, task = opened(stage, run)
     other = replace(run, recipe=run.recipe.model_copy(update={"seed": run.recipe.seed + 1}))
     again = stage.task(other, model, load_tokenizer(run.source), rows)
-    firsts = [each.collate([0])["input_ids"].tolist() for each in (task, again)]
+    firsts = [ids_of(each.collate([0])) for each in (task, again)]
     assert firsts[0] != firsts[1]
     silent = stage.knobs(run.recipe).model_copy(update={"report_to": ()})
     run_stage(stage, replace(run, recipe=run.recipe.model_copy(update={stage.name: silent})))
