@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llm2vec.bulk.memory import TokenBudget
+from llm2vec.bulk.memory import budget_for
 from llm2vec.bulk.rows import BulkRow, IdType, Window
 from llm2vec.bulk.shards import Made
 from llm2vec.bulk.storing import Store, as_column, keep
@@ -57,7 +57,7 @@ class PartTask:
         on_note: Callable[[str], object] = lambda _: None,
     ) -> None:
         self._encoder, self._options = encoder, options
-        self._budget = TokenBudget(encoder.max_tokens, on_note=on_note)
+        self.budget = budget_for(encoder, on_note=on_note)
 
     @property
     def made(self) -> str:
@@ -88,7 +88,7 @@ class PartTask:
         if prepared.left_out:
             return Made(prepared)
         texts = [row.text for row in prepared.rows]
-        found = self._budget.run(lambda most: self._chunks(texts, most))
+        found = self.budget.run(lambda most: self._chunks(texts, most))
         counts = [len(each.offsets) for each in found]
         owners = [
             row for row, count in zip(prepared.rows, counts, strict=True) for _ in range(count)

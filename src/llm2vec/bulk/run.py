@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from filelock import FileLock
 
 from llm2vec.bulk.manifest import Manifest, agree, model_fingerprint, refuse_strangers
+from llm2vec.bulk.memory import TokenBudget
 from llm2vec.bulk.rows import IdType, Input, Window, id_type_of, read_windows
 from llm2vec.bulk.shards import (
     Facts,
@@ -38,6 +39,7 @@ SHARD_ROWS = 16_384
 """Rows of the input in a shard: what is lost at most when a run is killed."""
 
 _JOBS = ".jobs"
+_BUDGET_FILE = "tokens.json"
 _WINDOWS_AHEAD = 1
 _WINDOWS_BEHIND = 1
 
@@ -101,7 +103,13 @@ class Summary:
 
 
 class Task(Protocol):
-    """What becomes of a window."""
+    """What becomes of a window.
+
+    Attributes:
+        budget: Tokens of a batch.
+    """
+
+    budget: TokenBudget
 
     @property
     def made(self) -> str:
@@ -163,6 +171,7 @@ def run(
     with _held(folder, part):
         with FileLock(folder / _JOBS / "manifest.lock"):
             agree(manifest, folder)
+        task.budget.keep_in(folder / _JOBS / part.name / _BUDGET_FILE)
         done = all_facts(folder)
         windows = read_windows(
             rows,

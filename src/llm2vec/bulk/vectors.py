@@ -17,7 +17,7 @@ from torch import Tensor
 
 from llm2vec.backbone.mode import evaluating
 from llm2vec.bulk.long_texts import Windows, windows_of
-from llm2vec.bulk.memory import TokenBudget
+from llm2vec.bulk.memory import budget_for
 from llm2vec.bulk.rows import WINDOW_CHARACTERS, BulkRow, IdType, Rejected, Window
 from llm2vec.bulk.shards import Format, Made
 from llm2vec.bulk.storing import Store, as_column, keep
@@ -88,6 +88,9 @@ class VectorTask:
         options: What a vector is.
         on_note: Hears what a person should know.
 
+    Attributes:
+        budget: Tokens of a batch.
+
     Raises:
         UsageError: The encoder has no vectors like that, or cannot compute in int8.
     """
@@ -106,7 +109,7 @@ class VectorTask:
         self._options = options
         self._edges = borders(encoder.tokenizer)
         self._dimension = options.dimensions or encoder.dimension
-        self._budget = TokenBudget(encoder.max_tokens, on_note=on_note)
+        self.budget = budget_for(encoder, on_note=on_note)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -197,8 +200,9 @@ class VectorTask:
         if self._options.deterministic:
             embedding_WD = self._one_by_one(tokens)
         else:
-            embedding_WD = self._budget.run(
-                lambda most: self._encoder.encode_tokens(tokens, max_tokens=most)
+            embedding_WD = self.budget.run(
+                lambda most: self._encoder.encode_tokens(tokens, max_tokens=most),
+                tokens=sum(len(each.ids) for each in tokens),
             )
         return prepared.texts.pooled(embedding_WD, count=prepared.count)
 
