@@ -169,9 +169,7 @@ def run(
     id_type, rows = id_type_of(given.rows(), given)
     manifest = _manifest(task, encoder, given, name=name, shard_rows=shard_rows)
     with _held(folder, part):
-        with FileLock(folder / _JOBS / "manifest.lock"):
-            agree(manifest, folder)
-        task.budget.keep_in(folder / _JOBS / part.name / _BUDGET_FILE)
+        _begin(task, manifest, folder, part)
         done = all_facts(folder)
         windows = read_windows(
             rows,
@@ -187,6 +185,13 @@ def run(
         if not shards:
             raise CorpusError(f"{given.name} holds no row")
         return _finish(folder, manifest, shards, len(done), time.monotonic() - started)
+
+
+def _begin(task: Task, manifest: Manifest, folder: Path, part: Part) -> None:
+    """Write or compare what the folder is made from, and take what an earlier run has found."""
+    with FileLock(folder / _JOBS / "manifest.lock"):
+        agree(manifest, folder)
+    task.budget.keep_in(folder / _JOBS / part.name / _BUDGET_FILE)
 
 
 def encode_to_folder(
