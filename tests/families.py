@@ -20,10 +20,12 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from llm2vec import Recipe, convert
+from llm2vec.backbone.forward import ForwardFailed
 from llm2vec.backbone.lm_head import masked_rows
 from llm2vec.backbone.loading import check_is_decoder
 from llm2vec.backbone.miniature import NoMiniature, miniature_config
-from llm2vec.backbone.switch import make_bidirectional
+from llm2vec.backbone.proofs import prove_causal
+from llm2vec.backbone.switch import body, make_bidirectional
 from llm2vec.errors import LLM2VecError, ModelError, NotConvertible
 from llm2vec.recipe.files import merged
 from llm2vec.recipe.presets import preset
@@ -101,6 +103,7 @@ class Outcome:
         packs: Texts share rows.
         windows: Of the small model's layers.
         head_difference: Largest difference between masked rows and all logits.
+        causal: Proven to be causal before the switch, as the baseline `uni:` must be.
         reason: Why it is refused.
     """
 
@@ -111,6 +114,7 @@ class Outcome:
     packs: bool = False
     windows: tuple[int | None, ...] = ()
     head_difference: float | None = None
+    causal: bool = True
     reason: str | None = None
 
 
@@ -127,9 +131,12 @@ def outcome(model_type: str) -> Outcome:
     except (ValueError, TypeError, AttributeError, StrictDataclassError) as error:
         return Outcome(model_type, reason=f"{NOT_TRIED}: {_last_line(error)}")
     try:
+        causal = prove_causal(body(model)).passed
         switch = make_bidirectional(model)
     except NotConvertible as error:
         return Outcome(model_type, reason=str(error))
+    except ForwardFailed as error:
+        return Outcome(model_type, reason=f"{NOT_TRIED}: {_last_line(error)}")
     under = {
         name: "proven" if switch.attention == name else proven_under(model_type, name)
         for name in ("eager", "sdpa")
@@ -141,6 +148,7 @@ def outcome(model_type: str) -> Outcome:
         packs=switch.packs,
         windows=switch.windows,
         head_difference=head_difference(lively(model)),
+        causal=causal,
     )
 
 
@@ -217,6 +225,7 @@ def row(outcome: Outcome, stages: str) -> str:
         for name, said in (("eager", outcome.eager), ("sdpa", outcome.sdpa))
         if said != "proven"
     ]
+    notes += [] if outcome.causal else ["no causal baseline: it reads later tokens as it is"]
     packs = "yes" if outcome.packs else "no"
     return f"| `{outcome.model_type}` | {outcome.uses} | {packs} | {stages} | {'; '.join(notes)} |"
 

@@ -3,8 +3,10 @@
 import warnings
 from pathlib import Path
 
+import configurations
 import families
 import pytest
+from configurations import CONFIGURATIONS
 
 TABLE = Path(__file__).parents[1] / "docs" / "families.md"
 
@@ -23,8 +25,12 @@ def rows_of_the_table():
     return {
         line.split("|")[1].strip(): line
         for line in TABLE.read_text().splitlines()
-        if line.startswith("| `")
+        if line.startswith("| ")
     }
+
+
+def rows_of_types():
+    return {name: line for name, line in rows_of_the_table().items() if name.startswith("`")}
 
 
 def stages_in(line):
@@ -55,8 +61,15 @@ def test_a_type_is_converted_as_the_table_says(model_type, method, tmp_path):
 
 
 def test_all_types_that_are_proven_convert():
-    converted = [line for line in rows_of_the_table().values() if "refused" not in line]
+    converted = [line for line in rows_of_types().values() if "refused" not in line]
     stages = {stages_in(line) for line in converted}
     assert stages == {families.ALL_STAGES, families.WITHOUT_SIMCSE}
     assert len(converted) >= LEAST
-    assert set(rows_of_the_table()) == {f"`{name}`" for name in families.TYPES}
+    assert set(rows_of_types()) == {f"`{name}`" for name in families.TYPES}
+
+
+@pytest.mark.parametrize("title", CONFIGURATIONS)
+def test_a_configuration_that_people_use_is_proven_or_refused_as_the_table_says(title):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert rows_of_the_table()[title] == configurations.row(title)

@@ -1,6 +1,7 @@
 """Proofs that are seen to fail: a model or folder broken in one way is refused by the proof of just that."""
 
 import json
+import shutil
 
 import families
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from llm2vec.backbone.loading import load_decoder
 from llm2vec.backbone.packed_attention import PACKED, packed_attention, register
+<<<<<<< HEAD
 from llm2vec.backbone.proofs import (
     Proof,
     _attends_to_later_tokens,
@@ -24,11 +26,14 @@ from llm2vec.backbone.proofs import (
     relative,
 )
 from llm2vec.backbone.receptive_field import ReceptiveField
+=======
+from llm2vec.backbone.proofs import prove_bidirectional, prove_causal, prove_packing
+>>>>>>> dc213cc (Families: a table of configurations that people use; uni: baselines are proven causal; miniatures of Jamba and Bamba keep attention)
 from llm2vec.backbone.switch import attention_windows, make_bidirectional
 from llm2vec.backbone.switch import body as body_of
 from llm2vec.conversion.read_back import prove_read_back
 from llm2vec.encoder.encoder import Encoder
-from llm2vec.errors import NotConvertible, ProofFailed
+from llm2vec.errors import ModelError, NotConvertible, ProofFailed
 
 LAYERS = "every layer attends to both sides"
 PADDED = "every layer attends to both sides, padded"
@@ -415,3 +420,17 @@ def test_a_saved_folder_with_one_change_is_refused_when_it_is_read_back(change, 
     change(folder)
     with pytest.raises(ProofFailed, match="it gives other vectors"):
         prove_read_back(encoder, folder)
+
+
+def test_a_baseline_that_reads_later_tokens_is_refused(tmp_path):
+    model = load_decoder(DECODERS / "gemma3", head=False)
+    assert prove_causal(model).passed
+    make_bidirectional(model)
+    assert not prove_causal(model).passed
+    shutil.copytree(DECODERS / "gemma3", tmp_path / "decoder")
+    config = json.loads((tmp_path / "decoder" / "config.json").read_text())
+    config["use_bidirectional_attention"] = True  # Gemma's own key, which its class obeys
+    (tmp_path / "decoder" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="is no causal baseline"):
+        Encoder.from_pretrained(tmp_path / "decoder", bidirectional=False)
+    assert Encoder.from_pretrained(DECODERS / "gemma3", bidirectional=False).switch is None

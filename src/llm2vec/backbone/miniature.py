@@ -28,6 +28,9 @@ DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_lay
 
 _BY_LAYER = "per_layer_config"
 
+_WITH_ATTENTION = "attn_layer_indices"
+"""Name of the field that lists the layers with attention in a hybrid; the first is kept."""
+
 _NOT_COPIED = (
     "model_type",
     "transformers_version",
@@ -65,6 +68,9 @@ _SMALL_VALUES: Sequence[tuple[int, str]] = (
     # depths beside the decoder's own
     (1, "encoder_layers num_layers_per_stack num_nextn_predict_layers mtp_num_hidden_layers"),
     (1, "num_mtp_layers"),
+    # which layers have attention
+    (2, "attn_layer_period"),
+    (1, "attn_layer_offset"),
     # experts
     (4, "num_experts num_local_experts n_routed_experts moe_num_experts"),
     (2, "num_experts_per_tok num_experts_per_token moe_k moe_topk top_k_experts"),
@@ -221,6 +227,8 @@ def _small(name: str, value: Any, depth: _Depth) -> Any:
         return [_small_alone(name, value[index]) for index in depth.kept]
     if name == _BY_LAYER:
         return _small_by_layer(value, depth.kept)
+    if name == _WITH_ATTENTION:
+        return [index % len(depth.kept) for index in value[:1]]
     return _small_alone(name, value)
 
 

@@ -111,6 +111,20 @@ def prove_bidirectional(body: "PreTrainedModel") -> tuple[Proof, ...]:
         )
 
 
+def prove_causal(body: "PreTrainedModel") -> Proof:
+    """Prove that no token reads a later one, as a causal baseline must not.
+
+    Some classes of causal language models were bidirectional by mistake in some versions of
+    transformers, and some are on request.
+
+    Args:
+        body: A model without LM head; it stays as `prove_bidirectional` leaves it.
+    """
+    with _probing(body):
+        found = _attends_to_later_tokens(body, _RandomTokens(body))
+    return Proof("attends to no later token", not found.passed, found.margin, found.detail)
+
+
 @dataclass(frozen=True)
 class PartlyProven:
     """How much of a hybrid model reads both sides: a second grade, less than bidirectional.

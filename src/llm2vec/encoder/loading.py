@@ -16,6 +16,7 @@ from llm2vec.backbone.loading import (
     load_decoder,
     load_tokenizer,
 )
+from llm2vec.backbone.proofs import prove_causal
 from llm2vec.backbone.source import Source
 from llm2vec.backbone.switch import Switch, body, is_bidirectional, make_bidirectional
 from llm2vec.backbone.vocabulary import fit_tokenizer
@@ -84,6 +85,8 @@ def load_parts(
     switch = None
     if settings.bidirectional:
         switch = _switched(model, may_move=loading.get("device") is None)
+    else:
+        _check_causal(model, source)
     whole = Parts(model, tokenizer, settings, switch, chain)
     if half_precision.is_worth_trying(model, loading.get("dtype", "auto")):
         return _rounded(whole, loading) or whole
@@ -126,6 +129,17 @@ def _switched(model: "PreTrainedModel", *, may_move: bool) -> Switch:
             raise
         warnings.warn(f"it is computed on the CPU, since on mps {error}", stacklevel=4)
         return make_bidirectional(model.cpu().float())
+
+
+def _check_causal(model: "PreTrainedModel", source: Source) -> None:
+    """Check that a baseline reads no later token, whatever its class and configuration say."""
+    proof = prove_causal(model)
+    if not proof.passed:
+        raise ModelError(
+            f"{source} is no causal baseline: earlier tokens read the last one, without any switch "
+            f"(they move by {proof.margin:.1e} of their size); it is an encoder already, or its "
+            "class is bidirectional in this version of transformers"
+        )
 
 
 def _load_chain(chain: Chain, loading: Mapping[str, Any]) -> "PreTrainedModel":
