@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 
 from llm2vec.backbone.loading import load_decoder
 from llm2vec.backbone.packed_attention import PACKED, packed_attention, register
-<<<<<<< HEAD
 from llm2vec.backbone.proofs import (
     Proof,
     _attends_to_later_tokens,
@@ -20,15 +19,13 @@ from llm2vec.backbone.proofs import (
     _packed_lengths,
     _RandomTokens,
     prove_bidirectional,
+    prove_causal,
     prove_packing,
     prove_partly_bidirectional,
     reason,
     relative,
 )
 from llm2vec.backbone.receptive_field import ReceptiveField
-=======
-from llm2vec.backbone.proofs import prove_bidirectional, prove_causal, prove_packing
->>>>>>> dc213cc (Families: a table of configurations that people use; uni: baselines are proven causal; miniatures of Jamba and Bamba keep attention)
 from llm2vec.backbone.switch import attention_windows, make_bidirectional
 from llm2vec.backbone.switch import body as body_of
 from llm2vec.conversion.read_back import prove_read_back
