@@ -77,11 +77,6 @@ def load_parts(
     tokenizer = tokenizer_with(tokenizer, chain.folders, rows=rows)
     fit_tokenizer(tokenizer, rows=rows)
     settings = _settings(chain, tokenizer, model.config.model_type, changes, default_settings)
-    if not settings.bidirectional and is_bidirectional(model.config):
-        raise ModelError(
-            f"{source} is bidirectional already and has no causal baseline; give the decoder that "
-            "it was made from"
-        )
     switch = None
     if settings.bidirectional:
         switch = _switched(model, may_move=loading.get("device") is None)
@@ -133,6 +128,11 @@ def _switched(model: "PreTrainedModel", *, may_move: bool) -> Switch:
 
 def _check_causal(model: "PreTrainedModel", source: Source) -> None:
     """Check that a baseline reads no later token, whatever its class and configuration say."""
+    if is_bidirectional(model.config):
+        raise ModelError(
+            f"{source} is bidirectional already and has no causal baseline; give the decoder that "
+            "it was made from"
+        )
     proof = prove_causal(model)
     if not proof.passed:
         raise ModelError(
