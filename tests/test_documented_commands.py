@@ -166,7 +166,13 @@ def write_configs(folder):
 
 def write_models(folder):
     """A decoder, and others under the names of models on the hub."""
-    for name in ("decoder", "Qwen/Qwen3-0.6B", "bert-base-cased", ".decoders/smollm2-135m"):
+    for name in (
+        "decoder",
+        "Qwen/Qwen3-0.6B",
+        "bert-base-cased",
+        ".decoders/smollm2-135m",
+        "sentence-transformers/all-MiniLM-L6-v2",
+    ):
         shutil.copytree(DECODERS / "qwen3", folder / name)
 
 

@@ -18,6 +18,9 @@ from llm2vec.errors import UsageError, first_line
 from llm2vec.recipe.knobs import StageRecipe
 from llm2vec.runtime.hardware import has_bfloat16
 
+PROJECTION = "teacher_projection"
+"""Name of a linear layer that a stage trains beside the model's own; `merge` removes it."""
+
 _PREFIX = "base_model.model."
 """What peft puts before the names of a model's own modules."""
 
@@ -71,13 +74,15 @@ def _adapter_options(
 ) -> dict[str, Any]:
     """The options of peft that do not depend on the target layers."""
     head = model.get_output_embeddings()
-    saved = None
+    saved = []
     if train_head and head is not None:
-        saved = [_name_of(model, head)]
+        saved.append(_name_of(model, head))
+    if hasattr(model, PROJECTION):
+        saved.append(PROJECTION)
     return {
         "r": recipe.lora.r,
         "lora_alpha": recipe.lora.alpha,
-        "modules_to_save": saved,
+        "modules_to_save": saved or None,
         "ensure_weight_tying": train_head and _is_tied(model),
         "fan_in_fan_out": any(isinstance(module, Conv1D) for module in model.modules()),
     }
@@ -132,10 +137,12 @@ def _adapt_everything(model: PreTrainedModel, options: Mapping[str, Any]) -> Pef
 
 
 def _linear_layers(model: PreTrainedModel) -> list[str]:
-    """Names of all linear layers but the LM head."""
-    head = model.get_output_embeddings()
+    """Names of all linear layers of the model's own but the LM head."""
+    others = (model.get_output_embeddings(), getattr(model, PROJECTION, None))
     return [
-        name for name, module in model.named_modules() if module is not head and _is_linear(module)
+        name
+        for name, module in model.named_modules()
+        if not any(module is other for other in others) and _is_linear(module)
     ]
 
 
@@ -196,7 +203,7 @@ def _name_of(model: nn.Module, module: nn.Module) -> str:
 
 
 def merge(model: PreTrainedModel | PeftModel, *, dtype: torch.dtype) -> PreTrainedModel:
-    """Merge adapters in float32, whatever the weights' data type.
+    """Merge adapters in float32, whatever the weights' data type, and remove a projection.
 
     Args:
         model: A model, with or without adapters.
@@ -205,6 +212,8 @@ def merge(model: PreTrainedModel | PeftModel, *, dtype: torch.dtype) -> PreTrain
     merged: Any = model
     if isinstance(model, PeftModel):
         merged = model.float().merge_and_unload()  # type: ignore[operator]  # via __getattr__
+    if hasattr(merged, PROJECTION):
+        delattr(merged, PROJECTION)
     plain: PreTrainedModel = merged.requires_grad_(False).to(dtype)
     return plain
 

@@ -15,6 +15,7 @@ import typer
 from llm2vec.cli import (
     bulk,
     convert,
+    distill,
     encode,
     evaluate,
     export,
@@ -52,6 +53,7 @@ _COMMANDS = (
     bulk,
     train,
     supervised,
+    distill,
     finetune,
     words,
     evaluate,

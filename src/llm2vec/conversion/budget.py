@@ -243,6 +243,11 @@ def cannot_be_planned(recipe: Recipe) -> str | None:
             "train it on the encoder "
             "in a conversion of its own"
         )
+    if recipe.distill.steps:
+        return (
+            "--hours and --tokens plan MNTP and SimCSE alone: leave out distill.steps, and use "
+            "`llm2vec train distill` on the encoder"
+        )
     if not recipe.mntp.steps and not recipe.simcse.steps:
         return "there is nothing to plan: the recipe leaves out both MNTP and SimCSE"
     return None

@@ -19,6 +19,7 @@ from llm2vec.backbone.receptive_field import decoder_layers
 from llm2vec.backbone.switch import body
 from llm2vec.recipe.knobs import (
     ContrastiveRecipe,
+    DistillRecipe,
     MntpRecipe,
     SimcseRecipe,
     StageRecipe,
@@ -139,6 +140,8 @@ def _texts_per_row(knobs: StageRecipe) -> int:
     if isinstance(knobs, SupervisedRecipe):
         negatives = knobs.corpus.negatives
         return 3 if negatives is None or knobs.corpus.data else 2 + negatives
+    if isinstance(knobs, DistillRecipe) and knobs.pairs is not None:
+        return 2
     return 1
 
 

@@ -80,6 +80,8 @@ def _check_pairs(knobs: SupervisedRecipe, *, processes: int, progress: Progress)
         )
     elif knobs.corpus.source is not None or knobs.corpus.data:
         progress.note("supervised.corpus is not used, because supervised.steps is 0")
+    if not recipe.distill.steps and recipe.distill.teacher is not None:
+        progress.note("distill.teacher is not used, because distill.steps is 0")
 
 
 def _check_dropout(

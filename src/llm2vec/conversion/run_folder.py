@@ -17,7 +17,7 @@ from llm2vec.corpus.texts import corpus_fingerprint
 from llm2vec.encoder.folder import CHECKPOINTS, PROVENANCE_FILE
 from llm2vec.errors import RunError, UsageError
 from llm2vec.recipe.files import differences
-from llm2vec.recipe.knobs import PairsRecipe, Recipe
+from llm2vec.recipe.knobs import DistillRecipe, PairsRecipe, Recipe
 from llm2vec.runtime import fingerprint
 from llm2vec.runtime.files import (
     PARTIAL,
@@ -211,11 +211,18 @@ class RunFolder:
         recipe = self._recipe
         fingerprint_once = cache(corpus_fingerprint)
         fingerprints = {}
-        for name, corpus in (("corpus", recipe.corpus), ("simcse.corpus", recipe.simcse.corpus)):
+        corpora = {
+            "corpus": recipe.corpus,
+            "simcse.corpus": recipe.simcse.corpus,
+            "distill.corpus": recipe.distill.corpus,
+        }
+        for name, corpus in corpora.items():
             if corpus:
                 fingerprints[name] = fingerprint_once(corpus.source, as_format=corpus.format)
         if recipe.supervised.steps:
             fingerprints |= _of_pairs(recipe.supervised.corpus)
+        if recipe.distill.steps:
+            fingerprints |= _of_distillation(recipe.distill)
         return {
             "recipe": recipe.to_dict(),
             "decoder": _fingerprint(self._source),
@@ -415,13 +422,20 @@ _PATH_KEYS = (
     ("corpus", "source"),
     ("simcse", "corpus", "source"),
     ("supervised", "corpus", "source"),
+    ("distill", "corpus", "source"),
+    ("distill", "pairs"),
+    ("distill", "teacher"),
 )
 """Keys of a recipe whose values are paths or hub ids, which are compared by content."""
 
 _DATA_SETS = ("supervised", "corpus", "data")
 """The key of a recipe whose values name files in a list, which are compared by content too."""
 
-_CONTENTS = {"decoder": "the decoder's files", "adapters": "the adapters' files"}
+_CONTENTS = {
+    "decoder": "the decoder's files",
+    "adapters": "the adapters' files",
+    "distill.teacher": "the teacher's files",
+}
 """Names of contents for people, by the keys of the recipe."""
 
 
@@ -455,7 +469,10 @@ def _paths(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 def _contents(identity: Mapping[str, Any]) -> dict[str, str]:
     """The fingerprints in an identity, by the keys of `_paths`."""
-    corpora = {f"{name}.source": value for name, value in identity.get("corpora", {}).items()}
+    corpora = {
+        f"{name}.source" if name.endswith("corpus") else name: value
+        for name, value in identity.get("corpora", {}).items()
+    }
     adapters = fingerprint.of_values(identity.get("adapters", []))
     return {"decoder": str(identity.get("decoder", "")), "adapters": adapters, **corpora}
 
@@ -465,6 +482,17 @@ def _other_kind(content: str | None, path: Any) -> bool:
     if content is None or content == path:
         return False
     return not fingerprint.comparable(content)
+
+
+def _of_distillation(knobs: DistillRecipe) -> dict[str, str]:
+    """The fingerprints of what distillation reads beside texts, by the knobs that name it."""
+    teacher = str(knobs.teacher)
+    path = Path(teacher).expanduser()
+    content = fingerprint.of_path(path) if path.exists() else _fingerprint(Source.of(teacher))
+    found = {"distill.teacher": content}
+    if knobs.pairs is not None:
+        found["distill.pairs"] = corpus_fingerprint(knobs.pairs, formats=TABLES)
+    return found
 
 
 def _fingerprint(model: Source) -> str:

@@ -153,6 +153,20 @@ def pair_sets(pairs: PairsRecipe) -> list[PairSet]:
     return found
 
 
+def plain_pairs(source: str) -> Iterator[tuple[str, str]]:
+    """Anchors with their positives, from a file, folder or glob of pairs.
+
+    Raises:
+        CorpusError: A file cannot be read, or holds texts with labels instead of pairs.
+    """
+    for each in pair_sets(PairsRecipe(source=source, negatives=0)):
+        if each.kind == "labelled":
+            raise CorpusError(f"{each.name_of_file} holds texts with labels, not pairs of texts")
+        for row in each.rows():
+            anchor, positive = row.texts
+            yield anchor.text, positive.text
+
+
 def _pair_set(data: DataRecipe, file: DataFile | None, negatives: int | None) -> PairSet:
     name = data.file.removeprefix(HUB) if file is None else file.stem
     kind = _kind(data, _table(data, file).columns)

@@ -381,6 +381,61 @@ class SupervisedRecipe(ContrastiveRecipe):
         return self
 
 
+class DistillRecipe(ContrastiveRecipe):
+    """Distillation: the encoder learns from the vectors of a teacher, with no labels."""
+
+    steps: int = knob(0, "number of optimiser steps; 0 skips the stage", unit="steps", ge=0)
+    batch_size: int = knob(
+        128, "number of texts or pairs in a step, in each process", unit="rows", ge=2
+    )
+    max_length: int = knob(128, "length of the longest text", unit="tokens", ge=4)
+    teacher: str | None = knob(
+        None,
+        "a sentence-transformers model or an encoder (folder or hub id), or its vectors: a Parquet "
+        "file or a folder of them, a row for each text of the corpus, in order",
+    )
+    corpus: CorpusRecipe | None = knob(None, "texts of this stage; default: those of the recipe")
+    pairs: str | None = knob(
+        None,
+        "a file, folder or glob of rows with `anchor` (or `query`) and `positive`, to learn from "
+        "instead of texts",
+    )
+    sentences: bool = knob(False, "whether texts are first cut into sentences at . ! ?")
+    min_tokens: int = knob(4, "length of the shortest text that is trained on", unit="tokens", ge=1)
+    cosine: float = knob(
+        1.0,
+        "weight of the loss that turns each vector, through a linear layer where the widths "
+        "differ, to the teacher's",
+        ge=0,
+    )
+    mse: float = knob(
+        0.0,
+        "weight of the squared difference to the teacher's vectors, through the same layer",
+        ge=0,
+    )
+    relational: float = knob(
+        0.0, "weight of the squared differences of all cosines between texts of a step", ge=0
+    )
+    scores: float = knob(
+        1.0,
+        "weight of the contrastive loss in which the teacher's scores stand for the labels",
+        ge=0,
+    )
+    scale: float = knob(20.0, "factor of the cosines in `scores`, 1 / temperature (0.05)", gt=0)
+
+    @model_validator(mode="after")
+    def _has_a_teacher_and_a_loss(self) -> Self:
+        if not self.steps:
+            return self
+        if self.teacher is None:
+            raise ValueError(f"{self.steps} steps need a teacher: set distill.teacher")
+        if not any((self.cosine, self.mse, self.relational, self.scores)):
+            raise ValueError(
+                "one of cosine, mse, relational and scores has to have a weight above 0"
+            )
+        return self
+
+
 class EncoderRecipe(Part):
     """How the finished encoder turns texts into vectors."""
 
@@ -431,6 +486,7 @@ class Recipe(Part):
     mntp: MntpRecipe = MntpRecipe()
     simcse: SimcseRecipe = SimcseRecipe()
     supervised: SupervisedRecipe = SupervisedRecipe()
+    distill: DistillRecipe = DistillRecipe()
     encoder: EncoderRecipe = EncoderRecipe()
 
     @model_validator(mode="before")
@@ -467,6 +523,8 @@ class Recipe(Part):
             read.append(self.corpus)
         if self.simcse.steps:
             read.append(self.simcse.corpus or self.corpus)
+        if self.distill.steps and self.distill.pairs is None:
+            read.append(self.distill.corpus or self.corpus)
         return any(corpus.source == "self" for corpus in read)
 
     def to_dict(self) -> dict[str, Any]:

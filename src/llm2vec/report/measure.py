@@ -41,7 +41,14 @@ from llm2vec.runtime import fingerprint
 from llm2vec.runtime.files import read_json
 from llm2vec.runtime.progress import Progress, Silent
 
-_TITLES = {"bi": "Bi", "uni": "Uni", "mntp": "MNTP", "simcse": "SimCSE", "supervised": "supervised"}
+_TITLES = {
+    "bi": "Bi",
+    "uni": "Uni",
+    "mntp": "MNTP",
+    "simcse": "SimCSE",
+    "supervised": "supervised",
+    "distill": "distilled",
+}
 """The paper's names of the stages."""
 
 _ALIKE = 4.0

@@ -20,7 +20,7 @@ from llm2vec.backbone.loading import (
     load_decoder,
     load_tokenizer,
 )
-from llm2vec.backbone.lora import add_adapters, merge, weights_dtype
+from llm2vec.backbone.lora import PROJECTION, add_adapters, merge, weights_dtype
 from llm2vec.backbone.proofs import Proof
 from llm2vec.backbone.source import Source
 from llm2vec.backbone.switch import make_bidirectional
@@ -206,6 +206,8 @@ def train_and_merge(
     dtype = weights_dtype(knobs, model.device)
     torch.manual_seed(seed)
     model = model.to(dtype)  # type: ignore[arg-type]  # transformers narrows `to`
+    if task.projection is not None:
+        model.add_module(PROJECTION, task.projection.to(model.device))
     trained = add_adapters(model, knobs, train_head=task.trains_head)
     log = train(trained, task, knobs, folder=folder, seed=seed, progress=progress, pace=pace)
     merged = merge(trained, dtype=dtype)

@@ -77,6 +77,8 @@ class Task:
         trains_head: Whether the LM head is trained too.
         embedding_rows: Number of rows of the embeddings when the stage is over; None leaves them as
             they are.
+        projection: Linear layer that is trained with the model and left out of what is saved; None
+            trains the model alone.
     """
 
     name: str
@@ -88,6 +90,7 @@ class Task:
     evaluate_every: int = 0
     trains_head: bool = False
     embedding_rows: int | None = None
+    projection: nn.Linear | None = None
 
 
 def unwrapped(model: nn.Module) -> Any:

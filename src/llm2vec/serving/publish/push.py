@@ -25,7 +25,7 @@ _WEIGHTS = ("*.safetensors", "*.gguf", "onnx/*.onnx")
 _TEXT = {".json", ".jsonl", ".md", ".html"}
 """Files that may name paths of this machine."""
 
-_STAGES = ("simcse", "supervised")
+_STAGES = ("simcse", "supervised", "distill")
 """Stages of a recipe that may have a corpus of their own."""
 
 
