@@ -11,11 +11,13 @@ from dataclasses import replace
 import datasets
 import families
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from accelerate import PartialState
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from pyarrow import parquet
 from pydantic import BaseModel
 from test_custom_code import CLASSES, CONFIGURATION, MODEL
 
@@ -25,10 +27,10 @@ from llm2vec.backbone.source import Source
 from llm2vec.backbone.switch import make_bidirectional
 from llm2vec.conversion.bidirectional import make_bidirectional_folder
 from llm2vec.corpus.self_written import self_texts
-from llm2vec.corpus.texts import read_texts
+from llm2vec.corpus.texts import read_texts, sentences
 from llm2vec.encoder.encoder import Encoder
 from llm2vec.errors import UsageError
-from llm2vec.recipe.knobs import CorpusRecipe, Recipe, SimcseRecipe
+from llm2vec.recipe.knobs import CorpusRecipe, DistillRecipe, Recipe, SimcseRecipe
 from llm2vec.runtime.progress import Silent
 from llm2vec.training.stage import StageRun, run_stage
 from llm2vec.training.stages import STAGES
@@ -37,7 +39,12 @@ from llm2vec.training.trainer import Keeping, open_trainer
 WORDS = ("a red door", "the old mill", "rain in may", "two boats", "no one", "green tea", "a map")
 
 
-TARGETS = (("down_proj", "q_proj"), ("k_proj", "up_proj"), ("o_proj", "v_proj"))
+TARGETS = (
+    ("down_proj", "q_proj"),
+    ("k_proj", "up_proj"),
+    ("o_proj", "v_proj"),
+    ("gate_proj", "q_proj"),
+)
 
 
 def stage_knobs(number):
@@ -79,7 +86,23 @@ MNTP = {
     "eval_blocks": 3,
     "eval_every": 7,
 }
-SIMCSE = {"dropout": 0.125, "scale": 13.0, "min_tokens": 5, "sentences": True}
+SIMCSE = {
+    "dropout": 0.125,
+    "scale": 13.0,
+    "min_tokens": 5,
+    "sentences": True,
+}
+DISTILL = {
+    "batch_size": 21,
+    "schedule_epochs": 9.0,
+    "scale": 11.0,
+    "min_tokens": 6,
+    "sentences": True,
+    "cosine": 0.5,
+    "mse": 0.25,
+    "relational": 2.0,
+    "scores": 3.0,
+}
 PAIRS = {
     "negatives": 2,
     "prompts": {"first": ("Find it,", "Look for it,"), "second": ("Ask,",)},
@@ -108,12 +131,16 @@ ENCODER = {
 }
 
 
+OWN_CORPUS = ((SimcseRecipe, "corpus"), (DistillRecipe, "corpus"))
+"""Corpora of a stage's own, whose knobs are those of the recipe's corpus."""
+
+
 def leaves(part):
     """The knobs of a part of a recipe by name, those of its own parts included: `lora.r` ..."""
     found = {}
     for name in type(part).model_fields:
         value = getattr(part, name)
-        if isinstance(value, BaseModel) and (type(part), name) != (SimcseRecipe, "corpus"):
+        if isinstance(value, BaseModel) and (type(part), name) not in OWN_CORPUS:
             found |= {f"{name}.{inner}": each for inner, each in leaves(value).items()}
         else:
             found[name] = value
@@ -138,6 +165,8 @@ def odd(tmp_path_factory):
     (folder / "data" / "README.md").write_text(CARD)
     lines = [f"{text} {'ab' * (number % 20)}" for number, text in enumerate(texts)]
     (folder / "simcse.txt").write_text("\n".join([*lines, "a b", "abcd", "abcde"]))
+    vectors = [[float(number), 1.0] for number in range(len(sentences_of(folder / "simcse.txt")))]
+    parquet.write_table(pyarrow.table({"vector": vectors}), folder / "vectors.parquet")
     (folder / "pairs").mkdir()
     for number, name in enumerate(("first", "second")):
         rows = [
@@ -148,7 +177,7 @@ def odd(tmp_path_factory):
             "".join(json.dumps(row) + "\n" for row in rows)
         )
     decoder = own_code(folder / "decoder")
-    mntp, simcse, supervised = map(stage_knobs, range(3))
+    mntp, simcse, supervised, distill = map(stage_knobs, range(4))
     return Recipe.read(
         {
             "decoder": str(decoder),
@@ -163,9 +192,19 @@ def odd(tmp_path_factory):
                 "scale": 17.0,
                 "corpus": {"source": str(folder / "pairs"), **PAIRS},
             },
+            "distill": {
+                **distill,
+                **DISTILL,
+                "corpus": {"source": str(folder / "simcse.txt")},
+                "teacher": str(folder / "vectors.parquet"),
+            },
             "encoder": ENCODER,
         }
     )
+
+
+def sentences_of(file):
+    return [each for line in file.read_text().splitlines() for each in sentences(line)]
 
 
 CARD = """---
@@ -440,6 +479,27 @@ def became_supervised(recipe, tokenizer, triples, model, task):
     }
 
 
+def became_distill(recipe, tokenizer, taught, model, task):
+    """Read off the stored texts, the teacher's vectors and the loss."""
+    rows = [taught.rows.store[number] for number in range(len(taught.rows))]
+    own = [row.ids[row.first : row.end] for row in rows]
+    after = ENCODER["template"].partition("{text}")[2]
+    texts = [squeezed(tokenizer.decode(ids)).removesuffix(squeezed(after)) for ids in own]
+    vectors = task.collate(range(5))["teacher"]
+    is_theirs = vectors[:, 1].eq(1).all() and len(taught.teacher) == taught.rows.count
+    return {
+        "corpus": recipe.distill.corpus if any("abab" in text for text in texts) else None,
+        "min_tokens": min(map(len, own))
+        - len(tokenizer(after, add_special_tokens=False).input_ids),
+        "sentences": any(text == "areddoor." for text in texts),
+        "teacher": recipe.distill.teacher if is_theirs else None,
+        **{name: getattr(task.loss.knobs, name) for name in LOSSES},
+    }
+
+
+LOSSES = ("cosine", "mse", "relational", "scores", "scale")
+
+
 def squeezed(text):
     """Without spaces, which decoding puts between letters."""
     return text.replace(" ", "")
@@ -458,7 +518,12 @@ def became_seeds(stage, run):
     return torch.load(checkpoint / "training_args.bin", weights_only=False).seed
 
 
-BECAME = {"mntp": became_mntp, "simcse": became_simcse, "supervised": became_supervised}
+BECAME = {
+    "mntp": became_mntp,
+    "simcse": became_simcse,
+    "supervised": became_supervised,
+    "distill": became_distill,
+}
 
 
 def became(recipe, folder):
@@ -483,9 +548,10 @@ def became(recipe, folder):
 
 ELSEWHERE = {
     "partial": "for hybrids alone: tests/test_partial.py converts them with it and without",
+    "distill.pairs": "instead of a corpus: tests/test_distill.py learns from pairs",
     "encoder.bidirectional": "not with MNTP: tests/test_train_supervised.py trains without it",
     **dict.fromkeys(
-        ("simcse.part_tokens", "supervised.part_tokens"),
+        ("simcse.part_tokens", "supervised.part_tokens", "distill.part_tokens"),
         "the same gradient: tests/test_embedding.py",
     ),
     **{
