@@ -78,7 +78,13 @@ def _check_pairs(knobs: SupervisedRecipe, *, processes: int, progress: Progress)
             scores=SCORES.get(knobs.scored_loss),
             on_note=progress.note,
         )
-    elif knobs.corpus.source is not None or knobs.corpus.data:
+    _note_unused(recipe, progress)
+
+
+def _note_unused(recipe: Recipe, progress: Progress) -> None:
+    """Tell a person which stages have something to learn from and no steps."""
+    corpus = recipe.supervised.corpus
+    if not recipe.supervised.steps and (corpus.source is not None or corpus.data):
         progress.note("supervised.corpus is not used, because supervised.steps is 0")
     if not recipe.distill.steps and recipe.distill.teacher is not None:
         progress.note("distill.teacher is not used, because distill.steps is 0")
