@@ -67,6 +67,7 @@ def check(recipe: Recipe, *, processes: int, progress: Progress) -> None:
         noise = dict.fromkeys(attention_dropouts(source), recipe.simcse.dropout)
         _check_dropout(config, noise, trust_remote_code=recipe.trust_remote_code)
     _check_pairs(recipe.supervised, processes=processes, progress=progress)
+    _note_unused(recipe, progress)
 
 
 def _check_pairs(knobs: SupervisedRecipe, *, processes: int, progress: Progress) -> None:
@@ -78,7 +79,6 @@ def _check_pairs(knobs: SupervisedRecipe, *, processes: int, progress: Progress)
             scores=SCORES.get(knobs.scored_loss),
             on_note=progress.note,
         )
-    _note_unused(recipe, progress)
 
 
 def _note_unused(recipe: Recipe, progress: Progress) -> None:
