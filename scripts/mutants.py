@@ -30,9 +30,8 @@ import shutil
 import signal
 import sys
 import tempfile
-import threading
 import types
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing.context import ForkProcess
@@ -78,7 +77,7 @@ PRELOADED = (
 
 REWRITTEN = "ignore:Module already imported:pytest.PytestAssertRewriteWarning"
 
-WAIT_S = 900
+WAIT_S = 300
 """Longest time that a mutant may run for where it neither computes nor ends."""
 
 START_S = 10
@@ -218,7 +217,12 @@ def run_pytest(module: str, plugin: object, tree: Path) -> None:
     os.environ |= {"PYTHONPATH": str(tree / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
     phases = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
     hypothesis.settings.register_profile(
-        "mutants", deadline=None, derandomize=True, database=None, phases=phases
+        "mutants",
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=phases,
+        max_examples=25,
     )
     hypothesis.settings.load_profile("mutants")
     options = ["-s", "-qq", "-p", "no:cacheprovider", "--no-summary", "-W", REWRITTEN]
@@ -266,7 +270,7 @@ class Running:
     def _watched(self, items: Sequence[pytest.Item]) -> defaultdict[str, list[tuple[float, str]]]:
         """For each function the tests that call it, with the seconds that each computes."""
         seen = Path("seen.json")
-        child = forked(watch, items, self._file, seen)
+        child = forked(watch, items, self._name, self._file, seen)
         child.join()
         if child.exitcode:
             pytest.exit("the tests fail without any change", returncode=1)
@@ -276,13 +280,7 @@ class Running:
 
     def _run(self, mutant: Mutant, source: ast.Module, items: Sequence[pytest.Item]) -> None:
         """In the child: put the mutant in its place, and run tests until one fails."""
-        changed = types.ModuleType(self._name)
-        exec(compile(ast.unparse(source), self._file, "exec"), changed.__dict__)
-        new = function_of(changed, mutant.function)
-        function = function_of(sys.modules[self._name], mutant.function)
-        function.__code__ = new.__code__
-        function.__defaults__ = new.__defaults__
-        function.__kwdefaults__ = new.__kwdefaults__
+        put_in_place(self._name, mutant.function, source, self._file)
         run_items(items)
 
 
@@ -340,38 +338,71 @@ class Failing:
 
 
 class Watching:
-    """A plugin of pytest that sees which functions of a file each test calls."""
+    """A plugin of pytest that sees which functions each test calls, and how long it computes by itself.
 
-    def __init__(self, file: Path) -> None:
-        self._file = str(file)
-        self._called: set[str] = set()
+    A fixture that tests share counts as each one's own: a mutant may meet one of these tests alone.
+    """
+
+    def __init__(self, called: set[str]) -> None:
+        self._called = called
+        self._shared_s: dict[str, float] = {}
+        self._set_up_s = 0.0
         self.callers: defaultdict[str, list[tuple[float, str]]] = defaultdict(list)
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+    def pytest_runtest_protocol(self, item: pytest.Function) -> Generator[None, object, object]:
         """Note what a test calls, and the seconds that it computes."""
         self._called.clear()
-        before = sum(os.times()[:4])
-        threading.settrace(self._note)
-        sys.settrace(self._note)
+        self._set_up_s = 0.0
+        before = computed_s()
         result = yield
-        sys.settrace(None)
-        seconds = sum(os.times()[:4]) - before
+        seconds = computed_s() - before - self._set_up_s
+        seconds += sum(self._shared_s.get(name, 0.0) for name in item.fixturenames)
         for function in self._called:
             self.callers[function].append((seconds, item.nodeid))
         return result
 
-    def _note(self, frame: types.FrameType, *_: object) -> None:
-        if frame.f_code.co_filename == self._file:
-            self._called.add(frame.f_code.co_qualname.split(".<locals>")[0])
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(
+        self, fixturedef: pytest.FixtureDef[object]
+    ) -> Generator[None, object, object]:
+        """Note the seconds that a fixture computes which several tests share."""
+        before = computed_s()
+        result = yield
+        if fixturedef.scope != "function":
+            self._shared_s[fixturedef.argname] = computed_s() - before
+            self._set_up_s += computed_s() - before
+        return result
 
 
-def watch(items: Sequence[pytest.Item], file: Path, seen: Path) -> None:
-    """In a process of its own: run tests, and write which of them call each function of a file."""
+def computed_s() -> float:
+    """The seconds that this process and its children have computed."""
+    return sum(os.times()[:4])
+
+
+def watch(items: Sequence[pytest.Item], name: str, file: Path, seen: Path) -> None:
+    """In a process of its own: run tests, and write which of them call each function of a module."""
     os.dup2(2, 1)
-    watching = Watching(file)
+    called: set[str] = set()
+    source = ast.parse(file.read_text(encoding="utf8"))
+    for function, place in functions(source):
+        place.body.insert(0, ast.parse(f"called_by_test({function!r})").body[0])
+    sys.modules[name].__dict__["called_by_test"] = called.add
+    for function, _ in functions(source):
+        put_in_place(name, function, source, file)
+    watching = Watching(called)
     run_items(items, watching)
     seen.write_text(json.dumps(watching.callers), encoding="utf8")
+
+
+def put_in_place(name: str, function: str, source: ast.Module, file: Path) -> None:
+    """Give a function of a module the code and the defaults that it has in a changed source."""
+    changed = types.ModuleType(name)
+    exec(compile(ast.unparse(source), file, "exec"), changed.__dict__)
+    new, live = function_of(changed, function), function_of(sys.modules[name], function)
+    live.__code__ = new.__code__
+    live.__defaults__ = new.__defaults__
+    live.__kwdefaults__ = new.__kwdefaults__
 
 
 def quickest(tests: Sequence[tuple[float, str]], most_s: float) -> tuple[list[str], float]:
@@ -381,11 +412,10 @@ def quickest(tests: Sequence[tuple[float, str]], most_s: float) -> tuple[list[st
         if taken and sum(each for each, _ in taken) + seconds > most_s:
             break
         taken.append((seconds, name))
-    file_s: Counter[str] = Counter()
-    for seconds, name in taken:
-        file_s[name.split("::")[0]] += seconds  # type: ignore[assignment]
-    taken.sort(key=lambda each: (file_s[each[1].split("::")[0]], each))
-    return [name for _, name in taken], sum(seconds for seconds, _ in taken)
+    by_file: defaultdict[str, list[str]] = defaultdict(list)
+    for _, name in taken:
+        by_file[name.split("::")[0]].append(name)
+    return [name for names in by_file.values() for name in names], sum(each for each, _ in taken)
 
 
 def tail(tree: Path) -> str:

@@ -22,6 +22,7 @@ from llm2vec.encoder.tokenization import (
     Tokens,
     borders,
     encoder_tokens,
+    forget_truncation,
     pooled_part,
     separator_for,
     shortened,
@@ -201,6 +202,25 @@ def test_a_tokenizer_gives_what_is_asked_for_and_nothing_else():
     asked = untruncated(TOKENIZER, ["a text"], return_offsets_mapping=True)
     assert set(asked) == {"input_ids", "offset_mapping"}
     assert untruncated(TOKENIZER, [])["input_ids"] == []
+
+
+def test_a_tokenizer_that_others_have_set_to_cut_and_to_pad_does_neither():
+    tokenizer = load_tokenizer(BUNDLED_FOLDER)
+    tokenizer.model_max_length = 4
+    texts = ["one two three four five six", "one"]
+    tokenizer(texts, truncation=True, max_length=2, padding="max_length")
+    backend = tokenizer.backend_tokenizer
+    assert backend.truncation["max_length"] == backend.padding["length"] == 2
+    assert untruncated(tokenizer, texts)["input_ids"] == TOKENIZER(texts)["input_ids"]
+    tokenizer(texts, truncation=True, max_length=2, padding="max_length")
+    forget_truncation(tokenizer)
+    assert (backend.truncation, backend.padding) == (None, None)
+
+
+def test_a_prompt_may_fill_a_row_whose_text_is_empty():
+    prompt = "a very long prompt that never ends "
+    (tokens,) = tokenize(TOKENIZER, [""], max_length=4, prompts=[prompt])
+    assert tokens == Tokens(TOKENIZER(prompt)["input_ids"][:4], first=4, end=4)
 
 
 def test_another_number_of_prompts_than_of_texts_is_an_error():

@@ -19,7 +19,7 @@ def write_stage(
     settings: Settings,
     scratch: Path,
     *,
-    trust_remote_code: bool = False,
+    trust_remote_code: bool,
 ) -> None:
     """Write a stage's encoder folder and, beside it, those of the models kept during training.
 
