@@ -66,6 +66,18 @@ def test_the_code_in_an_onnx_card_runs(graph, source, monkeypatch):
     np.testing.assert_allclose(vectors, expected.numpy(), atol=ROUNDING)
 
 
+def test_openvino_gives_the_vectors_of_the_source_as_its_card_opens_it(
+    source, tmp_path, monkeypatch
+):
+    folder = tmp_path / "encoder-openvino"
+    found = export(source, "openvino", out=folder)
+    assert found.agreement.least_cosine > 0.99999
+    assert found.weights_bytes > 1000
+    vectors = run_card(folder, monkeypatch)["vectors"]
+    expected = Encoder.from_pretrained(source).encode(["Some text.", "Another."], normalize=True)
+    np.testing.assert_allclose(vectors, expected.numpy(), atol=ROUNDING)
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "gemma3"])
 def test_learned_positions_and_windows_are_exported(kind, tmp_path):
     found = export(DECODERS / kind, "onnx", out=tmp_path / kind)

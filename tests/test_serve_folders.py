@@ -51,6 +51,14 @@ def test_a_pickle_is_refused_by_what_it_holds(folder):
     refused(folder, "weights.safetensors is a pickle")
 
 
+def test_raw_weights_of_openvino_are_no_pickle_unless_they_hold_one(folder):
+    weights = folder / "openvino_model.bin"
+    weights.write_bytes(bytes(100))
+    check_folder(folder)
+    weights.write_bytes(pickle.dumps({}))
+    refused(folder, "pickle")
+
+
 def test_a_link_that_leads_outside_is_refused(folder, tmp_path):
     (tmp_path / "elsewhere.json").write_text("{}")
     (folder / "extra.json").symlink_to(tmp_path / "elsewhere.json")

@@ -26,7 +26,9 @@ def register(app: typer.Typer) -> None:
 
 def export(
     model: Annotated[str, typer.Argument(help="Encoder folder or hub id.")],
-    to: Annotated[str, typer.Option(help="Form to write: onnx, gguf, static, tei or vllm.")],
+    to: Annotated[
+        str, typer.Option(help="Form to write: onnx, openvino, gguf, static, tei or vllm.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder to make.")],
     precision: Annotated[
         str | None, typer.Option(help="Precision of the weights. By default the form's own.")

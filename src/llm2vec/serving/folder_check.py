@@ -14,6 +14,9 @@ from llm2vec.runtime.files import read_json
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill"}
 """Files that a library may unpickle, and so execute."""
 
+_RAW_WEIGHTS = {"openvino_model.bin"}
+"""Files named like pickles that only programs without pickles open."""
+
 _ARCHIVES = (b"PK\x03\x04",)
 """First bytes of a zip file; torch.save writes one that holds a pickle."""
 
@@ -69,8 +72,9 @@ def _files(folder: Path) -> Iterator[Path]:
 def _check_file(path: Path) -> None:
     with path.open("rb") as file:
         start = file.read(4)
+    named_so = path.suffix.lower() in _PICKLES and path.name not in _RAW_WEIGHTS
     is_pickle = len(start) > 1 and start[0] == 0x80 and start[1] in _PROTOCOLS
-    if path.suffix.lower() in _PICKLES or is_pickle or start in _ARCHIVES:
+    if named_so or is_pickle or start in _ARCHIVES:
         raise ModelError(
             f"{path} is a pickle or may hold one, and opening it could run code; remove it "
             "(weights belong in *.safetensors)"

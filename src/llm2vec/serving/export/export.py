@@ -26,10 +26,11 @@ from llm2vec.serving.export.comparison import Agreement, compare, comparison_tex
 from llm2vec.serving.export.form import Form, Written
 from llm2vec.serving.export.to_gguf import GGUF
 from llm2vec.serving.export.to_onnx import ONNX
+from llm2vec.serving.export.to_openvino import OPENVINO
 from llm2vec.serving.export.to_servers import TO_TEI, TO_VLLM
 from llm2vec.serving.export.to_static import STATIC
 
-FORMS: tuple[Form, ...] = (ONNX, GGUF, STATIC, TO_TEI, TO_VLLM)
+FORMS: tuple[Form, ...] = (ONNX, OPENVINO, GGUF, STATIC, TO_TEI, TO_VLLM)
 
 EXPORT_FILE = "export.json"
 """The file, in the folder of an export, that says what was written and measured."""

@@ -12,7 +12,7 @@ formula, with its windows, caps and sinks.
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +51,9 @@ _TOKENIZER_CLASS = "PreTrainedTokenizerFast"
 
 _BATCH = 8
 
+Inputs = dict[str, np.ndarray]
+"""Inputs of the graph by their names, each an array of B texts and T tokens."""
+
 _INPUTS = ["input_ids", "attention_mask", "pooling_mask"]
 _OUTPUTS = ["sentence_embedding", "last_hidden_state"]
 
@@ -71,6 +74,10 @@ vectors = session.run(["sentence_embedding"], {{
     "attention_mask": np.array([row.attention_mask for row in rows]),
     "pooling_mask": {pooling_mask},
 }})[0]"""
+
+
+SKIPPING_MASK = "1 - np.array([row.special_tokens_mask for row in rows])"
+"""The code, in a card, of a mask that leaves out what the tokenizer adds."""
 
 
 class _Graph(nn.Module):
@@ -113,10 +120,11 @@ def _write(encoder: Encoder, folder: Path, precision: str) -> Written:
     encoder.write(folder)
     for file in folder.glob("model*.safetensors*"):
         file.unlink()
-    _set_up_tokenizer(encoder, folder / "tokenizer.json")
+    set_up_tokenizer(encoder, folder / "tokenizer.json")
     graph = folder / _GRAPHS[FLOAT32]
     graph.parent.mkdir()
-    _trace(encoder, graph)
+    trace(encoder, graph)
+    _make_pooling_mask_optional(graph, apart=_is_large(encoder))
     if precision == INT8:
         _quantise(graph, folder / _GRAPHS[INT8])
         for each in graph.parent.glob(graph.name + "*"):
@@ -125,7 +133,7 @@ def _write(encoder: Encoder, folder: Path, precision: str) -> Written:
     return Written(weights, facts={"opset": _OPSET, "pooling": encoder.settings.pooling})
 
 
-def _set_up_tokenizer(encoder: Encoder, path: Path) -> None:
+def set_up_tokenizer(encoder: Encoder, path: Path) -> None:
     """Write padding and truncation into the tokenizer's file, for programs that open it alone."""
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.enable_truncation(encoder.settings.max_length)
@@ -136,7 +144,12 @@ def _set_up_tokenizer(encoder: Encoder, path: Path) -> None:
     write_json(described, {**read_json(described), "tokenizer_class": _TOKENIZER_CLASS})
 
 
-def _trace(encoder: Encoder, path: Path) -> None:
+def trace(encoder: Encoder, path: Path) -> None:
+    """Write the graph of an encoder, with its weights inside or, if they are many, beside it.
+
+    Raises:
+        ModelError: The model cannot be written as a graph.
+    """
     optional("onnx", extra="onnx")
     ids_BT = torch.arange(14).view(2, 7) % encoder.model.config.get_text_config().vocab_size
     mask_BT = (torch.arange(7) < torch.tensor([7, 5])[:, None]).long()
@@ -157,8 +170,11 @@ def _trace(encoder: Encoder, path: Path) -> None:
         except (torch.onnx.errors.OnnxExporterError, RuntimeError, TypeError, ValueError) as error:
             kind = encoder.model.config.model_type
             raise ModelError(f"{kind} cannot be exported to ONNX: {first_line(error)}") from error
+
+
+def _is_large(encoder: Encoder) -> bool:
     parameters = sum(weight.numel() for weight in encoder.model.parameters())
-    _make_pooling_mask_optional(path, apart=4 * parameters > _PROTOBUF_BYTES)
+    return 4 * parameters > _PROTOBUF_BYTES
 
 
 @contextmanager
@@ -225,21 +241,12 @@ def _without_advice() -> Iterator[None]:
 def _open(folder: Path, written: Written, encoder: Encoder) -> Embedder:
     """Open the graph and the tokenizer's file as the card does, and add prompts and templates."""
     session = _session(folder / written.weights)
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    settings = encoder.settings
 
-    def embed(texts: Sequence[str], *, prompt: str | None = None) -> np.ndarray:
-        read = texts_as_read(texts, settings, prompt=prompt)
-        order = sorted(range(len(read)), key=lambda index: len(read[index][0]))
-        vectors: dict[int, np.ndarray] = {}
-        for start in range(0, len(order), _BATCH):
-            batch = order[start : start + _BATCH]
-            inputs = _inputs(tokenizer, [read[index] for index in batch], settings)
-            found_BD = session.run(["sentence_embedding"], inputs)[0]
-            vectors.update(zip(batch, found_BD, strict=True))
-        return np.stack([vectors[index] for index in range(len(read))])
+    def run(inputs: Inputs) -> np.ndarray:
+        found_BD: np.ndarray = session.run(["sentence_embedding"], inputs)[0]
+        return found_BD
 
-    return embed
+    return in_batches(run, folder, encoder.settings)
 
 
 def _session(graph: Path) -> Any:
@@ -250,9 +257,30 @@ def _session(graph: Path) -> Any:
     return runtime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
 
 
-def _inputs(
-    tokenizer: Tokenizer, read: Sequence[tuple[str, int]], settings: Settings
-) -> dict[str, np.ndarray]:
+def in_batches(run: Callable[[Inputs], np.ndarray], folder: Path, settings: Settings) -> Embedder:
+    """An embedder of texts, with prompts and templates, on a function that runs the graph.
+
+    Args:
+        run: The function from the inputs of a batch to embedding_BD.
+        folder: Folder with the tokenizer's file.
+        settings: Settings of the source.
+    """
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+    def embed(texts: Sequence[str], *, prompt: str | None = None) -> np.ndarray:
+        read = texts_as_read(texts, settings, prompt=prompt)
+        order = sorted(range(len(read)), key=lambda index: len(read[index][0]))
+        vectors: dict[int, np.ndarray] = {}
+        for start in range(0, len(order), _BATCH):
+            batch = order[start : start + _BATCH]
+            inputs = _inputs(tokenizer, [read[index] for index in batch], settings)
+            vectors.update(zip(batch, run(inputs), strict=True))
+        return np.stack([vectors[index] for index in range(len(read))])
+
+    return embed
+
+
+def _inputs(tokenizer: Tokenizer, read: Sequence[tuple[str, int]], settings: Settings) -> Inputs:
     """The inputs of the graph, for texts whose first characters are not pooled."""
     rows = tokenizer.encode_batch([text for text, _ in read])
     ids_BT = np.array([row.ids for row in rows], dtype=np.int64)
@@ -274,8 +302,7 @@ def _pooled(row: Any, start: int) -> list[int]:
 
 
 def _snippet(folder: str, written: Written, settings: Settings) -> str:
-    masks = {True: "1 - np.array([row.special_tokens_mask for row in rows])"}
-    pooling_mask = masks.get(settings.skip_prompt, "np.array([[1]])")
+    pooling_mask = SKIPPING_MASK if settings.skip_prompt else "np.array([[1]])"
     return _SNIPPET.format(folder=folder, weights=written.weights, pooling_mask=pooling_mask)
 
 

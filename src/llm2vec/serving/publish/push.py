@@ -21,7 +21,7 @@ from llm2vec.serving.publish.hub_card import Published, facts_of, front_matter, 
 from llm2vec.serving.publish.mteb_results import mteb_results
 
 CARD = "README.md"
-_WEIGHTS = ("*.safetensors", "*.gguf", "onnx/*.onnx")
+_WEIGHTS = ("*.safetensors", "*.gguf", "onnx/*.onnx", "openvino/*.xml")
 _TEXT = {".json", ".jsonl", ".md", ".html"}
 """Files that may name paths of this machine."""
 
