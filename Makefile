@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo real test check lowest mutants bench gpu-check docs clean
+.PHONY: demo real test check image lowest mutants bench gpu-check docs clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -21,13 +21,17 @@ real: .venv/ready  ## fetch SmolLM2-135M, convert it within an hour, and show wh
 test: .venv/ready  ## every test, in two processes of one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-check: .venv/ready  ## format, lint, types, floors, dependencies, generated pages
+check: .venv/ready  ## format, lint, types, floors, dependencies, Dockerfile, generated pages
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/deptry src
+	$(BIN)/hadolint Dockerfile
 	$(BIN)/python scripts/make_docs.py --check
+
+image:  ## the container image that serves a mounted folder
+	docker build --tag llm2vec .
 
 lowest:  ## tests with the lowest versions that are declared; TORCH=lowest for torch's too
 	$(PYTHON) scripts/lowest.py $(if $(TORCH),--torch $(TORCH))
