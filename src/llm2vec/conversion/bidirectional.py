@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llm2vec.backbone.adapter_chain import adapter_folder
 from llm2vec.backbone.adapters import merge_chain, tokenizer_with, trained_with_head
+from llm2vec.backbone.depth import keep_layers
 from llm2vec.backbone.loading import (
     embedding_rows,
     load_config,
@@ -51,6 +52,8 @@ def make_bidirectional_folder(recipe: Recipe, folder: Path, *, progress: Progres
     tokenizer = load_tokenizer(source)
     adapters = [adapter_folder(Source.of(each)) for each in recipe.adapters]
     model = _load(recipe, source, adapters)
+    if recipe.encoder.layers is not None:
+        keep_layers(model, recipe.encoder.layers)
     rows = embedding_rows(model)
     tokenizer = tokenizer_with(tokenizer, adapters, rows=rows)
     fit_tokenizer(tokenizer, rows=rows)

@@ -174,6 +174,13 @@ class ContrastiveRecipe(StageRecipe):
         source="GradCache, arXiv 2101.06983",
         ge=16,
     )
+    spread_out: float = knob(
+        0.0,
+        "weight of the mean squared cosine between different texts of a step, which spreads them "
+        "over all directions",
+        source="EmbeddingGemma, arXiv 2509.20354",
+        ge=0,
+    )
 
 
 class MntpRecipe(StageRecipe):
@@ -447,6 +454,13 @@ class EncoderRecipe(Part):
         "length of the longest text, prompt included; at most the model's number of positions",
         unit="tokens",
         ge=4,
+    )
+    layers: int | None = knob(
+        None,
+        "number of the decoder's layers that are kept, from the first; the last ones are dropped "
+        "before training. Default: all",
+        source="L3Prune, arXiv 2410.14578",
+        ge=1,
     )
     normalize: bool = knob(False, "whether vectors are scaled to length 1")
     bidirectional: bool = knob(

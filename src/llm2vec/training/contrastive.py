@@ -89,6 +89,18 @@ def _left_out(
     return left_out_BC.scatter_(1, right_B[:, None], value=False)
 
 
+def spread_out(embedding_BD: Tensor) -> Tensor:
+    """The mean squared cosine between each two of several vectors; 0 for a single one.
+
+    Random directions have 1 / D, the least that many vectors can have.
+    """
+    unit_BD = nn.functional.normalize(embedding_BD.float(), dim=-1)
+    cosine_BB = unit_BD @ unit_BD.T
+    own = cosine_BB.diagonal().square().sum()
+    pairs = len(unit_BD) * (len(unit_BD) - 1)
+    return (cosine_BB.square().sum() - own) / max(pairs, 1)
+
+
 def known_right(identities: Identities) -> Tensor:
     """For each anchor, the candidates that cannot be its negatives.
 
@@ -152,6 +164,7 @@ def contrastive_task(
     scale: float,
     pooling: Pooling,
     part_tokens: int | None = None,
+    spread: float = 0.0,
 ) -> Task:
     """The task of a contrastive stage.
 
@@ -164,6 +177,7 @@ def contrastive_task(
         scale: Factor of the cosines (1 / temperature).
         pooling: The encoder's pooling.
         part_tokens: Largest number of tokens that the model reads at once; None reads a whole step.
+        spread: Weight of `spread_out`.
     """
     packed = is_packed(model)
     pad_id = int(tokenizer.pad_token_id)
@@ -176,7 +190,7 @@ def contrastive_task(
         name=name,
         samples=samples,
         collate=batch_of,
-        loss=ContrastiveLoss(scale, pooling),
+        loss=ContrastiveLoss(scale, pooling, spread),
         counts_items=False,
     )
 
@@ -219,10 +233,12 @@ class ContrastiveLoss:
     Attributes:
         scale: Factor of the cosines (1 / temperature).
         pooling: The encoder's pooling.
+        spread: Weight of `spread_out`, of anchors and of positives.
     """
 
     scale: float
     pooling: Pooling
+    spread: float = 0.0
 
     def __call__(self, model: nn.Module, batch: Batch, items: Tensor | None) -> Tensor:
         """The loss of the given model, which several processes wrap to share gradients."""
@@ -230,10 +246,11 @@ class ContrastiveLoss:
         rows = batch["rows"]
         parts = [rows, rows, len(embedding_BD) - 2 * rows]
         anchor_BD, positive_BD, negative_ND = embedding_BD.split(parts)
-        return contrastive_loss(
+        loss = contrastive_loss(
             anchor_BD,
             positive_BD,
             scale=self.scale,
             negative_ND=negative_ND if len(negative_ND) else None,
             identities=Identities(*batch["identities"].split(parts)),
         )
+        return loss + self.spread * (spread_out(anchor_BD) + spread_out(positive_BD)) / 2

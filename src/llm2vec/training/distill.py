@@ -32,6 +32,7 @@ from llm2vec.errors import CorpusError
 from llm2vec.recipe.knobs import DistillRecipe, Pooling
 from llm2vec.runtime.files import atomic_folder, read_json, write_json
 from llm2vec.runtime.progress import OnProgress
+from llm2vec.training.contrastive import spread_out
 from llm2vec.training.embedding import embed, text_batch
 from llm2vec.training.rows import corpus_texts, open_or_store
 from llm2vec.training.stage import Stage, StageRun
@@ -106,7 +107,8 @@ class DistillLoss:
                 "relational": partial(relational_loss, student_BD, teacher_BE),
                 "scores": partial(scores_loss, student_BD, teacher_BE, scale=self.knobs.scale),
             }
-            return _weighted_sum(losses, self.knobs)
+            spread = self.knobs.spread_out * spread_out(student_BD)
+            return _weighted_sum(losses, self.knobs) + spread
 
 
 def _weighted_sum(losses: Mapping[str, Callable[[], Tensor]], knobs: DistillRecipe) -> Tensor:

@@ -18,6 +18,7 @@ from llm2vec.training.contrastive import (
     contrastive_loss,
     identity,
     of_all_processes,
+    spread_out,
 )
 from llm2vec.training.embedding import embed, text_batch
 from llm2vec.training.trainer import Batch
@@ -71,6 +72,7 @@ class PairLoss:
         scored_scale: Factor of its similarities.
         margin: Cosine above the positive's from which a text is no negative; None knows no such.
         dimensions: Numbers of leading elements that are vectors too (Matryoshka).
+        spread: Weight of `spread_out`, of the anchors and of the positives of ranked texts.
     """
 
     pooling: Pooling
@@ -79,6 +81,7 @@ class PairLoss:
     scored_scale: float = 20.0
     margin: float | None = None
     dimensions: tuple[int, ...] = ()
+    spread: float = 0.0
 
     @classmethod
     def of(cls, knobs: SupervisedRecipe, *, pooling: Pooling) -> "PairLoss":
@@ -90,6 +93,7 @@ class PairLoss:
             scored_scale=knobs.scored_scale,
             margin=knobs.margin,
             dimensions=knobs.dimensions,
+            spread=knobs.spread_out,
         )
 
     def __call__(self, model: nn.Module, batch: Batch, items: Tensor | None) -> Tensor:
@@ -111,7 +115,7 @@ class PairLoss:
         if "scores" in batch:
             return self._of_scores(anchor_BD, positive_BD, batch["scores"])
         anchor_B, other_B, negative_N = batch["identities"].split(parts)
-        return contrastive_loss(
+        loss = contrastive_loss(
             anchor_BD,
             positive_BD,
             scale=self.scale,
@@ -119,6 +123,7 @@ class PairLoss:
             identities=Identities(anchor_B, other_B, negative_N, batch["groups"]),
             margin=self.margin,
         )
+        return loss + self.spread * (spread_out(anchor_BD) + spread_out(positive_BD)) / 2
 
     def _of_scores(self, anchor_BD: Tensor, positive_BD: Tensor, score_B: Tensor) -> Tensor:
         """The loss over the pairs of all processes, which compare their scores."""

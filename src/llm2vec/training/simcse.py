@@ -77,6 +77,7 @@ def simcse_task(
         scale=knobs.scale,
         pooling=pooling,
         part_tokens=knobs.part_tokens,
+        spread=knobs.spread_out,
     )
 
 
