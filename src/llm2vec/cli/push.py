@@ -19,13 +19,17 @@ def register(app: typer.Typer) -> None:
 
 def push(
     folder: Annotated[Path, typer.Argument(help="An encoder folder, or an export.")],
-    name: Annotated[str, typer.Argument(help="Its name on the hub, owner/name.")],
+    name: Annotated[str, typer.Argument(help="Name on the hub: owner/name.")],
     licence: Annotated[
         str | None,
-        typer.Option("--license", help="Of the weights; none: the one the decoder's card names."),
+        typer.Option(
+            "--license",
+            help="Licence of the weights. By default the one that the decoder's card names.",
+        ),
     ] = None,
     base_model: Annotated[
-        str | None, typer.Option(help="The decoder on the hub; none: as the provenance names it.")
+        str | None,
+        typer.Option(help="Name of the decoder on the hub. By default that of the provenance."),
     ] = None,
     language: Annotated[
         list[str] | None, typer.Option(help="Code of a language; may be repeated.")
@@ -36,7 +40,7 @@ def push(
     mteb: Annotated[
         Path | None, typer.Option(help="Folder of results of `llm2vec evaluate --mteb`.")
     ] = None,
-    public: Annotated[bool, typer.Option("--public", help="Everybody may see it.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="Let everybody see it.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show files and card, and send nothing.")
     ] = False,

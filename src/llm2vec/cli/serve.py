@@ -31,7 +31,7 @@ def serve(
     api_key: Annotated[
         Path | None,
         typer.Option(
-            help="File of keys, one a line. The variable LLM2VEC_API_KEY may hold one instead."
+            help="File of keys, one a line. LLM2VEC_API_KEY may hold keys between commas instead."
         ),
     ] = None,
     device: Annotated[
