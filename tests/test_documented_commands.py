@@ -34,6 +34,7 @@ SMALL += ("corpus.self_texts=6", "corpus.self_tokens=24")
 UNTRAINED = ("mntp.steps=0", "simcse.steps=0", "encoder.max_length=64")
 NOT_RUN = re.compile(
     r"--mteb|meta-llama/|McGill-NLP/|hub:|model\.gguf|llm2vec serve|s3://|--public|--hours"
+    r"|--engine"
 )
 PLACEHOLDER = re.compile(r"\b(FILE|DECODER|BASE|ADAPTER|FOLDER|M|T)\b|\.\.\.")
 

@@ -62,6 +62,13 @@ Devices = Annotated[
         help="Folder out: a process for each of several devices: cuda:0,cuda:1 or all (GPUs)."
     ),
 ]
+Engine = Annotated[
+    str | None,
+    typer.Option(help="Folder out: ray encodes on a Ray cluster (RAY_ADDRESS, else here)."),
+]
+Actors = Annotated[
+    int | None, typer.Option(help="With --engine ray: actors; by default one a GPU or machine.")
+]
 Int8 = Annotated[
     bool,
     typer.Option("--int8", help="Folder out: linear layers in int8, on a CPU; less exact."),
@@ -88,6 +95,7 @@ _KNOWN = {
     "store": ("float32", "float16", "int8", "binary"),
     "to": ("parquet", "npy"),
     "long": ("truncate", "window"),
+    "engine": ("ray",),
 }
 
 
@@ -153,6 +161,10 @@ def encode_folder(
     _check_values(given)
     _part(given["shard"])
     rows = _input(source, given)
+    _check_engine(given)
+    if given["engine"] is not None:
+        _tell(_on_cluster(model, rows, out, asked=asked, given=given), json=json)
+        return
     from llm2vec.bulk.vectors import VectorTask
     from llm2vec.encoder.encoder import Encoder
 
@@ -168,6 +180,44 @@ def encode_folder(
     task = VectorTask(encoder, options, on_note=drawn.note)
     workers = _workers(model, options, task, devices, drawn)
     _tell(_run(task, encoder, rows, out, str(model.name), given, drawn, workers), json=json)
+
+
+def _check_engine(given: Mapping[str, Any]) -> None:
+    if given["engine"] is None and given["actors"] is not None:
+        raise UsageError("--actors needs --engine ray")
+    for name in ("devices", "shard"):
+        if given["engine"] is not None and given[name] is not None:
+            raise UsageError(f"--engine ray shares the work itself; leave --{name} out")
+
+
+def _on_cluster(
+    model: Source,
+    rows: "Input",
+    out: Path,
+    *,
+    asked: Mapping[str, Any],
+    given: Mapping[str, Any],
+) -> "Summary":
+    """Encode on a Ray cluster, whose actors open the encoder."""
+    from llm2vec.bulk.cluster import ClusterJob, run_on_ray
+    from llm2vec.bulk.run import SHARD_ROWS
+
+    job = ClusterJob(
+        model,
+        _options(given, prompt=asked["prompt"] or "", normalize=bool(asked["normalize"])),
+        given["dtype"] or _dtype_of(out, int8=given["int8"]),
+        rows,
+        out,
+        str(model.name),
+        shard_rows=given["shard_rows"] or SHARD_ROWS,
+        prompt_name=asked["prompt_name"],
+        has_prompt=asked["prompt"] is not None,
+    )
+    drawn = ProgressDisplay()
+    try:
+        return run_on_ray(job, actors=given["actors"], progress=drawn)
+    finally:
+        drawn.close()
 
 
 def _dtype_of(out: Path, *, int8: bool = False) -> str:
