@@ -118,10 +118,7 @@ def run_on_ray(job: ClusterJob, *, actors: int | None, progress: Progress | None
         UsageError: The input cannot be read twice, ray is not installed, or there is no actor.
         RunError: A part could not be made. Shards that are finished stay.
     """
-    if isinstance(job.given.source, DataFile):
-        raise UsageError("--engine ray: actors read the input themselves; give a file, not a pipe")
-    if actors is not None and actors < 1:
-        raise UsageError(f"--actors {actors}: there is one at least")
+    _check(job, actors)
     ray, data = optional("ray", extra="ray"), optional("ray.data", extra="ray")
     out = resolved_folder(job.out, option="--out")
     refuse_strangers(out)
@@ -140,6 +137,13 @@ def run_on_ray(job: ClusterJob, *, actors: int | None, progress: Progress | None
         heard.advance(1, rejected=last.rejected)
     heard.finish()
     return replace(last, seconds=round(time.monotonic() - started, 3), resumed=resumed)
+
+
+def _check(job: ClusterJob, actors: int | None) -> None:
+    if isinstance(job.given.source, DataFile):
+        raise UsageError("--engine ray: actors read the input themselves; give a file, not a pipe")
+    if actors is not None and actors < 1:
+        raise UsageError(f"--actors {actors}: there is one at least")
 
 
 def _parts_made(
