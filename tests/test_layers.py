@@ -7,6 +7,7 @@ from conftest import DECODERS
 
 from llm2vec import Encoder, Recipe, convert
 from llm2vec.backbone.loading import load_decoder
+from llm2vec.conversion.info import describe
 from llm2vec.encoder.layers import reading_layer
 from llm2vec.errors import UsageError
 from llm2vec.recipe.knobs import DistillRecipe, SupervisedRecipe
@@ -56,6 +57,12 @@ def test_training_goes_on_from_fewer_layers_and_more_than_there_are_is_refused(c
         assert load_decoder(folder, head=False).config.num_hidden_layers == 1
     with pytest.raises(UsageError, match=r"encoder.layers=9: this model \(qwen3\) has only 3"):
         convert(recipe("qwen3", corpus, layers=9), tmp_path / "more")
+
+
+def test_info_counts_the_layers_that_are_kept(corpus):
+    whole, short = (describe(recipe("qwen3", corpus, **each)) for each in ({}, {"layers": 1}))
+    assert short.parameters < whole.parameters
+    assert sum(short.windows.values()) == 1
 
 
 def test_spread_out_is_the_mean_squared_cosine_of_different_texts():

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from llm2vec.backbone.depth import keep_layers
 from llm2vec.backbone.loading import embedding_rows, load_config, quantization_note, wrapper_note
 from llm2vec.backbone.miniature import NoMiniature, miniature_model
 from llm2vec.backbone.positions import position_limit
@@ -190,6 +191,8 @@ def _without_memory(config: PreTrainedConfig, recipe: Recipe) -> PreTrainedModel
         raise ModelError(
             f"transformers cannot build a model of {recipe.decoder}: {first_line(error)}"
         ) from error
+    if recipe.encoder.layers is not None:
+        keep_layers(model, recipe.encoder.layers)
     return model
 
 
