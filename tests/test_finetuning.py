@@ -22,7 +22,6 @@ from llm2vec.errors import CorpusError, ModelError, RunError, UsageError
 from llm2vec.evaluation.analysis import BUNDLED_SETS
 from llm2vec.finetuning.calibration import calibration_error, fitted_temperature, probabilities
 from llm2vec.finetuning.data import LabelledTexts, read_labelled_texts
-from llm2vec.finetuning.early_stopping import EarlyStopping
 from llm2vec.finetuning.examples import sentence_examples, text_examples
 from llm2vec.finetuning.finetune import train_classifier, train_tagger
 from llm2vec.finetuning.folder import TextClassifier, open_tagger
@@ -34,6 +33,7 @@ from llm2vec.finetuning.start import open_start
 from llm2vec.finetuning.tagger import broken
 from llm2vec.finetuning.task import label_loss, logits_of
 from llm2vec.runtime.progress import Recorder
+from llm2vec.training.early_stopping import EarlyStopping
 
 DECODER = str(DECODERS / "qwen3")
 FAST = FinetuneRecipe(

@@ -1,15 +1,26 @@
 """`train supervised`: what is kept of the encoder, what the options mean, and what is refused."""
 
 import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+import torch
 from conftest import DECODERS
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from llm2vec import convert
 from llm2vec.cli.main import app
+from llm2vec.corpus.triples import store_triples
 from llm2vec.encoder.encoder import Encoder
 from llm2vec.errors import ModelError, UsageError
-from llm2vec.recipe.knobs import Recipe
+from llm2vec.evaluation.sentence_tasks import sts
+from llm2vec.evaluation.subjects import open_embedder
+from llm2vec.recipe.knobs import PairsRecipe, Recipe
+from llm2vec.training.held_out import HeldOut
 
 DECODER = str(DECODERS / "qwen3")
 SHORT = ["--set", "supervised.precision=float32", "--set", "supervised.max_length=24"]
@@ -66,3 +77,124 @@ def test_what_cannot_be_causal_or_has_two_lengths_is_refused(encoder, pairs, tmp
         run(encoder, "--data", pairs, "--epochs", 1, "--steps", 1, "--out", tmp_path / "out")
     with pytest.raises(UsageError, match="set mntp.steps=0"):
         Recipe.read({"encoder": {"bidirectional": False}})
+
+
+def scored(folder):
+    """Pairs that are alike by the number of words that they share."""
+    words = ("red door", "old mill", "two boats", "green tea", "long road", "blue lamp")
+    rows = []
+    for one in words:
+        for other in words:
+            alike = len({*one.split()} & {*other.split()})
+            rows.append(f"{alike + (one[0] == other[0])}\tThe {one}.\tMy {other}.\n")
+    (folder / "sts.tsv").write_text("".join(rows))
+    return folder / "sts.tsv"
+
+
+def train(out, data, *options, **knobs):
+    sets = {"precision": "float32", "max_length": 24, "log_every": 1, "eval_every": 2, **knobs}
+    stage = {
+        "steps": 8,
+        "batch_size": 8,
+        "learning_rate": 2e-3,
+        "warmup_steps": 0,
+        "method": "full",
+    }
+    recipe = {
+        "decoder": DECODER,
+        "mntp": {"steps": 0},
+        "simcse": {"steps": 0},
+        "supervised": {**stage, **sets, "corpus": {"data": [{"file": str(data)}]}},
+    }
+    return convert(Recipe.read(recipe), out, **dict(options))
+
+
+def scores_of(done):
+    return [
+        line["eval_score"]
+        for line in done.provenance["stages"][-1]["metrics"]
+        if "eval_score" in line
+    ]
+
+
+def test_the_weights_of_the_best_evaluation_are_kept(tmp_path):
+    data = scored(tmp_path)
+    held_out = {"file": str(data)}
+    done = train(tmp_path / "out", data, held_out=held_out, learning_rate=0.1)
+    scores = scores_of(done)
+    assert len(scores) == 5
+    assert max(scores) > scores[-1] + 0.05, "the last weights are not the best ones here"
+    embed = open_embedder(str(tmp_path / "out"))
+    assert sts(embed, data).value == pytest.approx(max(scores), abs=1e-4)
+
+
+def test_training_stops_when_the_held_out_score_no_longer_rises(tmp_path):
+    data = scored(tmp_path)
+    done = train(
+        tmp_path / "out", data, held_out={"file": str(data)}, patience=1, learning_rate=1e-12
+    )
+    assert len(scores_of(done)) == 2
+
+
+KILLED = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import os, signal
+import test_train_supervised as t
+from llm2vec.runtime.progress import Recorder
+
+class Killing(Recorder):
+    def advance(self, count, /, **numbers):
+        super().advance(count, **numbers)
+        if self.tasks[-1] == "supervised" and self.done == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+from pathlib import Path
+out, data = map(Path, sys.argv[2:])
+t.train(out, data, ("progress", Killing()), held_out={"file": str(data)}, save_every=4)
+"""
+
+
+def test_a_run_killed_between_two_evaluations_ends_with_the_same_weights(tmp_path):
+    data = scored(tmp_path)
+    knobs = {"held_out": {"file": str(data)}, "save_every": 4}
+    whole = train(tmp_path / "whole", data, **knobs)
+    command = [
+        sys.executable,
+        "-c",
+        KILLED,
+        str(Path(__file__).parent),
+        str(tmp_path / "cut"),
+        str(data),
+    ]
+    assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
+    again = train(tmp_path / "cut", data, **knobs)
+    assert scores_of(again) == pytest.approx(scores_of(whole), abs=1e-6)
+    weights = load_file(tmp_path / "cut" / "model.safetensors")
+    for name, weight in load_file(tmp_path / "whole" / "model.safetensors").items():
+        torch.testing.assert_close(weights[name], weight, atol=1e-6, rtol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("texts", "kind", "score"),
+    [
+        ([("a b", "a b c"), ("d e", "d e f")], "ranked", 1.0),
+        ([("a b", "x"), ("c d", "x"), ("e f", "y")], "labelled", None),
+    ],
+)
+def test_held_out_texts_are_ranked_as_by_hand(texts, kind, score, encoder, tmp_path):
+    names = ("anchor", "positive") if kind == "ranked" else ("text", "label")
+    rows = [dict(zip(names, row, strict=True)) for row in texts]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    opened = Encoder.from_pretrained(encoder)
+    pairs = PairsRecipe.model_validate({"data": [{"file": str(path)}]})
+    triples = store_triples(opened.tokenizer, pairs, tmp_path / "t", settings=opened.settings)
+    held_out = HeldOut(triples, pad_id=0, pooling=opened.settings.pooling)
+    found = held_out(opened.model)
+    if score is None:
+        vectors = opened.encode([text for text, _ in texts], normalize=True)
+        near = vectors @ vectors.T - 3 * torch.eye(3)
+        right = [texts[row][1] == texts[int(near[row].argmax())][1] for row in range(3)]
+        score = sum(right) / 3
+    assert found["score"] == pytest.approx(score)

@@ -97,6 +97,10 @@ def _before_and_after(stage: str, metrics: Sequence[Mapping[str, Any]]) -> list[
         return [
             _first_and_last(name, evaluations, key, form) for key, name, form in _HELD_OUT_METRICS
         ]
+    scores = [line for line in metrics if "eval_score" in line]
+    if scores:
+        best = max(scores, key=lambda line: float(line["eval_score"]))
+        return [_first_and_last(f"{stage} held-out score", [scores[0], best], "eval_score", ".4f")]
     losses = [line for line in metrics if "loss" in line]
     if losses:
         return [_first_and_last(f"{stage} loss", losses, "loss", ".3f")]

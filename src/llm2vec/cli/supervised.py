@@ -29,7 +29,8 @@ def register(_: typer.Typer) -> None:
     train_app.command(
         epilog="Examples:\n\n"
         "`llm2vec train supervised encoder --data nli.jsonl --out better`\n\n"
-        "`llm2vec train supervised encoder --data pairs.tsv --batch-size 4 --out scored`\n\n"
+        "`llm2vec train supervised encoder --data pairs.tsv --batch-size 4 --dev pairs.tsv "
+        "--patience 3 --out scored`\n\n"
         "`llm2vec train supervised uni:decoder --data nli.jsonl --steps 1 "
         "--method full --out causal`"
     )(supervised)
@@ -53,6 +54,14 @@ def supervised(
         typer.Option(
             help="Columns of other names, such as anchor=question,positive=answer,score=stars."
         ),
+    ] = None,
+    dev: Annotated[
+        str | None,
+        typer.Option(help="Rows to measure on during training; the best weights are kept."),
+    ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(help="Evaluations without a better score after which training stops."),
     ] = None,
     recipe_file: RecipeFile = None,
     epochs: Annotated[
@@ -92,6 +101,8 @@ def supervised(
         "learning_rate": learning_rate,
         "scale": None if temperature is None else 1 / temperature,
         "corpus": _corpus(data or [], columns),
+        "held_out": None if dev is None else {"file": dev},
+        "patience": patience,
     }
     given = {"supervised": {key: value for key, value in named.items() if value is not None}}
     file = {} if recipe_file is None else read_yaml(recipe_file)
@@ -142,6 +153,7 @@ def _recipe(
         "learning_rate": _LEARNING_RATES[stage.method],
         "warmup_steps": round(steps * _WARM_UP),
         "log_every": min(10, max(1, steps // 20)),
+        "eval_every": max(1, steps // 10),
     }
     return Recipe.read(merged(base, {"supervised": defaults}, chosen))
 

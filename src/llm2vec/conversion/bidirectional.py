@@ -28,7 +28,7 @@ from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.settings import Settings
 from llm2vec.encoder.templates import read_template
 from llm2vec.encoder.tokenization import separator_for
-from llm2vec.recipe.knobs import Recipe, StageRecipe
+from llm2vec.recipe.knobs import PairsRecipe, Recipe, StageRecipe
 from llm2vec.runtime.files import atomic_file, atomic_folder
 from llm2vec.runtime.hardware import default_device
 from llm2vec.runtime.progress import Progress
@@ -121,6 +121,8 @@ def _separator(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> str:
     prompts = list(encoder.prompts.values())
     if supervised.steps:
         prompts += supervised.corpus.all_prompts
+        if supervised.held_out is not None:
+            prompts += PairsRecipe(data=(supervised.held_out,)).all_prompts
     return separator_for(tokenizer, [prompt for prompt in prompts if prompt.strip()])
 
 

@@ -18,7 +18,8 @@ from llm2vec.conversion.bidirectional import settings_of
 from llm2vec.corpus.triples import check_triples
 from llm2vec.encoder.sentence_transformers_files import unlike_elsewhere
 from llm2vec.errors import ModelError, ProofFailed, UsageError
-from llm2vec.recipe.knobs import Recipe, SupervisedRecipe
+from llm2vec.recipe.knobs import PairsRecipe, Recipe, SupervisedRecipe
+from llm2vec.runtime.optional import optional
 from llm2vec.runtime.progress import Progress
 from llm2vec.training.pair_loss import SCORES
 from llm2vec.training.simcse import attention_dropouts
@@ -79,6 +80,10 @@ def _check_pairs(knobs: SupervisedRecipe, *, processes: int, progress: Progress)
             scores=SCORES.get(knobs.scored_loss),
             on_note=progress.note,
         )
+        if knobs.held_out is not None:
+            optional("scipy.stats", extra="evaluate")
+            held_out = PairsRecipe(data=(knobs.held_out,))
+            check_triples(held_out, step_rows=2, on_note=progress.note)
 
 
 def _note_unused(recipe: Recipe, progress: Progress) -> None:

@@ -17,7 +17,7 @@ from llm2vec.corpus.texts import corpus_fingerprint
 from llm2vec.encoder.folder import CHECKPOINTS, PROVENANCE_FILE
 from llm2vec.errors import RunError, UsageError
 from llm2vec.recipe.files import differences
-from llm2vec.recipe.knobs import DistillRecipe, PairsRecipe, Recipe
+from llm2vec.recipe.knobs import DistillRecipe, Recipe, SupervisedRecipe
 from llm2vec.runtime import fingerprint
 from llm2vec.runtime.files import (
     PARTIAL,
@@ -220,7 +220,7 @@ class RunFolder:
             if corpus:
                 fingerprints[name] = fingerprint_once(corpus.source, as_format=corpus.format)
         if recipe.supervised.steps:
-            fingerprints |= _of_pairs(recipe.supervised.corpus)
+            fingerprints |= _of_pairs(recipe.supervised)
         if recipe.distill.steps:
             fingerprints |= _of_distillation(recipe.distill)
         return {
@@ -333,9 +333,12 @@ class RunFolder:
             (self.folder / name).unlink(missing_ok=True)
 
 
-def _of_pairs(pairs: PairsRecipe) -> dict[str, str]:
+def _of_pairs(knobs: SupervisedRecipe) -> dict[str, str]:
     """The fingerprints of the files of pairs, by the part of the recipe that names them."""
     found = {}
+    pairs, held_out = knobs.corpus, knobs.held_out
+    if held_out is not None:
+        found["supervised.held_out"] = corpus_fingerprint(held_out.file, formats=TABLES)
     if pairs.source is not None:
         found["supervised.corpus"] = corpus_fingerprint(pairs.source, formats=TABLES)
     if pairs.data:
@@ -425,6 +428,7 @@ _PATH_KEYS = (
     ("distill", "corpus", "source"),
     ("distill", "pairs"),
     ("distill", "teacher"),
+    ("supervised", "held_out", "file"),
 )
 """Keys of a recipe whose values are paths or hub ids, which are compared by content."""
 

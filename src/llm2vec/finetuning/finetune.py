@@ -29,7 +29,6 @@ from llm2vec.finetuning.classifier import (
     classifier_score,
 )
 from llm2vec.finetuning.data import LabelledTexts
-from llm2vec.finetuning.early_stopping import BEST_FILES, EarlyStopping
 from llm2vec.finetuning.folder import LABELS_FILE, Made, write_folder
 from llm2vec.finetuning.labels import Labels
 from llm2vec.finetuning.metrics import Outcome
@@ -58,6 +57,7 @@ from llm2vec.runtime.hardware import default_device
 from llm2vec.runtime.lock import LOCK_FILES, locked
 from llm2vec.runtime.optional import optional
 from llm2vec.runtime.progress import Progress, Silent
+from llm2vec.training.early_stopping import BEST_FILES, EarlyStopping
 from llm2vec.training.trainer import train
 
 _RUN, _LOG = "run.json", "metrics.json"

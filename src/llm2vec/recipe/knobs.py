@@ -378,6 +378,16 @@ class SupervisedRecipe(ContrastiveRecipe):
         source="arXiv 2205.13147",
     )
     corpus: PairsRecipe = PairsRecipe()
+    held_out: DataRecipe | None = knob(
+        None, "a data set that is measured during training; the best weights are kept"
+    )
+    eval_every: int = knob(100, "steps between evaluations", unit="steps", ge=1)
+    patience: int = knob(
+        0,
+        "evaluations without a better score after which training stops; 0: never",
+        unit="evaluations",
+        ge=0,
+    )
 
     @model_validator(mode="after")
     def _has_something_to_learn_from(self) -> Self:

@@ -21,11 +21,15 @@ def training(report: Facts) -> Section:
         name = _stage(stage)
         losses = _points(metrics, "loss")
         held_out = _points(metrics, "eval_loss")
-        accuracy = _points(metrics, "eval_accuracy")
+        score = _points(metrics, "eval_score")
+        accuracy = [] if score else _points(metrics, "eval_accuracy")
         series = {"training": (losses, PALETTE[1]), "held out": (held_out, PALETTE[2])}
         figures.append(curves(f"{name}, loss", series))
         series = {"held out": (accuracy, PALETTE[2])}
         figures.append(curves(f"{name}, masked tokens right, %", series, percent=True))
+        series = {"held out": (score, PALETTE[2])}
+        figures.append(curves(f"{name}, held-out score x 100", series, percent=True))
+        table += _first_and_best(f"{name}, held-out score", score)
         table += _first_and_last(f"{name}, masked accuracy held out", accuracy, ".1%")
         if held_out:
             table += _first_and_last(f"{name}, held-out loss", held_out, ".3f")
@@ -46,6 +50,15 @@ def _first_and_last(name: str, points: Points, form: str) -> list[list[str]]:
     (_, first), *_ = points
     *_, (_, last) = points
     return [[name, format(first, form), format(last, form)]]
+
+
+def _first_and_best(name: str, points: Points) -> list[list[str]]:
+    """A row with the first and the highest score, whose weights were kept."""
+    if not points:
+        return []
+    best_step, best = max(points, key=lambda point: point[1])
+    (_, first), *_ = points
+    return [[name, format(first, ".3f"), f"{best:.3f} (step {best_step})"]]
 
 
 def _stage(name: str) -> str:

@@ -28,6 +28,7 @@ from llm2vec.encoder.settings import Settings
 from llm2vec.recipe.knobs import Recipe, StageRecipe
 from llm2vec.runtime.hardware import default_device
 from llm2vec.runtime.progress import Progress
+from llm2vec.training.early_stopping import EarlyStopping
 from llm2vec.training.pace import Pace
 from llm2vec.training.trainer import Task, train
 
@@ -209,7 +210,20 @@ def train_and_merge(
     if task.projection is not None:
         model.add_module(PROJECTION, task.projection.to(model.device))
     trained = add_adapters(model, knobs, train_head=task.trains_head)
-    log = train(trained, task, knobs, folder=folder, seed=seed, progress=progress, pace=pace)
+    stopping = [] if task.patience is None else [EarlyStopping(folder, patience=task.patience)]
+    log = train(
+        trained,
+        task,
+        knobs,
+        folder=folder,
+        seed=seed,
+        progress=progress,
+        pace=pace,
+        callbacks=stopping,
+    )
+    for each in stopping:
+        PartialState().wait_for_everyone()  # the first process writes the best weights
+        each.restore(trained)
     merged = merge(trained, dtype=dtype)
     if task.embedding_rows is not None and embedding_rows(merged) != task.embedding_rows:
         merged.resize_token_embeddings(task.embedding_rows)

@@ -16,12 +16,16 @@ from llm2vec.corpus.triples import DataSet, PairTokens, Triples, check_size, sto
 from llm2vec.encoder.batching import is_packed
 from llm2vec.encoder.layers import states_width
 from llm2vec.errors import UsageError
-from llm2vec.recipe.knobs import Pooling, SupervisedRecipe
+from llm2vec.recipe.knobs import PairsRecipe, Pooling, SupervisedRecipe
 from llm2vec.runtime.progress import Progress
+from llm2vec.training.held_out import HeldOut
 from llm2vec.training.pair_loss import PairLoss, pair_batch
 from llm2vec.training.rows import open_or_store
 from llm2vec.training.stage import Stage, StageRun
 from llm2vec.training.trainer import Batch, Task
+
+_HELD_OUT = "held_out"
+"""Name of the folder of held-out rows."""
 
 
 class BlockSampler:
@@ -123,6 +127,7 @@ def supervised_task(
     pooling: Pooling,
     seed: int,
     processes: int = 1,
+    held_out: Triples | None = None,
 ) -> Task:
     """The task of the supervised stage, for a bidirectional body.
 
@@ -134,6 +139,7 @@ def supervised_task(
         pooling: The encoder's pooling.
         seed: Seed of the order.
         processes: Number of processes that share each step.
+        held_out: Rows that are measured during training; None measures nothing.
 
     Raises:
         CorpusError: A data set has fewer rows than a step.
@@ -160,6 +166,9 @@ def supervised_task(
         collate=batch_of,
         loss=PairLoss.of(knobs, pooling=pooling),
         counts_items=False,
+        evaluate=held_out and HeldOut(held_out, pad_id=pad_id, pooling=pooling),
+        evaluate_every=knobs.eval_every,
+        patience=None if held_out is None else knobs.patience,
     )
 
 
@@ -216,18 +225,25 @@ class _Source:
 
 def _open_rows(run: StageRun, tokenizer: PreTrainedTokenizerBase) -> Triples:
     knobs = run.recipe.supervised
-    settings = replace(run.settings, max_length=knobs.max_length)
+    if knobs.held_out is not None:
+        _open(run, tokenizer, PairsRecipe(data=(knobs.held_out,)), _HELD_OUT)
+    return _open(run, tokenizer, knobs.corpus, "rows")
+
+
+def _open(
+    run: StageRun, tokenizer: PreTrainedTokenizerBase, pairs: PairsRecipe, name: str
+) -> Triples:
+    settings = replace(run.settings, max_length=run.recipe.supervised.max_length)
 
     def store(folder: Path) -> Triples:
         triples = store_triples(
-            tokenizer, knobs.corpus, folder, settings=settings, on_progress=run.progress.advance
+            tokenizer, pairs, folder, settings=settings, on_progress=run.progress.advance
         )
         for data_set in triples.data_sets:
             note_rows(data_set, run.progress)
         return triples
 
-    task = "reading triples"
-    return open_or_store(run, "rows", open_store=Triples, store=store, task=task)
+    return open_or_store(run, name, open_store=Triples, store=store, task="reading triples")
 
 
 def note_rows(data_set: DataSet, progress: Progress) -> None:
@@ -253,14 +269,16 @@ def note_rows(data_set: DataSet, progress: Progress) -> None:
 def _task(
     run: StageRun, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, triples: Triples
 ) -> Task:
+    knobs = run.recipe.supervised
     return supervised_task(
         model,
         tokenizer,
         triples,
-        run.recipe.supervised,
+        knobs,
         pooling=run.settings.pooling,
         seed=run.recipe.seed,
         processes=run.processes.num_processes,
+        held_out=None if knobs.held_out is None else Triples(run.scratch / _HELD_OUT),
     )
 
 

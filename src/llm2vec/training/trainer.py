@@ -74,6 +74,8 @@ class Task:
             the whole step.
         evaluate: Function from the model to its held-out metrics; None evaluates nothing.
         evaluate_every: Number of steps between evaluations; 0 evaluates only before training.
+        patience: Number of evaluations without a better `score` after which training stops; 0 never
+            stops it. Either way the weights of the best one are kept. None keeps the last weights.
         trains_head: Whether the LM head is trained too.
         embedding_rows: Number of rows of the embeddings when the stage is over; None leaves them as
             they are.
@@ -88,6 +90,7 @@ class Task:
     counts_items: bool
     evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None
     evaluate_every: int = 0
+    patience: int | None = None
     trains_head: bool = False
     embedding_rows: int | None = None
     projection: nn.Linear | None = None

@@ -39,7 +39,8 @@ class EarlyStopping(TrainerCallback):
 
     Args:
         folder: The folder for the weights; a killed run finds them again.
-        patience: Number of evaluations without a better score after which training stops.
+        patience: Number of evaluations without a better score after which training stops; 0 never
+            stops it.
     """
 
     def __init__(self, folder: Path, *, patience: int) -> None:
@@ -64,7 +65,7 @@ class EarlyStopping(TrainerCallback):
             self._judge(float(logs["eval_score"]), state, model)
         # A resumed run may come to the evaluation that stopped it once more.
         is_last = state.global_step == self.best.judged
-        if is_last and self.best.worse_since >= self._patience:
+        if self._patience and is_last and self.best.worse_since >= self._patience:
             control.should_training_stop = True
 
     def _judge(self, score: float, state: TrainerState, model: nn.Module) -> None:
