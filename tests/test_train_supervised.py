@@ -119,8 +119,9 @@ def scores_of(done):
 
 def test_the_weights_of_the_best_evaluation_are_kept(tmp_path):
     data = scored(tmp_path)
-    held_out = {"file": str(data)}
-    done = train(tmp_path / "out", data, held_out=held_out, learning_rate=0.1)
+    wrong = tmp_path / "wrong.tsv"
+    wrong.write_text("".join(f"-{line}\n" for line in data.read_text().splitlines()))
+    done = train(tmp_path / "out", wrong, held_out={"file": str(data)})
     scores = scores_of(done)
     assert len(scores) == 5
     assert max(scores) > scores[-1] + 0.05, "the last weights are not the best ones here"

@@ -53,10 +53,8 @@ class HeldOut:
         anchor_BD, positive_BD = found[starts], found[starts + 1]
         if self._kind == "scored":
             return _correlation(anchor_BD, positive_BD, self._rows)
-        negatives = [
-            found[start + 2 : end]
-            for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
-        ]
+        ranges = zip(starts.tolist(), ends.tolist(), strict=True)
+        negatives = [found[start + 2 : end] for start, end in ranges]
         return _ranks(anchor_BD, positive_BD, negatives)
 
     @torch.no_grad()

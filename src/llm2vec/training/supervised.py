@@ -150,6 +150,9 @@ def supervised_task(
     _check_dimensions(knobs, states_width(model))
     source = _Source(triples, size=step_rows, seed=seed)
     packed, pad_id = is_packed(model), int(tokenizer.pad_token_id)
+    evaluate = None
+    if held_out is not None:
+        evaluate = HeldOut(held_out, pad_id=pad_id, pooling=pooling)
 
     def batch_of(samples: Sequence[int]) -> Batch:
         return pair_batch(
@@ -166,7 +169,7 @@ def supervised_task(
         collate=batch_of,
         loss=PairLoss.of(knobs, pooling=pooling),
         counts_items=False,
-        evaluate=held_out and HeldOut(held_out, pad_id=pad_id, pooling=pooling),
+        evaluate=evaluate,
         evaluate_every=knobs.eval_every,
         patience=None if held_out is None else knobs.patience,
     )
