@@ -27,8 +27,7 @@ def training(report: Facts) -> Section:
         figures.append(curves(f"{name}, loss", series))
         series = {"held out": (accuracy, PALETTE[2])}
         figures.append(curves(f"{name}, masked tokens right, %", series, percent=True))
-        series = {"held out": (score, PALETTE[2])}
-        figures.append(curves(f"{name}, held-out score x 100", series, percent=True))
+        figures.append(_score_curve(name, score))
         table += _first_and_best(f"{name}, held-out score", score)
         table += _first_and_last(f"{name}, masked accuracy held out", accuracy, ".1%")
         if held_out:
@@ -50,6 +49,12 @@ def _first_and_last(name: str, points: Points, form: str) -> list[list[str]]:
     (_, first), *_ = points
     *_, (_, last) = points
     return [[name, format(first, form), format(last, form)]]
+
+
+def _score_curve(name: str, points: Points) -> str:
+    """The held-out score of a stage that is trained for it; empty for other stages."""
+    title = f"{name}, held-out score x 100"
+    return curves(title, {"held out": (points, PALETTE[2])}, percent=True)
 
 
 def _first_and_best(name: str, points: Points) -> list[list[str]]:
