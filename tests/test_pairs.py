@@ -1,5 +1,10 @@
 """Data of pairs: what columns mean, scores and labels, weights, the E5 folder, what is wrong with rows, and their losses."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -281,3 +286,73 @@ def test_identities_without_groups_are_as_before():
         for each in (Identities(*numbers), with_zeros)
     ]
     assert torch.equal(*losses)
+
+
+PROCESSES = 2
+SHARED = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import torch.distributed as dist
+import test_pairs as t
+
+dist.init_process_group("gloo")
+t.write_gradients(sys.argv[2], dist.get_rank())
+dist.destroy_process_group()
+"""
+
+
+def shared_rows():
+    """Eight rows with other numbers of negatives each, none of them in the second half's first rows."""
+    generator = torch.Generator().manual_seed(5)
+    counts = (2, 0, 1, 3, 0, 0, 0, 0)
+    rows = []
+    for number, count in enumerate(counts):
+        texts = [Tokens([10 * number + place], 0, 1) for place in range(2 + count)]
+        rows.append(PairTokens(texts, number % 3, float(number % 4)))
+    vectors = [torch.randn(len(row.texts), 6, generator=generator) for row in rows]
+    return rows, vectors
+
+
+def losses_and_gradients(rows, vectors, weight):
+    """The losses of a layer's vectors, ranked, with margin and dimensions, and scored; its gradients."""
+    found = []
+    for scored in (False, True):
+        loss = PairLoss("mean", 9.0, margin=0.4, dimensions=(2,))
+        own = [each[:2] for each in vectors] if scored else vectors
+        kept = [PairTokens(row.texts[:2], row.group, row.score) for row in rows] if scored else rows
+        ordered = [each[0] for each in own] + [each[1] for each in own]
+        ordered += [vector for each in own for vector in each[2:]]
+        batch = pair_batch(kept, scored=scored, packed=False, pad_id=0)
+        value = loss.of_vectors(torch.stack(ordered) @ weight, batch)
+        found += [value, *torch.autograd.grad(value, weight)]
+    return found
+
+
+def layer():
+    return torch.eye(6).requires_grad_()
+
+
+def write_gradients(folder, rank):
+    """What one of the processes computes on its half of the rows."""
+    rows, vectors = shared_rows()
+    half = slice(4 * rank, 4 * rank + 4)
+    found = losses_and_gradients(rows[half], vectors[half], layer())
+    torch.save([each.detach() for each in found], f"{folder}/{rank}.pt")
+
+
+def test_two_processes_have_the_loss_and_the_gradients_of_one(tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(PROCESSES)]
+    script = tmp_path / "script.py"
+    script.write_text(SHARED)
+    done = subprocess.run(
+        [*launch, str(script), str(Path(__file__).parent), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    whole = losses_and_gradients(*shared_rows(), layer())
+    parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
+    for one, *halves in zip(whole, *parts, strict=True):
+        # Data-parallel training takes the mean over the processes, of losses and of gradients.
+        torch.testing.assert_close(torch.stack(halves).mean(0), one.detach(), atol=1e-5, rtol=1e-5)
