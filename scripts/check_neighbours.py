@@ -1,9 +1,10 @@
 """Look for state that depends on the batch: are vectors the same alone, after and beside longer texts?
 
-    python scripts/check_neighbours.py
+    python scripts/check_neighbours.py [TYPE ...]
 
 Encodes texts of 1 to 600 words with a tiny random model of every type that docs/families.md lists
-as converted, and prints each type whose vectors differ by more than rounding.
+as converted, and prints each type whose vectors differ by more than rounding; and those with a sparse
+indexer, whose ties depend on the length of a row, so that longer texts have rows without padding.
 """
 
 import sys
@@ -27,18 +28,21 @@ def main() -> None:
     """Try every type, and print the differences."""
     import families
 
+    from llm2vec.backbone.positions import selection_limit
     from llm2vec.encoder.encoder import Encoder
 
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     words = TEXT.split()
     texts = [" ".join(words[index % len(words)] for index in range(n)) for n in LENGTHS]
-    types = converted_types()
+    types = sys.argv[1:] or converted_types()
     for model_type in types:
         with tempfile.TemporaryDirectory() as folder:
             decoder = families.write_decoder(model_type, Path(folder) / "decoder")
             encoder = Encoder.from_pretrained(str(decoder), max_length=512)
             after, beside = differences(encoder, texts)
+        if (limit := selection_limit(encoder.model.config)) is not None:
+            print(f"{model_type}: texts of more than {limit} tokens are not padded")
         if max(after, beside) > ROUNDING:
             print(f"{model_type}: after longer texts {after:.1e}, beside them {beside:.1e}")
     print(f"{len(types)} types tried")

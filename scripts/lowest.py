@@ -1,6 +1,6 @@
 """Run the tests with the lowest version that pyproject.toml declares of everything that it names.
 
-    python scripts/lowest.py [--torch VERSION] [TEST ...]
+    python scripts/lowest.py [--torch VERSION] [--processes N] [TEST ...]
 
 What a declared package needs itself comes in its newest version, as pip would choose it today. torch is the one that
 constraints.txt names, since another is gigabytes on many machines; `--torch lowest` takes the lowest. Where two floors
@@ -28,26 +28,58 @@ EXTRA = "dev"
 
 TESTS = (
     "test_adapters",
+    "test_batching",
+    "test_blame",
+    "test_bulk",
+    "test_bulk_readers",
+    "test_bulk_search",
+    "test_chunks",
     "test_cli",
     "test_conversion",
+    "test_custom_code",
+    "test_drop_in",
     "test_encoder",
     "test_export",
+    "test_export_gguf",
+    "test_export_servers",
+    "test_finetuning",
     "test_gguf",
+    "test_inputs",
+    "test_knobs",
     "test_mntp",
+    "test_mteb",
+    "test_nothing_lost",
+    "test_padding_token",
+    "test_peft_adapters",
+    "test_pooling",
+    "test_positions",
     "test_probe",
     "test_proofs",
+    "test_push",
+    "test_quantized",
+    "test_recipe",
+    "test_reference",
     "test_report",
+    "test_rows",
     "test_scores",
     "test_sentence_transformers_files",
+    "test_sentences",
     "test_serve",
+    "test_serve_folders",
     "test_simcse",
     "test_supervised",
+    "test_tagged",
     "test_texts",
+    "test_threads",
     "test_tokens",
+    "test_train",
+    "test_train_supervised",
     "test_trainer",
+    "test_word_metrics",
     "test_words",
+    "test_wrappers",
 )
-"""What is run: each package that is declared is at work in one of them."""
+"""What is run: what a person does with each command and class, and each declared package at work."""
 
 
 def main() -> None:
@@ -56,17 +88,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--torch", default=pinned("torch"), help="a version, or `lowest`")
+    parser.add_argument("--processes", default="2", help="processes that run tests at once")
     parser.add_argument("tests", nargs="*", default=[f"tests/{name}.py" for name in TESTS])
     chosen = parser.parse_args()
     resolve(chosen.torch)
     if too_low := list(unreached(exempt=set() if chosen.torch == "lowest" else {"torch"})):
         sys.exit("these floors are lower than what can be installed:\n" + "\n".join(too_low))
     install()
-    sys.exit(
-        subprocess.run(
-            [PYTHON, "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", *chosen.tests], cwd=ROOT
-        ).returncode
-    )
+    how = ["-q", "-n", chosen.processes, "--dist", "loadfile"]
+    command = [PYTHON, "-m", "pytest", *how, *chosen.tests]
+    sys.exit(subprocess.run(command, cwd=ROOT).returncode)
 
 
 def pinned(name: str) -> str:

@@ -1,7 +1,10 @@
 """What fails is told by what failed: memory, weights, the family, or a mistake of this package."""
 
+import errno
 import json
 import shutil
+import subprocess
+import sys
 
 import families
 import pytest
@@ -13,9 +16,11 @@ from llm2vec import LLM2Vec, Recipe, convert
 from llm2vec.backbone import packed_attention, proofs
 from llm2vec.backbone.proofs import prove_packing
 from llm2vec.backbone.switch import body, make_bidirectional
+from llm2vec.cli import main as program
 from llm2vec.conversion.info import describe
 from llm2vec.errors import ModelError, NotConvertible, RunError, UsageError
 from llm2vec.recipe.files import merged
+from llm2vec.runtime.memory import says_no_memory
 
 NO_MEMORY = "CUDA out of memory. Tried to allocate 2.00 GiB."
 
@@ -71,8 +76,92 @@ def test_training_without_memory_says_what_needs_less(tmp_path, monkeypatch):
 
     monkeypatch.setattr(mntp, "mntp_loss", out_of_memory)
     decoder = families.write_decoder("llama", tmp_path / "decoder")
-    with pytest.raises(RunError, match="out of memory in MNTP .*2.00 GiB.*gradient_checkpointing"):
+    asked = "out of memory in MNTP, with 4 texts of up to 32 tokens at once and weights in float32"
+    with pytest.raises(RunError, match=f"{asked} .*2.00 GiB.*gradient_checkpointing"):
         convert(few_steps(tmp_path, decoder), tmp_path / "encoder")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("x"), True),
+        (MemoryError(), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to ..."), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling ..."), True),
+        (RuntimeError("std::bad_alloc"), True),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), True),
+        (OSError(errno.ENOSPC, "No space left on device"), False),
+        (RuntimeError("shapes do not match"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_out_of_memory_is_told_from_other_errors(error, expected):
+    assert says_no_memory(error) is expected
+
+
+LITTLE_MEMORY = """
+import resource, sys
+
+import torch
+
+from llm2vec import LLM2Vec
+from llm2vec.encoder.words import joined, word_states, word_tokens
+from llm2vec.errors import OutOfMemory
+
+torch.set_num_threads(1)
+encoder = LLM2Vec.from_pretrained(sys.argv[1])
+text, ranges = joined(["house"] * 500)
+tokens = encoder.tokens([text] * 400)
+words = word_tokens(encoder.tokenizer, [text] * 400, [ranges] * 400, max_length=512)
+tries = {
+    "encode": lambda: encoder.encode_tokens(tokens, max_tokens=10**7),
+    "words": lambda: word_states(encoder.model, words, pad_id=0, max_tokens=10**7),
+}
+encoder.encode("a")
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() + 40 * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+for name, attempt in tries.items():
+    try:
+        attempt()
+    except OutOfMemory as error:
+        print(name, error)
+print(*encoder.encode("a").shape)
+"""
+"""A process that may take 40 MB more, and asks for more in one batch."""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is that of Linux")
+def test_a_batch_that_does_not_fit_says_what_was_asked_and_what_needs_less():
+    child = [sys.executable, "-c", LITTLE_MEMORY, str(DECODERS / "qwen3")]
+    done = subprocess.run(child, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    *said, shape = done.stdout.splitlines()
+    assert [line.split()[0] for line in said] == ["encode", "words"]
+    for line in said:
+        assert "with 400 texts of 200,000 tokens in a batch, the longest of 500" in line
+        assert "in float32 on cpu" in line
+        assert "smaller batch_size (--batch-size)" in line
+    assert shape == "64"
+
+
+def test_one_text_that_does_not_fit_is_to_be_cut_shorter():
+    encoder = LLM2Vec.from_pretrained(DECODERS / "qwen3")
+    fails_with(encoder.model, MemoryError())
+    with pytest.raises(RunError, match=r"with one text of \d+ tokens.*cut texts shorter"):
+        encoder.encode("a red house")
+
+
+def test_a_command_that_runs_out_of_memory_anywhere_ends_with_one_line(monkeypatch, capsys):
+    def no_memory():
+        raise MemoryError("Unable to allocate 149. GiB for an array")
+
+    monkeypatch.setattr(program, "app", no_memory)
+    with pytest.raises(SystemExit, match="1"):
+        program.main()
+    said = capsys.readouterr().err
+    assert said.startswith("llm2vec: out of memory (Unable to allocate 149. GiB for an array): ")
+    assert len(said.splitlines()) == 1
 
 
 # --- mistakes of this package
@@ -129,6 +218,20 @@ def test_a_family_whose_code_fails_on_packed_rows_alone_is_padded(monkeypatch):
     switch = make_bidirectional(families.tiny("llama"))
     assert not switch.packs
     assert "the family cannot: no such attention" in switch.notes[0]
+
+
+# --- the text
+
+
+def test_what_is_no_text_is_named_by_every_method(encoder):
+    for wrong in (lambda: encoder.encode(5), lambda: encoder.encode(["good", None])):
+        with pytest.raises(UsageError, match="encode takes texts"):
+            wrong()
+    for texts in (5, ["good", None], [["a", 5]]):
+        with pytest.raises(UsageError, match="words takes texts or lists of words, not"):
+            encoder.words(texts)
+    with pytest.raises(UsageError, match="chunks takes texts, and row 1 is None"):
+        encoder.chunks(["good", None])
 
 
 # --- weights

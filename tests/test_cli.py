@@ -97,6 +97,7 @@ def test_what_fails_is_one_line_and_exit_code_1(tmp_path):
         ["encode", "./nowhere", "text"],
         ["info", tmp_path],
         ["convert", "./nowhere", "--out", tmp_path / "o"],
+        ["encode", "stages/*", "text"],
     ):
         done = run_light(*arguments)
         assert done.returncode == 1

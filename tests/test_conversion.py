@@ -51,8 +51,10 @@ def weights(folder):
 @pytest.mark.parametrize("name", ["qwen3", "gpt2", "gemma3"])
 def test_a_family_is_converted_proven_and_read_back(name, corpus, tmp_path):
     listener = Recorder()
+    corpus.write_bytes(corpus.read_bytes() + b"The caf\xe9 is closed today.\n")
     done = convert(recipe(corpus, name=name), tmp_path / "out", keep_stages=True, progress=listener)
     assert list(done.stages) == ["0-bi", "1-mntp", "2-simcse"]
+    assert [stage["corpus"]["replaced"] for stage in done.provenance["stages"][1:]] == [1, 1]
     proofs = [proof for stage in done.provenance["stages"] for proof in stage["switch"]["proofs"]]
     assert all(proof["passed"] for proof in [*proofs, done.provenance["read_back"]])
     assert {"dropout is live", "attends to later tokens", "ignores padding"} <= {

@@ -74,6 +74,8 @@ def encoder(decoder, tmp_path_factory):
     convert(recipe(decoder, folder, trust_remote_code=True, **without), folder / "encoder")
     (folder / "words.tsv").write_text("a\tX\nbox\tY\n\n" * 4)
     (folder / "pairs.tsv").write_text("1.0\ta box\ta door\n4.0\ta box\tthe box\n2.0\ta\tb\n")
+    labelled = [{"text": f"a {noun}", "label": noun} for noun in ("box", "door")] * 4
+    (folder / "labels.jsonl").write_text("\n".join(map(json.dumps, labelled)))
     return folder
 
 
@@ -87,6 +89,9 @@ COMMANDS = {
         *("evaluate", "auto:encoder", "--task", "sts", "--data", "pairs.tsv"),
     ),
     "report": ("report", "encoder", *WORDS, "--sts", "pairs.tsv"),
+    "encode to a folder": ("encode", "encoder", "--file", "texts.txt", "--out", "shards"),
+    "words": ("words", "encoder", "--file", "texts.txt", "--out", "words"),
+    "export": ("export", "encoder", "--to", "onnx", "--out", "graph"),
     "import": ("import", "decoder", "--out", "imported"),
 }
 
@@ -114,6 +119,36 @@ def test_a_probe_of_the_encoder_is_saved_and_used(run):
     with pytest.raises(ModelError, match=REFUSED):
         raise run(*tag).exception
     assert json.loads(run(*tag, ALLOWED).stdout)["text"] == "a box"
+
+
+def test_shards_of_the_encoder_are_made_and_searched(run):
+    assert (
+        run("encode", "encoder", "--file", "texts.txt", "--out", "kept-shards", ALLOWED).exit_code
+        == 0
+    )
+    search = ("search", "kept-shards", "a box", "--top", "1")
+    with pytest.raises(ModelError, match=REFUSED):
+        raise run(*search).exception
+    assert "row " in run(*search, ALLOWED).stdout
+
+
+@pytest.mark.parametrize("kind", ["tagger", "classifier"])
+def test_a_model_is_fine_tuned_and_opened_with_its_own_code(kind, run):
+    data = {"tagger": "words.tsv", "classifier": "labels.jsonl"}[kind]
+    few = ("--epochs", "1", "--batch-size", "2", "--max-length", "16")
+    made = run(
+        "train", kind, "encoder", "--train", data, "--dev", data, "--out", kind, *few, ALLOWED
+    )
+    assert made.exit_code == 0, made.exception
+    use = {"tagger": "tag", "classifier": "classify"}[kind]
+    with pytest.raises(ModelError, match=REFUSED):
+        raise run(use, kind, "a box").exception
+    assert json.loads(run(use, kind, "a box", ALLOWED).stdout)["text"] == "a box"
+
+
+def test_servers_that_run_no_code_of_a_model_are_told_apart(run):
+    with pytest.raises(ModelError, match="vLLM is not known to run model code"):
+        raise run("export", "encoder", "--to", "vllm", "--out", "served", ALLOWED).exception
 
 
 def test_every_stage_and_every_kept_encoder_is_made_with_the_decoders_own_code(decoder, tmp_path):

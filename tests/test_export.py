@@ -1,16 +1,20 @@
 """Exports: each opened as others would open it and compared with its source, and what must fail."""
 
 import json
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from conftest import DECODERS
 from random_decoders import random_decoder
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from llm2vec.encoder.encoder import Encoder
-from llm2vec.errors import ProofFailed, RunError, UsageError
+from llm2vec.encoder.settings import Settings
+from llm2vec.errors import ModelError, ProofFailed, RunError, UsageError
 from llm2vec.serving.export import export as exporting
 from llm2vec.serving.export.comparison import compare, comparison_texts
 from llm2vec.serving.export.export import EXPORT_FILE, export
@@ -119,6 +123,47 @@ def test_an_export_with_other_vectors_leaves_nothing(source, tmp_path, monkeypat
     with pytest.raises(ProofFailed, match="gives other vectors: cosine"):
         export(source, "onnx", out=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+SETTINGS = {
+    "special tokens are pooled, prompts are not": {"pool_special": True},
+    "prompts are pooled, special tokens are not": {"skip_prompt": False, "pool_special": False},
+    "prompts end by their own tokens": {"boundary": "prompt", "separator": ""},
+}
+
+
+@pytest.fixture(scope="module")
+def bracketed(tmp_path_factory):
+    """A small encoder whose tokenizer puts a token before and after every text."""
+    encoder = Encoder.from_pretrained(DECODERS / "qwen3", prompts={"query": "Find it: "})
+    special = [
+        (token, encoder.tokenizer.convert_tokens_to_ids(token))
+        for token in ("<|pad|>", "<|endoftext|>")
+    ]
+    encoder.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|pad|> $A <|endoftext|>", special_tokens=special
+    )
+    return encoder
+
+
+@pytest.mark.parametrize("changes", SETTINGS.values(), ids=SETTINGS)
+def test_what_is_pooled_is_exported_or_the_export_is_refused(
+    changes, bracketed, tmp_path, monkeypatch
+):
+    (tmp_path / "pairs.tsv").write_text("".join(f"{i}\tA {i}\tThe {i * i}\n" for i in range(5)))
+    bracketed.settings = replace(Settings(prompts=bracketed.settings.prompts), **changes)
+    bracketed.save(tmp_path / "source")
+    graph = tmp_path / "graph"
+    found = export(tmp_path / "source", "onnx", out=graph, pairs=tmp_path / "pairs.tsv")
+    assert found.agreement.least_cosine > 0.99999
+    expected = bracketed.encode(["Some text.", "Another."], normalize=True)
+    np.testing.assert_allclose(run_card(graph, monkeypatch)["vectors"], expected, atol=ROUNDING)
+    served = partial(export, tmp_path / "source", "tei", out=tmp_path / "tei")
+    if bracketed.settings.pools_special:
+        assert served(pairs=tmp_path / "pairs.tsv").agreement.least_cosine > 0.99999
+    else:
+        with pytest.raises(ModelError, match=r"leaves out <\|pad\|>"):
+            served()
 
 
 def test_what_is_there_is_not_overwritten(source, tmp_path):

@@ -124,8 +124,9 @@ def test_the_commands_give_a_row_for_every_row(saved, tmp_path):
 
     wanted = LLM2Vec.from_pretrained("bundled").encode([" Dogs run", "", "Cats eat"])
     np.testing.assert_allclose(vectors, wanted.numpy(), atol=1e-5)
-    command = ["tag", "--probe", saved, "--file", tmp_path / "A.TXT", "--json"]
+    command = ["tag", "--probe", saved, "--file", tmp_path / "A.TXT"]
     done = subprocess.run([*program, *command], capture_output=True, text=True)
-    found = json.loads(done.stdout)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.stderr.splitlines()[-1] == "4 spans in 3 texts (1 empty)"
     assert [row["text"] for row in found] == [" Dogs run", "", "Cats eat"]
     assert [[span["start"] for span in row["spans"]] for row in found] == [[1, 6], [], [0, 5]]

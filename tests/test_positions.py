@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+import families
 import pytest
 import torch
 from conftest import DECODERS
@@ -24,6 +25,7 @@ from llm2vec.backbone.proofs import prove_packing
 from llm2vec.backbone.switch import attention_windows, make_bidirectional
 from llm2vec.cli.main import app
 from llm2vec.encoder.batching import is_packed, layer_states, plan_batches, token_states
+from llm2vec.encoder.tokenization import Tokens
 
 BORDER = 16
 SHORT = "Yes, it rains."
@@ -162,6 +164,43 @@ def test_texts_on_both_sides_share_no_batch():
     batches = plan_batches(lengths, max_tokens=1000, padded=False, border=BORDER)
     assert batches == [[3, 2], [1, 4, 0]]
     assert plan_batches(lengths, max_tokens=1000, padded=False) == [[3, 2, 1, 4, 0]]
+
+
+def test_texts_beyond_what_a_sparse_model_attends_to_share_batches_of_one_length():
+    lengths = [9, 20, 3, 20, 12, 9]
+    batches = plan_batches(lengths, max_tokens=1000, padded=True, unpadded_above=10)
+    assert batches == [[1, 3], [4], [0, 5, 2]]
+
+
+def indexed(topk):
+    """A tiny decoder that attends to so many tokens, as its indexer scores them."""
+    model = families.tiny("deepseek_v32", index_topk=topk)
+    make_bidirectional(model)
+    return model.model
+
+
+def test_ties_of_a_sparse_indexer_depend_on_padding_and_no_vector_does():
+    body = indexed(24)
+    generator = torch.Generator().manual_seed(0)
+    text, longer = (torch.randint(5, 90, (n,), generator=generator).tolist() for n in (40, 70))
+    chosen = []
+    for module in body.modules():
+        if type(module).__name__.endswith("Indexer"):
+            module.register_forward_hook(lambda _, __, found: chosen.append(found))
+    with torch.no_grad():
+        alone = token_states(body, [text], pad_id=0)
+        padded = token_states(body, [longer, text], pad_id=0)[70:]
+        whole = indexed(70)
+        all_alone = token_states(whole, [text], pad_id=0)
+        all_padded = token_states(whole, [longer, text], pad_id=0)[70:]
+    assert all((found[-1, : len(text)] < len(text)).all() for found in chosen)  # never padding
+    assert (padded - alone).abs().max() > 1e-3 * alone.abs().max()
+    torch.testing.assert_close(all_padded, all_alone, **CLOSE)
+    encoder = Encoder(body, families.letters_tokenizer())
+    tokens = [Tokens(ids, 0, len(ids)) for ids in (text, longer, text[:20], text)]
+    together = encoder.encode_tokens(tokens)
+    for each, vector in zip(tokens, together, strict=True):
+        torch.testing.assert_close(vector, encoder.encode_tokens([each])[0], **CLOSE)
 
 
 class FarLeak(torch.nn.Module):

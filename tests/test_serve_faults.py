@@ -11,7 +11,7 @@ from servers import Slow, asked, until
 from llm2vec.serving import queue as queues
 from llm2vec.serving.limits import Limits
 from llm2vec.serving.metrics import Metrics
-from llm2vec.serving.queue import Queue, is_out_of_memory
+from llm2vec.serving.queue import Queue
 from llm2vec.serving.refusals import Refusal
 
 LONG = "A rather long text that the small device has no room for, whatever comes with it."
@@ -76,20 +76,6 @@ def test_out_of_memory_fails_only_the_request_that_does_not_fit(encoder):
         assert "out of memory" in response.json()["error"]["message"]
         assert client.get("/health").status_code == 200
         assert 'error="OutOfMemoryError"' in client.get("/metrics").text
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (torch.OutOfMemoryError("x"), True),
-        (MemoryError(), True),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to ..."), True),
-        (RuntimeError("shapes do not match"), False),
-        (ValueError("out of memory"), False),
-    ],
-)
-def test_out_of_memory_is_told_from_other_errors(error, expected):
-    assert is_out_of_memory(error) is expected
 
 
 def test_a_model_that_fails_once_is_healthy_again(encoder):

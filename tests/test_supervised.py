@@ -244,11 +244,13 @@ def test_rows_with_an_empty_text_are_left_out_and_counted(tokenizer, tmp_path):
     rows = rows_of("a", 5)
     rows[1]["positive"] = "  "
     rows[3]["negative"] = ""
+    rows[4]["positive"] += "\ud83d"  # half of a character
     triples = stored(tokenizer, tmp_path / "t", source=str(write(tmp_path / "a.jsonl", rows)))
     wrapped = stored(
         tokenizer, tmp_path / "w", source=str(tmp_path / "a.jsonl"), template="<< {text} >>"
     )
     assert wrapped.data_sets[0].skipped == 2
+    assert wrapped.data_sets[0].replaced == 1
     assert (triples.data_sets[0].rows, triples.data_sets[0].skipped) == (3, 2)
     assert [tokenizer.decode(triples(0, row)[0].ids) for row in range(3)] == [
         "a 0 asks",

@@ -87,6 +87,15 @@ def test_a_few_bytes_that_are_not_utf8_are_replaced_and_noted(tmp_path):
     assert notes[0].endswith("a.txt, line 151")
 
 
+def test_a_first_line_that_is_a_row_is_not_taken_for_names(tmp_path):
+    (tmp_path / "a.csv").write_text("1;hello world\n2;good day\n")
+    with pytest.raises(CorpusError, match="named '1', 'hello world', which looks like a row"):
+        texts(tmp_path / "a.csv")
+    assert texts(tmp_path / "a.csv", column="hello world") == ["good day"]
+    (tmp_path / "b.csv").write_text(",text\n0,hello\n")
+    assert texts(tmp_path / "b.csv") == ["hello"]
+
+
 def test_the_column_is_decided_once_for_a_file(tmp_path):
     """Row by row, a row without a body gave its address to the training."""
     rows = [{"url": "http://a", "body": "A"}, {"url": "http://b", "body": None}]

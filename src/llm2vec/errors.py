@@ -33,6 +33,10 @@ class RunError(LLM2VecError):
     """A run cannot start or continue: a changed recipe, a NaN loss, no space left."""
 
 
+class OutOfMemory(RunError):
+    """The memory of a GPU or of the machine ran out."""
+
+
 class Note(UserWarning):
     """Something was decided that a person should know, and can decide otherwise."""
 

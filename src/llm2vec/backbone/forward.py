@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from llm2vec.errors import ModelError, first_line
-from llm2vec.runtime.hardware import memory_checked
+from llm2vec.runtime.memory import memory_checked
 
 _FAILURES = (TypeError, ValueError, RuntimeError, AttributeError, LookupError)
 """What a model's code raises for shapes, arguments or configurations it does not support."""

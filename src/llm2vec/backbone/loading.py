@@ -31,7 +31,8 @@ from llm2vec.backbone.quantization import ask_for_plain_weights, plain, quantiza
 from llm2vec.backbone.source import Source
 from llm2vec.backbone.vocabulary import choose_padding, forget_padding_beyond
 from llm2vec.errors import LLM2VecError, ModelError, UsageError, first_line
-from llm2vec.runtime.hardware import default_device, memory_checked
+from llm2vec.runtime.hardware import default_device
+from llm2vec.runtime.memory import memory_checked
 
 OLDEST = "5.3.0"
 """The first version of transformers that honours the switch to bidirectional attention.

@@ -1,9 +1,13 @@
-"""Positions: how many a model has, and where a longrope model changes its frequencies.
+"""Positions: how many a model has, and up to which a text's vector depends on the text alone.
 
 Models with `longrope` frequencies have a second set of them for long texts, and one call uses one
 set for all of its texts. So that a text's vector depends on the text alone, texts on the two sides
 of that limit go into different calls, and no two calls on different sides run at once, because the
 frequencies are a state of the model.
+
+Models with a sparse indexer attend to the best-scored tokens of a text. Tokens of equal score (of
+all that no head of the indexer wants) are chosen in an order that depends on the length of the row,
+padding included; so texts with more tokens than are chosen go into rows without padding.
 """
 
 from collections.abc import Iterator, Mapping
@@ -45,6 +49,15 @@ def longrope_limit(config: PreTrainedConfig) -> int | None:
     """
     limits = [int(rope[_ORIGINAL]) for rope in _longrope_parameters(config)]
     return min(limits, default=None)
+
+
+def selection_limit(config: PreTrainedConfig) -> int | None:
+    """The longest text, in tokens, that a model with a sparse indexer attends to as a whole.
+
+    None for all other models.
+    """
+    limit = getattr(config.get_text_config(decoder=True), "index_topk", None)
+    return int(limit) if isinstance(limit, int) and limit > 0 else None
 
 
 def check_length(

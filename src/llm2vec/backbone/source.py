@@ -20,6 +20,8 @@ _CONFIG = "config.json"
 UNI = "uni:"
 """The beginning of the name of a decoder that stays causal."""
 
+_WILDCARDS = frozenset("*?[")
+
 _MAIN_FILES = (_CONFIG, "adapter_config.json")
 """Files one of which every model has."""
 
@@ -174,6 +176,8 @@ def _looked_up(name: str | Path) -> str | Path:
         return _gguf_file(str(name))
     if _is_path(name):
         raise ModelError(f"there is no folder {name}")
+    if set(str(name)) & _WILDCARDS:  # a shell leaves a pattern alone that matches nothing
+        raise ModelError(f"no folder matches {name}")
     return name
 
 

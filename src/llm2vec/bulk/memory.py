@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from llm2vec.errors import RunError, first_line
+from llm2vec.errors import OutOfMemory
 from llm2vec.runtime.files import read_json, write_json
-from llm2vec.runtime.hardware import says_no_memory
+from llm2vec.runtime.memory import memory_checked
 
 if TYPE_CHECKING:
     from llm2vec.encoder.encoder import Encoder
 
 Result = TypeVar("Result")
+
+_ADVICE = "choose a smaller model, a shorter max_length, or free some memory"
 
 _FEWEST_TOKENS = 16
 """With fewer tokens in a batch no model is run: something else needs the memory."""
@@ -103,7 +105,7 @@ class TokenBudget:
                 it is not timed.
 
         Raises:
-            RunError: Even the smallest batch does not fit.
+            OutOfMemory: Even the smallest batch does not fit.
         """
         trying = self._to_try(tokens)
         if trying is None:
@@ -148,18 +150,14 @@ class TokenBudget:
     def _run(self, work: Callable[[int], Result]) -> Result:
         while True:
             try:
-                return work(self.tokens)
-            except (RuntimeError, MemoryError) as error:
-                if not says_no_memory(error):
+                with memory_checked(f"with {self.tokens} tokens in a batch", advice=_ADVICE):
+                    return work(self.tokens)
+            except OutOfMemory:
+                if self.tokens // 2 < _FEWEST_TOKENS:
                     raise
-                self._halve(error)
+                self._halve()
 
-    def _halve(self, error: BaseException) -> None:
-        if self.tokens // 2 < _FEWEST_TOKENS:
-            raise RunError(
-                f"out of memory with {self.tokens} tokens in a batch ({first_line(error)}): choose "
-                "a smaller model, a shorter max_length, or free some memory"
-            ) from error
+    def _halve(self) -> None:
         self.tokens //= 2
         self.halved += 1
         self._untried = [number for number in self._untried if number <= self.tokens]

@@ -76,8 +76,9 @@ def evaluate(
     if (task == "classification") != (train is not None):
         raise UsageError("--train goes with --task classification, which needs it")
     from llm2vec.evaluation.sentence_tasks import TASKS
-    from llm2vec.evaluation.subjects import open_embedder
+    from llm2vec.evaluation.subjects import check_models, open_embedder
 
+    check_models(models)
     scores = {}
     for name in models:
         embed = open_embedder(name, pooling=pooling, trust_remote_code=trust_remote_code)
@@ -94,8 +95,9 @@ def _evaluate_mteb(
     models: list[str], names: str, out: Path, *, opening: Mapping[str, Any], json: bool
 ) -> None:
     from llm2vec.evaluation.mteb import chosen_tasks, run_mteb
-    from llm2vec.evaluation.subjects import open_encoder
+    from llm2vec.evaluation.subjects import check_models, open_encoder
 
+    check_models(models)
     tasks = chosen_tasks(names)
     scores = {}
     for model in models:

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llm2vec.backbone.source import Source
 from llm2vec.cli.console import answer, people
-from llm2vec.cli.options import Json
+from llm2vec.cli.options import Json, TrustRemoteCode
 
 if TYPE_CHECKING:
     from llm2vec.serving.export.export import Exported
@@ -37,6 +38,7 @@ def export(
         Path | None,
         typer.Option(help="Graded pairs to compare both on. By default the bundled ones."),
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
     json: Json = False,
 ) -> None:
     """Write an encoder in another form, open it as its users would, and compare the vectors.
@@ -45,7 +47,8 @@ def export(
     """
     from llm2vec.serving.export.export import export as export_encoder
 
-    found = export_encoder(model, to, out=out, precision=precision, pairs=pairs)
+    source = Source(model, trust_remote_code=trust_remote_code)
+    found = export_encoder(source, to, out=out, precision=precision, pairs=pairs)
     for note in found.notes:
         people.print(f"note: {note}", markup=False)
     if json:

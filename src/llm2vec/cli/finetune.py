@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from llm2vec.cli.console import ProgressDisplay, answer, one_line, one_of, pasted, people
-from llm2vec.cli.inputs import TextSource, given_texts, labelled_sentences
+from llm2vec.cli.inputs import TextSource, given_texts, labelled_sentences, print_labelled
 from llm2vec.cli.options import (
     Delimiter,
     Json,
@@ -240,19 +240,23 @@ def classify(
     column: TextColumn = None,
     as_format: TextFormat = None,
     delimiter: Delimiter = None,
+    trust_remote_code: TrustRemoteCode = False,
     json: Json = False,
 ) -> None:
     """Label texts with a fine-tuned classifier: labels and the probability of each."""
-    rows = given_texts(texts, TextSource(file, column, as_format, delimiter), stdin=sys.stdin).rows
+    given = given_texts(texts, TextSource(file, column, as_format, delimiter), stdin=sys.stdin)
     from llm2vec.finetuning.folder import TextClassifier
 
-    labelled = TextClassifier.open(folder).classify([row.text for row in rows])
-    found = [{"text": row.text, **asdict(each)} for row, each in zip(rows, labelled, strict=True)]
+    classifier = TextClassifier.open(folder, trust_remote_code=trust_remote_code)
+    labelled = classifier.classify(given.texts)
+    pairs = zip(given.texts, labelled, strict=True)
+    found = [{"text": text, **asdict(each)} for text, each in pairs]
     if json:
         answer(found)
         return
     for row in found:
         sys.stdout.write(one_line(row, sys.stdout) + "\n")
+    print_labelled(given.tally, f"labels of {len(found):,} texts")
 
 
 def _recipe(

@@ -87,6 +87,17 @@ def given_texts(arguments: Sequence[str] | None, source: TextSource, *, stdin: T
     return Given(rows, tally)
 
 
+def print_labelled(tally: Tally, found: str) -> None:
+    """Say what was found in the texts of a command, and how many of them are empty.
+
+    Args:
+        tally: Counts of the texts.
+        found: What was found, with numbers.
+    """
+    empty = f" ({tally.empty:,} empty)" if tally.empty else ""
+    people.print(f"{found}{empty}")
+
+
 def unread_source(source: TextSource, *, stdin: TextIO) -> str | DataFile:
     """The source of texts that are read row by row: a file by its name, or standard input.
 

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import warnings
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -34,7 +34,7 @@ from llm2vec.cli import (
     words,
 )
 from llm2vec.cli.console import escape_unknown_characters, people
-from llm2vec.errors import LLM2VecError, Note, UsageError
+from llm2vec.errors import LLM2VecError, Note, UsageError, first_line
 from llm2vec.runtime.allocator import keep_freed_memory
 
 app = typer.Typer(
@@ -96,9 +96,24 @@ def main() -> None:
     except LLM2VecError as error:
         people.print(f"llm2vec: {error}")
         sys.exit(1)
+    except (MemoryError, OSError, RuntimeError) as error:
+        _say_no_memory(error)
     except _Stopped:
         people.print("llm2vec: stopped. The same command goes on from the last checkpoint.")
         sys.exit(130)
+
+
+def _say_no_memory(error: Exception) -> NoReturn:
+    """End the program with one line about memory; any other error is raised."""
+    from llm2vec.runtime.memory import says_no_memory
+
+    if not says_no_memory(error):
+        raise error
+    people.print(
+        f"llm2vec: out of memory ({first_line(error)}): choose a smaller model, give fewer or "
+        "shorter texts at once, or free some memory"
+    )
+    sys.exit(1)
 
 
 def _quieten_libraries() -> None:

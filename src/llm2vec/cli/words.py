@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from llm2vec.cli.console import ProgressDisplay, answer, one_line, one_of, pasted, people
-from llm2vec.cli.inputs import TextSource, given_texts, labelled_sentences
+from llm2vec.cli.inputs import TextSource, given_texts, labelled_sentences, print_labelled
 from llm2vec.cli.legacy import word_task_among
 from llm2vec.cli.options import (
     Delimiter,
@@ -169,9 +169,10 @@ def probe(
     _check_options(options)
     _check_folders(save, states, may_save=len(models) == 1 and not options.adapters)
     sentences = _read_sentences(options, word_column)
-    from llm2vec.evaluation.subjects import open_encoder
+    from llm2vec.evaluation.subjects import check_models, open_encoder
     from llm2vec.evaluation.word_metrics import floors
 
+    check_models([options.model or name for name in models])
     probed = {}
     for name in models:
         encoder = open_encoder(
@@ -343,7 +344,8 @@ def tag(
     """
     folder, texts = _tagger_folder(texts or [], probe_folder)
     source = TextSource(file, column, as_format, delimiter, True, word_column, tokenized)
-    rows = given_texts(texts, source, stdin=sys.stdin).rows
+    given = given_texts(texts, source, stdin=sys.stdin)
+    rows = given.rows
     tagger = _open_tagger(folder, encoder, trust_remote_code=trust_remote_code)
     tagged = tagger.read([row.words or row.text for row in rows])
     found = [_as_dict(row, each) for row, each in zip(rows, tagged, strict=True)]
@@ -352,6 +354,8 @@ def tag(
         return
     for row in found:
         sys.stdout.write(one_line(row, sys.stdout) + "\n")
+    spans = sum(len(each.spans) for each in tagged)
+    print_labelled(given.tally, f"{spans:,} spans in {len(rows):,} texts")
 
 
 def _tagger_folder(arguments: list[str], probe: Path | None) -> tuple[Path, list[str]]:
@@ -368,7 +372,7 @@ def _open_tagger(folder: Path, encoder: str | None, *, trust_remote_code: bool) 
     from llm2vec.finetuning.folder import is_finetuned, open_tagger
 
     if is_finetuned(folder):
-        return open_tagger(folder)
+        return open_tagger(folder, trust_remote_code=trust_remote_code)
     return Tagger.open(folder, encoder=encoder, trust_remote_code=trust_remote_code)
 
 

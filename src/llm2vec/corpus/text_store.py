@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llm2vec.corpus.texts import chunks
+from llm2vec.corpus.texts import Tally, chunks
 from llm2vec.corpus.token_store import TokenStore, write_tokens
 from llm2vec.encoder.settings import Settings
 from llm2vec.encoder.tokenization import Tokens, encoder_tokens
@@ -55,6 +55,7 @@ def store_texts(
     *,
     settings: Settings,
     min_tokens: int = 1,
+    tally: Tally | None = None,
     on_progress: OnProgress = silent,
 ) -> TextStore:
     """Tokenise a corpus as `Encoder.encode` tokenises texts without a prompt, into a folder.
@@ -65,6 +66,7 @@ def store_texts(
         folder: The folder to make, whole or not at all.
         settings: The encoder's settings: template, longest sequence, and what is pooled.
         min_tokens: Smallest number of tokens of a text's own; texts with fewer are left out.
+        tally: Counts of the rows that the texts come from; None counts nothing.
         on_progress: Called after each batch with the number of texts in it.
 
     Raises:
@@ -73,11 +75,17 @@ def store_texts(
     rows = _rows(
         tokenizer, texts, settings=settings, min_tokens=min_tokens, on_progress=on_progress
     )
-    return write_texts(rows, folder)
+    return write_texts(rows, folder, tally=tally)
 
 
-def write_texts(texts: Iterable[Tokens], folder: Path) -> TextStore:
-    """Write tokenised texts to a folder, whole or not at all, and open it."""
+def write_texts(texts: Iterable[Tokens], folder: Path, *, tally: Tally | None = None) -> TextStore:
+    """Write tokenised texts to a folder, whole or not at all, and open it.
+
+    Args:
+        texts: Tokenised texts, which are read once.
+        folder: The folder to write.
+        tally: Counts of the rows that the texts come from; None counts nothing.
+    """
     ranges = array("i")
 
     def ids_of_all() -> Iterator[list[int]]:
@@ -86,7 +94,7 @@ def write_texts(texts: Iterable[Tokens], folder: Path) -> TextStore:
             yield tokens.ids
 
     with atomic_folder(folder) as partial:
-        write_tokens(ids_of_all(), partial / "tokens")
+        write_tokens(ids_of_all(), partial / "tokens", tally=tally)
         np.asarray(ranges, dtype=np.int32).tofile(partial / _RANGES_FILE)
     return TextStore(folder)
 

@@ -23,6 +23,9 @@ Item = TypeVar("Item")
 
 SELF = "self"
 
+_NUMBER = re.compile(r"\s*[-+]?\d+([.,]\d+)?\s*")
+"""A cell that names no column."""
+
 _MOST_REPLACED = 0.01
 """Share of rows that are not Unicode, above which a corpus is taken to be in another encoding."""
 
@@ -123,20 +126,24 @@ def text_rows(
 
 
 def read_texts(
-    corpus: CorpusRecipe, *, on_note: Callable[[str], object] = lambda _: None
+    corpus: CorpusRecipe,
+    *,
+    on_note: Callable[[str], object] = lambda _: None,
+    tally: Tally | None = None,
 ) -> Iterator[str]:
     """Read the texts of a corpus to train on: stripped, without the empty ones, in order.
 
     Args:
         corpus: Recipe of the corpus: files, or a data set of the hub.
         on_note: Called at the end with a line about characters that were not Unicode, if any.
+        tally: Counts to add the rows to; None begins new ones.
 
     Raises:
         CorpusError: The source cannot be read, a row is wrong, there is no text, or more than one
             row in a hundred holds characters that are not Unicode.
     """
     found = 0
-    tally = Tally()
+    tally = tally or Tally()
     for row in _corpus_rows(corpus):
         if row.problem is not None:
             raise CorpusError(f"{row.location}: {row.problem}")
@@ -260,8 +267,17 @@ def _column(table: Table, wanted: str | None, *, words: bool) -> str:
 
 
 def _only_column(table: Table, *, words: bool) -> str:
-    """The only column of a table that holds texts or, failing that, lists of words."""
+    """The only column of a table that holds texts or, failing that, lists of words.
+
+    A file whose first line is a row already would lose that row.
+    """
     kinds = table.columns
+    numbers = [name for name in kinds if _NUMBER.fullmatch(name)]
+    if 0 < len(numbers) < len(kinds):
+        raise CorpusError(
+            f"{table.name}: the columns are named {', '.join(map(repr, kinds))}, which looks like "
+            "a row: write a first line with the names of the columns, or say --column NAME"
+        )
     fitting = [name for name in kinds if kinds[name] == "text"]
     if not fitting and words:
         fitting = [name for name in kinds if kinds[name] == "words"]

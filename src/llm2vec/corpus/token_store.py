@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llm2vec.corpus.texts import chunks
+from llm2vec.corpus.texts import Tally, chunks
 from llm2vec.encoder.tokenization import borders, untruncated
 from llm2vec.errors import CorpusError
 from llm2vec.runtime import fingerprint
@@ -31,12 +31,18 @@ class TokenStore:
         self.texts: int = facts["texts"]
         self.tokens: int = facts["tokens"]
         self.fingerprint: str = facts["fingerprint"]
+        self.replaced: int | None = facts.get("replaced")
         self._ids = np.memmap(folder / _IDS, dtype=np.uint32, mode="r")
         self._ends = np.memmap(folder / _ENDS, dtype=np.int64, mode="r")
 
     def facts(self) -> dict[str, Any]:
-        """Numbers of texts and tokens, and the fingerprint, for the provenance."""
-        return {"texts": self.texts, "tokens": self.tokens, "fingerprint": self.fingerprint}
+        """Numbers of texts and tokens, and the fingerprint, for the provenance.
+
+        `replaced` is the number of rows with characters that were not Unicode, if it was counted.
+        """
+        counted = {} if self.replaced is None else {"replaced": self.replaced}
+        numbers = {"texts": self.texts, "tokens": self.tokens, **counted}
+        return {**numbers, "fingerprint": self.fingerprint}
 
     def __len__(self) -> int:
         return self.texts
@@ -53,6 +59,7 @@ def store_tokens(
     *,
     max_length: int | None,
     min_tokens: int = 1,
+    tally: Tally | None = None,
     on_progress: OnProgress = silent,
 ) -> TokenStore:
     """Tokenise a corpus into a folder, special tokens included, and open it.
@@ -63,6 +70,7 @@ def store_tokens(
         folder: The folder to write, whole or not at all.
         max_length: Largest number of tokens of a text, the rest is cut; None keeps texts whole.
         min_tokens: Least number of tokens, without special ones; shorter texts are left out.
+        tally: Counts of the rows that the texts come from; None counts nothing.
         on_progress: Called after each batch with the number of texts in it.
 
     Raises:
@@ -71,7 +79,7 @@ def store_tokens(
     rows = _token_rows(
         tokenizer, texts, max_length=max_length, min_tokens=min_tokens, on_progress=on_progress
     )
-    return write_tokens(rows, folder)
+    return write_tokens(rows, folder, tally=tally)
 
 
 def _token_rows(
@@ -98,8 +106,17 @@ def _token_rows(
         raise CorpusError(f"none of the {count} texts has {min_tokens} tokens or more")
 
 
-def write_tokens(rows: Iterable[Sequence[int]], folder: Path) -> TokenStore:
-    """Write token ids to a folder, row after row, whole or not at all, and open it."""
+def write_tokens(
+    rows: Iterable[Sequence[int]], folder: Path, *, tally: Tally | None = None
+) -> TokenStore:
+    """Write token ids to a folder, row after row, whole or not at all, and open it.
+
+    Args:
+        rows: Token ids of each text, which are read once.
+        folder: The folder to write.
+        tally: Counts of the rows that the texts come from, complete once the texts are read; None
+            counts nothing.
+    """
     ends = array("q")
     total = 0
     with atomic_folder(folder) as partial:
@@ -110,6 +127,11 @@ def write_tokens(rows: Iterable[Sequence[int]], folder: Path) -> TokenStore:
                 file.write(np.asarray(row, dtype=np.uint32).tobytes())
         np.asarray(ends, dtype=np.int64).tofile(partial / _ENDS)
         contents = fingerprint.of_files((name, partial / name) for name in (_IDS, _ENDS))
-        facts = {"texts": len(ends), "tokens": total, "fingerprint": contents}
+        facts = {
+            "texts": len(ends),
+            "tokens": total,
+            "replaced": None if tally is None else tally.replaced,
+            "fingerprint": contents,
+        }
         write_json(partial / _FACTS, facts)
     return TokenStore(folder)

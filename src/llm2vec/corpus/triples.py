@@ -49,6 +49,7 @@ class DataSet:
         groups: Number of labels or ids.
         tokens: Mean number of tokens of a text.
         longest: Largest number of tokens of a text.
+        replaced: Number of rows with characters that were not Unicode.
     """
 
     name: str
@@ -64,6 +65,7 @@ class DataSet:
     groups: int
     tokens: float
     longest: int
+    replaced: int
 
 
 class PairTokens(NamedTuple):
@@ -232,6 +234,7 @@ class _Seen:
     longest: int = 0
     groups: set[str] = field(default_factory=set)
     pairs: set[int] = field(default_factory=set)
+    tally: Tally = field(default_factory=Tally)
 
     def count(self, row: PairRow, tokens: Sequence[Tokens]) -> None:
         """Count a row that is kept."""
@@ -294,7 +297,7 @@ class _TokenRows:
 
     def _kept(self, data_set: PairSet, seen: _Seen) -> Iterator[tuple[PairRow, Sequence[Tokens]]]:
         """The rows that have tokens in all their texts."""
-        for rows in chunks(data_set.rows(), _CHUNK):
+        for rows in chunks(data_set.rows(seen.tally), _CHUNK):
             for row, tokens in zip(rows, self._tokenized(rows), strict=True):
                 if _is_complete(row.texts, tokens):
                     seen.count(row, tokens)
@@ -350,6 +353,7 @@ def _data_set(read: PairSet, start: int, seen: _Seen) -> DataSet:
         groups=len(seen.groups),
         tokens=round(seen.tokens / seen.texts, 1),
         longest=seen.longest,
+        replaced=seen.tally.replaced,
     )
 
 

@@ -7,6 +7,7 @@ text after text.
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from threading import Event, Lock, Semaphore
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor
 
 from llm2vec.backbone.packed_attention import is_packed_attention, packed_inputs, padded_inputs
-from llm2vec.backbone.positions import longrope_call
+from llm2vec.backbone.positions import longrope_call, longrope_limit, selection_limit
+from llm2vec.runtime.memory import memory_checked
 from llm2vec.runtime.onednn import fast_linear
 
 if TYPE_CHECKING:
@@ -86,6 +88,34 @@ def on_each_core(
         yield from results
 
 
+def plan_for(
+    model: "PreTrainedModel",
+    lengths: Sequence[int],
+    *,
+    max_tokens: int,
+    max_texts: int | None = None,
+) -> list[list[int]]:
+    """Batches in which a model gives each text the states that it has alone.
+
+    Args:
+        model: A body (without LM head), bidirectional or causal.
+        lengths: Number of tokens of each text.
+        max_tokens: Largest number of tokens in a batch.
+        max_texts: Largest number of texts in a batch; None is no limit.
+
+    Returns:
+        The indices of the texts, batch by batch, as `plan_batches` gives them.
+    """
+    return plan_batches(
+        lengths,
+        max_tokens=max_tokens,
+        max_texts=max_texts,
+        padded=not is_packed(model),
+        border=longrope_limit(model.config),
+        unpadded_above=selection_limit(model.config),
+    )
+
+
 def plan_batches(
     lengths: Sequence[int],
     *,
@@ -93,6 +123,7 @@ def plan_batches(
     max_texts: int | None = None,
     padded: bool,
     border: int | None = None,
+    unpadded_above: int | None = None,
 ) -> list[list[int]]:
     """Sort texts into batches of at most `max_tokens` tokens (padding counted), longest first.
 
@@ -106,6 +137,8 @@ def plan_batches(
         padded: Whether rows are filled up to the longest.
         border: Length that separates batches: texts up to it and longer ones share none (see
             `backbone.positions`). None lets all texts share batches.
+        unpadded_above: Length above which texts share batches with texts of their own length alone
+            (see `backbone.positions`). None is no such length.
 
     Returns:
         The indices of the texts, batch by batch.
@@ -123,7 +156,9 @@ def plan_batches(
         cost = longest if padded else length
         over_budget = used + cost > max_tokens
         crosses_border = border is not None and longest > border >= length
-        if not batches or over_budget or crosses_border or len(batches[-1]) == max_texts:
+        pads = unpadded_above is not None and longest > max(unpadded_above, length)
+        apart = crosses_border or pads
+        if not batches or over_budget or apart or len(batches[-1]) == max_texts:
             batches.append([index])
             longest = used = length
         else:
@@ -160,6 +195,31 @@ def flatten(states_BTD: Tensor, lengths: Sequence[int]) -> Tensor:
     lengths_B = torch.tensor(lengths, device=states_BTD.device)
     is_text_BT = torch.arange(longest, device=states_BTD.device) < lengths_B[:, None]
     return states_BTD[is_text_BT]
+
+
+def batch_memory_checked(
+    model: "PreTrainedModel", documents: Sequence[Sequence[int]]
+) -> AbstractContextManager[None]:
+    """Inside the block, memory that runs out is an error that says what the batch was.
+
+    Args:
+        model: A body (without LM head), bidirectional or causal.
+        documents: Token ids of each text of the batch.
+
+    Raises:
+        OutOfMemory: There was not enough memory.
+    """
+    longest = max(map(len, documents), default=0)
+    tokens = sum(map(len, documents)) if is_packed(model) else longest * len(documents)
+    batch = f"{len(documents)} texts of {tokens:,} tokens in a batch, the longest of {longest:,}"
+    less = "give a smaller batch_size (--batch-size) or fewer texts at once"
+    if len(documents) == 1:
+        batch, less = f"one text of {longest:,} tokens", "cut texts shorter (max_length)"
+    dtype = str(model.dtype).removeprefix("torch.")
+    return memory_checked(
+        f"with {batch}, in {dtype} on {model.device}",
+        advice=f"{less}, load the model in half precision (dtype), or free some memory",
+    )
 
 
 def token_states(

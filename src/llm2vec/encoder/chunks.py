@@ -70,6 +70,9 @@ def chunks_of(
     Raises:
         UsageError: A span is not within its text.
     """
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise UsageError(f"chunks takes texts, and row {index} is {text!r}"[:200])
     texts = [well_formed(text) for text in texts]
     if spans is not None:
         _check(spans, texts)

@@ -5,7 +5,7 @@ depends on its text and prompt alone, never on the other texts of its batch.
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
@@ -18,15 +18,15 @@ from tqdm.auto import tqdm
 from llm2vec.backbone.adapter_chain import chain_provenance
 from llm2vec.backbone.adapters import merged_copy
 from llm2vec.backbone.mode import evaluating
-from llm2vec.backbone.positions import longrope_limit, position_limit
+from llm2vec.backbone.positions import position_limit
 from llm2vec.backbone.source import Source
 from llm2vec.backbone.switch import body, is_bidirectional, save_model
 from llm2vec.encoder.batching import (
     MAX_TOKENS,
     MAX_TOKENS_GPU,
-    is_packed,
+    batch_memory_checked,
     on_each_core,
-    plan_batches,
+    plan_for,
     token_states,
 )
 from llm2vec.encoder.chunks import Chunks, Unit, chunks_of
@@ -53,6 +53,7 @@ from llm2vec.runtime.files import (
     resolved_folder,
     write_json,
 )
+from llm2vec.runtime.memory import memory_checked
 from llm2vec.runtime.progress import OnProgress, silent
 
 if TYPE_CHECKING:
@@ -275,6 +276,7 @@ class Encoder(nn.Module):
             zero vector.
 
         Raises:
+            OutOfMemory: A batch does not fit into memory, or the vectors of all texts do not.
             UsageError: Something is not a text, or there is no such prompt or device.
             RunError: A process on another device died twice at the same texts.
         """
@@ -343,7 +345,11 @@ class Encoder(nn.Module):
         on_progress: OnProgress,
     ) -> Tensor:
         """Encode texts in this process, so many of them at a time: embedding_BD."""
-        embedding_BD = torch.zeros(len(texts), self.dimension, device="cpu")
+        with memory_checked(
+            f"with {len(texts):,} vectors of {self.dimension:,} numbers",
+            advice="encode fewer texts at once, or write shards: llm2vec encode --out FOLDER",
+        ):
+            embedding_BD = torch.zeros(len(texts), self.dimension, device="cpu")
         for start in range(0, len(texts), _WINDOW):
             window = slice(start, start + _WINDOW)
             tokens = self.tokens(texts[window], prompts=before and before[window])
@@ -401,14 +407,16 @@ class Encoder(nn.Module):
                 allows.
             max_tokens: Largest number of tokens in a batch. None is a number that suits the device.
             on_progress: Called after each batch with the number of texts in it.
+
+        Raises:
+            OutOfMemory: A batch does not fit.
         """
         embedding_BD = torch.zeros(len(tokens), self.dimension, device="cpu")
-        batches = plan_batches(
+        batches = plan_for(
+            self.model,
             [len(each.ids) for each in tokens],
             max_tokens=max_tokens or self.max_tokens,
             max_texts=batch_size,
-            padded=not is_packed(self.model),
-            border=longrope_limit(self.model.config),
         )
 
         def vectors_of(batch: list[int]) -> Tensor:
@@ -424,13 +432,21 @@ class Encoder(nn.Module):
         return embedding_BD
 
     def embed(self, tokens: Sequence[Tokens]) -> Tensor:
-        """Vectors of one batch, differentiable: embedding_BD in float32, on the model's device."""
+        """Vectors of one batch, differentiable: embedding_BD in float32, on the model's device.
+
+        Args:
+            tokens: Tokenised texts, as from `tokens`.
+
+        Raises:
+            OutOfMemory: The batch does not fit.
+        """
         documents = [each.ids for each in tokens if each.ids]
         if not documents:
             return torch.zeros(len(tokens), self.dimension, device=self.device)
         pad_id = int(self.tokenizer.pad_token_id)
-        states_ND = token_states(self.model, documents, pad_id=pad_id)
-        return pool_tokens(states_ND, tokens, pooling=self.settings.pooling)
+        with batch_memory_checked(self.model, documents):
+            states_ND = token_states(self.model, documents, pad_id=pad_id)
+            return pool_tokens(states_ND, tokens, pooling=self.settings.pooling)
 
     def words(
         self,
@@ -452,6 +468,7 @@ class Encoder(nn.Module):
             layer: Layer whose states are read: 0 is the embedding, -1 the last layer.
 
         Raises:
+            OutOfMemory: A batch does not fit into memory, or the vectors of all words do not.
             UsageError: The model has no such layer, or there is no such reading or merging.
 
         Example:
@@ -571,6 +588,8 @@ def _list_of_texts(texts: Any) -> list[str]:
     """
     if isinstance(texts, str):
         return [texts]
+    if not isinstance(texts, Iterable):
+        raise UsageError(f"encode takes texts, and this is {type(texts).__name__}: {texts!r}"[:200])
     found = texts.tolist() if hasattr(texts, "tolist") else list(texts)
     for index, text in enumerate(found):
         if not isinstance(text, str):

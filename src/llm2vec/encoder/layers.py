@@ -11,7 +11,13 @@ from torch import Tensor, nn
 
 from llm2vec.backbone.mode import evaluating
 from llm2vec.backbone.receptive_field import decoder_layers
-from llm2vec.encoder.batching import flatten, forward, layer_states, token_states
+from llm2vec.encoder.batching import (
+    batch_memory_checked,
+    flatten,
+    forward,
+    layer_states,
+    token_states,
+)
 from llm2vec.errors import UsageError
 
 if TYPE_CHECKING:
@@ -72,11 +78,13 @@ def states_width(model: "PreTrainedModel", *, layer: int = -1) -> int:
         layer: The layer whose states are read.
 
     Raises:
+        OutOfMemory: There is no memory for one token.
         UsageError: The model has no such layer.
     """
     with (
         evaluating(model),
         torch.inference_mode(),
+        batch_memory_checked(model, [[0]]),
         reading_layer(model, layer=layer, pad_id=0) as states_of,
     ):
         return int(states_of([[0]]).shape[-1])

@@ -5,7 +5,7 @@ next-token prediction writes what it knows of them. Many texts go through the mo
 without padding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from llm2vec.backbone.mode import evaluating
-from llm2vec.backbone.positions import longrope_limit
-from llm2vec.encoder.batching import is_packed, on_each_core, plan_batches
+from llm2vec.encoder.batching import batch_memory_checked, on_each_core, plan_for
 from llm2vec.encoder.layers import Layer, reading_layer, states_width
 from llm2vec.encoder.tokenization import Borders, borders, untruncated
 from llm2vec.encoder.word_boundaries import find_words
 from llm2vec.errors import UsageError
+from llm2vec.runtime.memory import memory_checked
 from llm2vec.runtime.progress import OnProgress, silent
 from llm2vec.runtime.unicode import well_formed
 
@@ -110,6 +110,8 @@ def words_of(
     """
     _check(reading, merge, layer)
     texts = [texts] if isinstance(texts, str) else texts
+    if not isinstance(texts, Iterable):
+        raise UsageError(f"words takes texts or lists of words, not {texts!r}")
     pairs = [_text_and_words(text) for text in texts]
     plain = [text for text, _ in pairs]
     offsets = [ranges for _, ranges in pairs]
@@ -140,6 +142,9 @@ def _text_and_words(text: str | Sequence[str]) -> tuple[str, list[Range]]:
     if isinstance(text, str):
         text = well_formed(text)
         return text, find_words(text)
+    if not isinstance(text, Sequence) or not all(isinstance(word, str) for word in text):
+        kind = type(text).__name__
+        raise UsageError(f"words takes texts or lists of words, not {kind}: {text!r}"[:200])
     return joined([well_formed(word) for word in text])
 
 
@@ -239,25 +244,23 @@ def word_states(
         words, D hidden. An empty mapping if no text has a token.
 
     Raises:
+        OutOfMemory: A batch does not fit into memory, or the vectors of all words do not.
         UsageError: The model has no such layer.
     """
-    batches = plan_batches(
-        [len(text.ids) for text in texts],
-        max_tokens=max_tokens,
-        padded=not is_packed(model),
-        border=longrope_limit(model.config),
-    )
+    batches = plan_for(model, [len(text.ids) for text in texts], max_tokens=max_tokens)
     result = _WordVectors([len(text.ranges) for text in texts])
 
     with evaluating(model), reading_layer(model, layer=layer, pad_id=pad_id) as states_of:
 
         def read(batch: list[int]) -> dict[Reading, Tensor]:
             chosen = [texts[index] for index in batch]
-            states_LND = states_of([text.ids for text in chosen]).float()
-            return {
-                reading: _word_vectors(states_LND, chosen, reading, merge).cpu()
-                for reading in readings
-            }
+            documents = [text.ids for text in chosen]
+            with batch_memory_checked(model, documents):
+                states_LND = states_of(documents).float()
+                return {
+                    reading: _word_vectors(states_LND, chosen, reading, merge).cpu()
+                    for reading in readings
+                }
 
         results = on_each_core(read, batches, device=model.device)
         for batch, vectors_of in zip(batches, results, strict=True):
@@ -293,7 +296,11 @@ class _WordVectors:
         for reading, words_LWD in vectors_of.items():
             if reading not in self.vectors_of:
                 layers, _, hidden = words_LWD.shape
-                self.vectors_of[reading] = torch.zeros(layers, starts[-1], hidden)
+                with memory_checked(
+                    f"with {starts[-1]:,} words of {hidden:,} numbers in {layers} layers",
+                    advice="read fewer texts at once, or one layer at a time",
+                ):
+                    self.vectors_of[reading] = torch.zeros(layers, starts[-1], hidden)
             self.vectors_of[reading][:, words_W] = words_LWD
 
 

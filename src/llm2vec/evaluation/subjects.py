@@ -60,6 +60,18 @@ def _split(name: str) -> tuple[str, str]:
     return prefix, name.removeprefix(prefix)
 
 
+def check_models(names: Sequence[str]) -> None:
+    """Check that models exist before the first of them is measured; hub ids are not looked up.
+
+    Raises:
+        ModelError: There is no such folder, or it holds no model.
+    """
+    for name in names:
+        if name != TFIDF:
+            _, model = _split(name)
+            Source.of(model).check()
+
+
 def open_encoder(
     name: str,
     *,

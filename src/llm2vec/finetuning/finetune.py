@@ -413,5 +413,6 @@ def _write(
         facts=facts,
         outcome=outcome,
         examples=job.data.development_examples[:_READ_BACK],
+        trust_remote_code=job.start.trust_remote_code,
     )
     write_folder(made, out)

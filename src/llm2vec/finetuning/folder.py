@@ -51,6 +51,7 @@ class Made:
         facts: How it reads, and how it was made.
         outcome: What it reached on the development data.
         examples: A few examples, which every way of opening the folder must label alike.
+        trust_remote_code: Whether code that comes with the model may run.
     """
 
     kind: Kind
@@ -61,6 +62,7 @@ class Made:
     facts: Mapping[str, Any]
     outcome: Outcome
     examples: Sequence[Example]
+    trust_remote_code: bool = False
 
 
 def write_folder(made: Made, out: Path) -> None:
@@ -161,7 +163,7 @@ def _check_ours(made: Made, folder: Path) -> None:
     Raises:
         RunError: It gives other logits.
     """
-    encoder, classifier, values = _opened(folder)
+    encoder, classifier, values = _opened(folder, trust_remote_code=made.trust_remote_code)
     network = LabelNetwork(
         encoder.model,
         len(made.labels),
@@ -182,7 +184,7 @@ def _check_ours(made: Made, folder: Path) -> None:
         )
 
 
-def _opened(folder: Path) -> tuple[Encoder, Classifier, dict[str, Any]]:
+def _opened(folder: Path, *, trust_remote_code: bool) -> tuple[Encoder, Classifier, dict[str, Any]]:
     """A folder's body as an encoder, its linear layer, and what `labels.json` says.
 
     Raises:
@@ -194,7 +196,8 @@ def _opened(folder: Path) -> tuple[Encoder, Classifier, dict[str, Any]]:
             "`llm2vec train classifier` makes one"
         )
     values: dict[str, Any] = read_json(folder / LABELS_FILE)
-    encoder = open_encoder(f"{values['encoder']}{folder}")
+    name = f"{values['encoder']}{folder}"
+    encoder = open_encoder(name, trust_remote_code=trust_remote_code)
     encoder.settings = encoder.settings.changed(
         max_length=values["max_length"], pooling=values.get("pooling")
     )
@@ -207,13 +210,17 @@ def is_finetuned(folder: str | Path) -> bool:
     return (Path(folder) / LABELS_FILE).is_file()
 
 
-def open_tagger(folder: str | Path) -> Tagger:
+def open_tagger(folder: str | Path, *, trust_remote_code: bool = False) -> Tagger:
     """A fine-tuned tagger, as a saved probe is opened: `tag` gives spans with character offsets.
+
+    Args:
+        folder: A folder that `llm2vec train tagger` made.
+        trust_remote_code: Whether code that comes with the model may run.
 
     Raises:
         ModelError: The folder holds no tagger.
     """
-    encoder, classifier, values = _opened(Path(folder))
+    encoder, classifier, values = _opened(Path(folder), trust_remote_code=trust_remote_code)
     if values["kind"] != "tagger":
         raise ModelError(f"{folder} holds a classifier of texts: use `llm2vec classify`")
     facts = Facts(
@@ -252,13 +259,17 @@ class TextClassifier:
         self.encoder, self.classifier, self.facts = encoder, classifier, facts
 
     @classmethod
-    def open(cls, folder: str | Path) -> "TextClassifier":
+    def open(cls, folder: str | Path, *, trust_remote_code: bool = False) -> "TextClassifier":
         """Open a folder that `llm2vec train classifier` made.
+
+        Args:
+            folder: The folder.
+            trust_remote_code: Whether code that comes with the model may run.
 
         Raises:
             ModelError: The folder holds no classifier.
         """
-        encoder, classifier, values = _opened(Path(folder))
+        encoder, classifier, values = _opened(Path(folder), trust_remote_code=trust_remote_code)
         if values["kind"] != "classifier":
             raise ModelError(f"{folder} holds a tagger of words: use `llm2vec tag`")
         return cls(encoder, classifier, values)

@@ -28,12 +28,14 @@ class Start:
         model: The transformer without a head, in float32.
         tokenizer: Its tokenizer.
         facts: How it was made bidirectional, and the proofs; empty if it was not.
+        trust_remote_code: Whether code that comes with the model may run.
     """
 
     prefix: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     facts: dict[str, object]
+    trust_remote_code: bool = False
 
 
 def open_start(name: str, *, trust_remote_code: bool = False) -> Start:
@@ -58,7 +60,7 @@ def open_start(name: str, *, trust_remote_code: bool = False) -> Start:
         model = load_decoder(source, head=False, dtype=torch.float32)
     fit_tokenizer(tokenizer, rows=embedding_rows(model))
     facts = make_bidirectional(model).to_dict() if prefix == "" else {}
-    return Start(prefix, model, tokenizer, facts)
+    return Start(prefix, model, tokenizer, facts, trust_remote_code)
 
 
 def _any_encoder(source: Source) -> PreTrainedModel:

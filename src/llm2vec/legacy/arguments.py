@@ -1,6 +1,6 @@
 """Arguments of version 0.2.3, read as ours: of loading a model, texts, and padded features."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -89,6 +89,8 @@ def split_pairs(sentences: Any) -> tuple[list[str], list[str] | None, bool]:
     """
     if isinstance(sentences, str):
         return [sentences], None, True
+    if not isinstance(sentences, Iterable):
+        raise UsageError(f"encode takes texts or [instruction, text] pairs, not {sentences!r}")
     rows = sentences.tolist() if hasattr(sentences, "tolist") else list(sentences)
     if _is_numbered_pair(rows):
         return [rows[1]], [rows[0]], False

@@ -1,17 +1,13 @@
 """The device and the libraries that this runs on; it knows nothing about models."""
 
 import platform
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from llm2vec.errors import RunError, UsageError, first_line
+from llm2vec.errors import UsageError
 from llm2vec.runtime.optional import DISTRIBUTION
-
-_NO_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""Parts of messages about memory that ran out, of errors without a type of their own."""
 
 
 def default_device() -> torch.device:
@@ -50,33 +46,6 @@ def devices_named(names: str | Sequence[str]) -> list[str]:
     if not found:
         raise UsageError("devices is empty; name one at least, such as cpu")
     return found
-
-
-@contextmanager
-def memory_checked(
-    when: str, *, advice: str = "free some memory, or choose a smaller model"
-) -> Iterator[None]:
-    """Turn "out of memory", of a GPU or of the machine, into an error that says what to do.
-
-    Args:
-        when: The time, for the message: `while the model was loaded`.
-        advice: What the user can do about it, for the message.
-
-    Raises:
-        RunError: There was not enough memory.
-    """
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not says_no_memory(error):
-            raise
-        raise RunError(f"out of memory {when} ({first_line(error)}): {advice}") from error
-
-
-def says_no_memory(error: BaseException) -> bool:
-    """Whether an error says that the memory of a GPU or of the machine ran out."""
-    typed = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return typed or any(part in str(error) for part in _NO_MEMORY)
 
 
 def idle_gpus(processes: int, gpus: int) -> str | None:

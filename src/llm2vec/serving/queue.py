@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from llm2vec.encoder.tokenization import Tokens
+from llm2vec.runtime.memory import says_no_memory
 from llm2vec.serving.limits import Limits
 from llm2vec.serving.logs import log
 from llm2vec.serving.metrics import Metrics
@@ -29,9 +30,6 @@ _PROBE_EVERY_S = 5.0
 
 _STUCK_FACTOR = 2.0
 """A batch is stuck after so many times the longest time of a request."""
-
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-"""Messages of allocators that raise a plain RuntimeError."""
 
 
 @dataclass(eq=False)
@@ -217,7 +215,7 @@ class Queue:
             return
         self._metrics.failures.labels(type(arrays).__name__).inc()
         log("batch failed", level=logging.WARNING, error=arrays, texts=len(batch))
-        if is_out_of_memory(arrays) and len(batch) > 1:
+        if says_no_memory(arrays) and len(batch) > 1:
             _free_memory()
             half = len(batch) // 2
             await self._compute(batch[:half])
@@ -295,21 +293,13 @@ def _round_robin(jobs: Iterable[Job]) -> list[QueuedText]:
 
 def _why(error: BaseException, batch: Sequence[QueuedText]) -> Refusal:
     """The refusal for the requests of a batch that failed."""
-    if not is_out_of_memory(error):
+    if not says_no_memory(error):
         return Refusal("failed", f"the model failed: {type(error).__name__}")
     _free_memory()
     job, index = batch[0]
     tokens = len(job.tokens[index].ids)
     message = f"out of memory with one text of {tokens} tokens; send a shorter one"
     return Refusal("failed", message, index)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    message = str(error).lower()
-    return isinstance(error, RuntimeError) and any(each in message for each in _OUT_OF_MEMORY)
 
 
 def _free_memory() -> None:

@@ -68,9 +68,7 @@ class Served:
         """The states of all tokens of each text, special tokens and prompt included: states_TD."""
         model = self.encoder.model
         lengths = [len(each.ids) for each in tokens]
-        batches = batching.plan_batches(
-            lengths, max_tokens=self.encoder.max_tokens, padded=not batching.is_packed(model)
-        )
+        batches = batching.plan_for(model, lengths, max_tokens=self.encoder.max_tokens)
         found = [np.zeros((length, self.encoder.dimension), np.float32) for length in lengths]
         pad_id = int(self.encoder.tokenizer.pad_token_id)
         with evaluating(model):

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from llm2vec.backbone.lm_head import masked_rows
 from llm2vec.backbone.loading import embedding_rows
 from llm2vec.backbone.mode import evaluating
+from llm2vec.corpus.texts import Tally
 from llm2vec.corpus.token_store import TokenStore, store_tokens
 from llm2vec.encoder.batching import is_packed, model_inputs
 from llm2vec.errors import CorpusError, UsageError
@@ -467,13 +468,15 @@ def _rows(store: TokenStore, knobs: MntpRecipe) -> Rows:
 def _open_rows(run: StageRun, tokenizer: PreTrainedTokenizerBase) -> TokenStore:
     knobs = run.recipe.mntp
     length = knobs.max_length if knobs.layout == "lines" else None
-    texts = corpus_texts(run, run.recipe.corpus)
+    tally = Tally()
+    texts = corpus_texts(run, run.recipe.corpus, tally=tally)
     store = partial(
         store_tokens,
         tokenizer,
         texts,
         max_length=length,
         min_tokens=2,
+        tally=tally,
         on_progress=run.progress.advance,
     )
     return open_or_store(run, "tokens", open_store=TokenStore, store=store)

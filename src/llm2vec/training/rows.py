@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from llm2vec.corpus.texts import SELF, read_texts
+from llm2vec.corpus.texts import SELF, Tally, read_texts
 from llm2vec.recipe.knobs import CorpusRecipe
 from llm2vec.training.stage import StageRun
 
@@ -37,8 +37,16 @@ def open_or_store(
     return opened
 
 
-def corpus_texts(run: StageRun, corpus: CorpusRecipe) -> Iterator[str]:
-    """The texts of a corpus; for the corpus `self`, those that the decoder wrote."""
+def corpus_texts(
+    run: StageRun, corpus: CorpusRecipe, *, tally: Tally | None = None
+) -> Iterator[str]:
+    """The texts of a corpus; for the corpus `self`, those that the decoder wrote.
+
+    Args:
+        run: What the stage is run with.
+        corpus: Recipe of the corpus.
+        tally: Counts to add the rows to; None counts nothing.
+    """
     if corpus.source == SELF:
         corpus = CorpusRecipe(source=str(run.own_texts), max_texts=corpus.max_texts)
-    return read_texts(corpus, on_note=run.progress.note)
+    return read_texts(corpus, on_note=run.progress.note, tally=tally)

@@ -14,7 +14,7 @@ from llm2vec.backbone.loading import load_config
 from llm2vec.backbone.proofs import prove_dropout
 from llm2vec.backbone.source import Source
 from llm2vec.corpus.text_store import TextStore, store_texts
-from llm2vec.corpus.texts import sentences
+from llm2vec.corpus.texts import Tally, sentences
 from llm2vec.encoder.tokenization import Tokens
 from llm2vec.errors import UsageError
 from llm2vec.recipe.knobs import Pooling, SimcseRecipe
@@ -83,7 +83,8 @@ def simcse_task(
 
 def _open_rows(run: StageRun, tokenizer: PreTrainedTokenizerBase) -> TextStore:
     knobs = run.recipe.simcse
-    texts = corpus_texts(run, knobs.corpus or run.recipe.corpus)
+    tally = Tally()
+    texts = corpus_texts(run, knobs.corpus or run.recipe.corpus, tally=tally)
     if knobs.sentences:
         texts = (sentence for text in texts for sentence in sentences(text))
     store = partial(
@@ -92,6 +93,7 @@ def _open_rows(run: StageRun, tokenizer: PreTrainedTokenizerBase) -> TextStore:
         texts,
         settings=replace(run.settings, max_length=knobs.max_length),
         min_tokens=knobs.min_tokens,
+        tally=tally,
         on_progress=run.progress.advance,
     )
     opened = open_or_store(run, "texts", open_store=TextStore, store=store)

@@ -37,7 +37,7 @@ from llm2vec.backbone.lora import merge, precision
 from llm2vec.errors import RunError, UsageError, first_line
 from llm2vec.recipe.knobs import StageRecipe
 from llm2vec.runtime.files import atomic_folder, disk_space_checked, read_json, write_json
-from llm2vec.runtime.hardware import memory_checked
+from llm2vec.runtime.memory import memory_checked
 from llm2vec.runtime.progress import Progress
 from llm2vec.training.pace import Pace
 
@@ -504,7 +504,8 @@ def train(
         The log: one mapping for each log line and evaluation, with its step.
 
     Raises:
-        RunError: The loss became NaN or infinite, or there is no disk space or memory left.
+        OutOfMemory: A step does not fit into memory.
+        RunError: The loss became NaN or infinite, or there is no disk space left.
         UsageError: `accumulation` does not divide `batch_size`, or `report_to` names what is not
             installed.
     """
@@ -517,7 +518,12 @@ def train(
         trainer.add_callback(callback)
     checkpoint = _to_resume_from(trainer, folder)
     advice = "raise accumulation, lower batch_size or max_length, or set gradient_checkpointing"
-    with disk_space_checked(folder), memory_checked(f"in {task.name}", advice=advice):
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    when = (
+        f"in {task.name}, with {recipe.batch_size // recipe.accumulation} texts of up to "
+        f"{recipe.max_length} tokens at once and weights in {dtype}"
+    )
+    with disk_space_checked(folder), memory_checked(when, advice=advice):
         trainer.train(resume_from_checkpoint=checkpoint)
     progress.finish()
     log: list[dict[str, Any]] = trainer.state.log_history

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from llm2vec.backbone.source import Source
 from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.folder import PROVENANCE_FILE
 from llm2vec.encoder.settings import Settings
@@ -75,7 +76,7 @@ class Exported:
 
 
 def export(
-    source: str | Path,
+    source: str | Path | Source,
     to: str,
     *,
     out: str | Path,
@@ -85,7 +86,7 @@ def export(
     """Write an encoder in another form and prove that it is the same.
 
     Args:
-        source: An encoder folder or hub id.
+        source: An encoder folder or hub id; a `Source` says whether code of the model may run.
         to: Name of a form, one of `FORMS`.
         out: The folder to make.
         precision: Precision of the weights; None is the form's first.
@@ -99,12 +100,11 @@ def export(
         RunError: `out` exists.
     """
     form, precision = _chosen(to, precision)
-    out = Path(out)
-    if out.exists():
-        raise RunError(f"{out} exists already; choose another --out or remove it")
+    out = _new_folder(out)
     graded = _graded_pairs(pairs)
     optional("scipy", extra="evaluate")
-    encoder = Encoder.from_pretrained(source, device="cpu", dtype=torch.float32)
+    found = Source.of(source)
+    encoder = Encoder.from_pretrained(found, device="cpu", dtype=torch.float32)
     with atomic_folder(out) as partial:
         written = form.write(encoder, partial, precision)
         original = _embedder(encoder)
@@ -112,7 +112,7 @@ def export(
         agreement = _agreement(form, precision, original, exported, encoder.settings)
         result = Exported(
             folder=str(out),
-            source=Path(source).name,
+            source=Path(found.name).name,
             form=form.name,
             precision=precision,
             weights=written.weights,
@@ -123,8 +123,15 @@ def export(
             notes=(*written.notes, *_notes(form, encoder.settings)),
             facts=written.facts,
         )
-        _describe(result, form, written, encoder, Path(source), partial)
+        _describe(result, form, written, encoder, found, partial)
     return result
+
+
+def _new_folder(out: str | Path) -> Path:
+    folder = Path(out)
+    if folder.exists():
+        raise RunError(f"{folder} exists already; choose another --out or remove it")
+    return folder
 
 
 @dataclass(frozen=True)
@@ -217,12 +224,13 @@ def _bytes(weights: Path) -> int:
 
 
 def _describe(
-    result: Exported, form: Form, written: Written, encoder: Encoder, source: Path, folder: Path
+    result: Exported, form: Form, written: Written, encoder: Encoder, source: Source, folder: Path
 ) -> None:
     """Write the facts, the card, and the source's provenance beside the weights."""
     provenance = {}
-    if (source / PROVENANCE_FILE).is_file():
-        provenance = read_json(source / PROVENANCE_FILE)
+    path = source.find(PROVENANCE_FILE)
+    if path is not None:
+        provenance = read_json(path)
         write_json(folder / PROVENANCE_FILE, provenance)
     write_json(folder / EXPORT_FILE, {**result.to_dict(), "versions": versions()})
     snippet = form.snippet(Path(result.folder).name, written, encoder.settings)

@@ -14,6 +14,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from llm2vec.backbone.loading import quiet
 from llm2vec.backbone.switch import live_attention
 from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.settings import Settings
+from llm2vec.encoder.tokenization import Tokens, encoder_tokens
 from llm2vec.errors import ModelError, first_line
 from llm2vec.evaluation.subjects import Embedder
 from llm2vec.recipe.knobs import Pooling
@@ -130,7 +132,15 @@ def _write(encoder: Encoder, folder: Path, precision: str) -> Written:
         for each in graph.parent.glob(graph.name + "*"):
             each.unlink()
     weights = _GRAPHS[precision]
-    return Written(weights, facts={"opset": _OPSET, "pooling": encoder.settings.pooling})
+    settings = encoder.settings
+    facts = {
+        "opset": _OPSET,
+        "pooling": settings.pooling,
+        "skips_prompts": settings.skip_prompt,
+        "pools_special_tokens": settings.pools_special,
+        "boundary": settings.boundary,
+    }
+    return Written(weights, facts=facts)
 
 
 def set_up_tokenizer(encoder: Encoder, path: Path) -> None:
@@ -246,7 +256,7 @@ def _open(folder: Path, written: Written, encoder: Encoder) -> Embedder:
         found_BD: np.ndarray = session.run(["sentence_embedding"], inputs)[0]
         return found_BD
 
-    return in_batches(run, folder, encoder.settings)
+    return in_batches(run, folder, encoder)
 
 
 def _session(graph: Path) -> Any:
@@ -257,52 +267,65 @@ def _session(graph: Path) -> Any:
     return runtime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
 
 
-def in_batches(run: Callable[[Inputs], np.ndarray], folder: Path, settings: Settings) -> Embedder:
+def in_batches(run: Callable[[Inputs], np.ndarray], folder: Path, encoder: Encoder) -> Embedder:
     """An embedder of texts, with prompts and templates, on a function that runs the graph.
 
     Args:
         run: The function from the inputs of a batch to embedding_BD.
         folder: Folder with the tokenizer's file.
-        settings: Settings of the source.
+        encoder: The source, whose settings say what is pooled.
     """
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
 
     def embed(texts: Sequence[str], *, prompt: str | None = None) -> np.ndarray:
-        read = texts_as_read(texts, settings, prompt=prompt)
-        order = sorted(range(len(read)), key=lambda index: len(read[index][0]))
-        vectors: dict[int, np.ndarray] = {}
-        for start in range(0, len(order), _BATCH):
-            batch = order[start : start + _BATCH]
-            inputs = _inputs(tokenizer, [read[index] for index in batch], settings)
-            vectors.update(zip(batch, run(inputs), strict=True))
-        return np.stack([vectors[index] for index in range(len(read))])
+        strings = [text for text, _ in texts_as_read(texts, encoder.settings, prompt=prompt)]
+        pooled = _pooled(encoder, texts, prompt=prompt)
+        return _run_batches(run, tokenizer, list(zip(strings, pooled, strict=True)))
 
     return embed
 
 
-def _inputs(tokenizer: Tokenizer, read: Sequence[tuple[str, int]], settings: Settings) -> Inputs:
-    """The inputs of the graph, for texts whose first characters are not pooled."""
-    rows = tokenizer.encode_batch([text for text, _ in read])
+def _run_batches(
+    run: Callable[[Inputs], np.ndarray],
+    tokenizer: Tokenizer,
+    texts: Sequence[tuple[str, Tokens]],
+) -> np.ndarray:
+    """The vectors of the graph, whose batches are of texts of about one length."""
+    order = sorted(range(len(texts)), key=lambda index: len(texts[index][0]))
+    vectors: dict[int, np.ndarray] = {}
+    for start in range(0, len(order), _BATCH):
+        batch = order[start : start + _BATCH]
+        inputs = _inputs(tokenizer, [texts[index] for index in batch])
+        vectors.update(zip(batch, run(inputs), strict=True))
+    return np.stack([vectors[index] for index in range(len(texts))])
+
+
+def _pooled(encoder: Encoder, texts: Sequence[str], *, prompt: str | None) -> list[Tokens]:
+    """The ranges of tokens that the source pools, of texts that are not cut before their prompt."""
+    settings = replace(encoder.settings, doc_max_length=None)
+    before = [settings.before_text(prompt)] * len(texts)
+    return encoder_tokens(encoder.tokenizer, texts, settings=settings, prompts=before)
+
+
+def _inputs(tokenizer: Tokenizer, texts: Sequence[tuple[str, Tokens]]) -> Inputs:
+    """The inputs of the graph.
+
+    Args:
+        tokenizer: Tokenizer of the export.
+        texts: Whole strings, prompts and templates included, with the tokens that the source pools.
+    """
+    rows = tokenizer.encode_batch([text for text, _ in texts])
     ids_BT = np.array([row.ids for row in rows], dtype=np.int64)
     mask_BT = np.array([row.attention_mask for row in rows], dtype=np.int64)
-    if settings.skip_prompt:
-        pooled = [_pooled(row, start) for row, (_, start) in zip(rows, read, strict=True)]
-        pooling_mask_BT = np.array(pooled, dtype=np.int64)
-    else:
-        pooling_mask_BT = mask_BT
+    position_T = np.arange(ids_BT.shape[1])
+    first_B1 = np.array([[tokens.first] for _, tokens in texts])
+    end_B1 = np.array([[tokens.end] for _, tokens in texts])
+    pooling_mask_BT = ((position_T >= first_B1) & (position_T < end_B1)).astype(np.int64)
     return {"input_ids": ids_BT, "attention_mask": mask_BT, "pooling_mask": pooling_mask_BT}
 
 
-def _pooled(row: Any, start: int) -> list[int]:
-    """A mask: 1 for tokens that end after the prompt and are not the tokenizer's own."""
-    return [
-        int(not special and end > start)
-        for special, (_, end) in zip(row.special_tokens_mask, row.offsets, strict=True)
-    ]
-
-
 def _snippet(folder: str, written: Written, settings: Settings) -> str:
-    pooling_mask = SKIPPING_MASK if settings.skip_prompt else "np.array([[1]])"
+    pooling_mask = "np.array([[1]])" if settings.pools_special else SKIPPING_MASK
     return _SNIPPET.format(folder=folder, weights=written.weights, pooling_mask=pooling_mask)
 
 

@@ -72,11 +72,11 @@ def _open(folder: Path, _written: Written, encoder: Encoder) -> Embedder:
         found_BD: np.ndarray = model(inputs)["sentence_embedding"]
         return found_BD
 
-    return in_batches(run, folder, encoder.settings)
+    return in_batches(run, folder, encoder)
 
 
 def _snippet(folder: str, _written: Written, settings: Settings) -> str:
-    pooling_mask = SKIPPING_MASK if settings.skip_prompt else _WHOLE_MASK
+    pooling_mask = _WHOLE_MASK if settings.pools_special else SKIPPING_MASK
     return _SNIPPET.format(folder=folder, model=_MODEL, pooling_mask=pooling_mask)
 
 

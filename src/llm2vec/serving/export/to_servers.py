@@ -16,6 +16,7 @@ import numpy as np
 from llm2vec.backbone.switch import attention_windows
 from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.settings import Settings
+from llm2vec.errors import ModelError
 from llm2vec.evaluation.subjects import Embedder
 from llm2vec.runtime.files import read_json, write_json
 from llm2vec.serving.export.every_token import refuse_other_pooling
@@ -79,6 +80,11 @@ VLLM = Server(
 
 def _writer(server: Server) -> Callable[[Encoder, Path, str], Written]:
     def write(encoder: Encoder, folder: Path, _precision: str) -> Written:
+        if getattr(encoder.model.config, "auto_map", None):
+            raise ModelError(
+                f"{server.name} is not known to run model code that comes with a model; use "
+                "`llm2vec serve --trust-remote-code` instead"
+            )
         refuse_other_pooling(encoder, reader=server.name, poolings=("mean", "last", "first"))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
