@@ -170,7 +170,6 @@ def probe(
     _check_folders(save, states, may_save=len(models) == 1 and not options.adapters)
     sentences = _read_sentences(options, word_column)
     from llm2vec.evaluation.subjects import check_models, open_encoder
-    from llm2vec.evaluation.word_metrics import floors
 
     check_models([options.model or name for name in models])
     probed = {}
@@ -183,7 +182,19 @@ def probe(
         probed[name] = _probe_model(encoder, name, sentences, options, measuring)
     if save is not None:
         _save(probed[models[0]], save, encoder, options.model or models[0], merge=options.merge)
-    least = floors(sentences["train"], sentences["test"], measuring.metric)
+    _print_probed(probed, sentences, measuring.metric, json=json)
+
+
+def _print_probed(
+    probed: "Mapping[str, ProbeResult]",
+    sentences: Mapping[str, "list[TaggedSentence]"],
+    metric: "Metric",
+    *,
+    json: bool,
+) -> None:
+    from llm2vec.evaluation.word_metrics import floors
+
+    least = floors(sentences["train"], sentences["test"], metric)
     if json:
         answer({**with_differences(probed), "floors": least})
     else:
