@@ -45,6 +45,9 @@ bench: .venv/ready  ## the speed figures of docs/results.md
 
 gpu-check: .venv/ready  ## proofs, equality, a step of each stage and speed on the GPU here; DEVICE=cpu without one
 	$(BIN)/python benchmarks/gpu_check.py --device $(or $(DEVICE),cuda)
+	$(if $(filter cpu,$(DEVICE)),,$(BIN)/python benchmarks/device_speed.py --model $(or $(MODEL),bundled))
+	$(if $(filter cpu,$(DEVICE)),,$(BIN)/python benchmarks/device_speed.py --shape llama-3.2-1b)
+	$(if $(filter cpu,$(DEVICE)),,$(BIN)/python benchmarks/device_speed.py --shape llama-3-8b)
 
 docs: .venv/ready  ## write the generated pages, and the site from docs/ in site/
 	$(BIN)/python scripts/make_docs.py
