@@ -111,8 +111,8 @@ def _beginnings(encoder: Encoder, pairs: Sequence[tuple[str, str]]) -> np.ndarra
 class Similarity:
     """How near a decoder's causal states are to those without the causal mask, before training.
 
-    If they are near in every layer, the model works with both, as Mistral-7B does in the paper, and
-    may need little MNTP. If they are far, its bidirectional states are of little use without MNTP.
+    The paper found them near in Mistral-7B, which gains by the switch alone. On smaller decoders
+    nearness did not foretell that (docs/results.md); `switch_effect` measures it.
 
     Attributes:
         cosine_LT: Cosine at each token, for the embedding and each layer.
