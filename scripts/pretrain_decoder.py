@@ -196,6 +196,27 @@ class Source:
         return np.stack([self.ids[start : start + length].astype(np.int64) for start in picked])
 
 
+HYBRIDS = {"lfm2": ("conv", 2), "qwen3_5_text": ("linear_attention", 4)}
+"""Hybrids of attention with short convolutions or gated DeltaNet: their other layers' kind, and which layer of so many
+has attention."""
+
+
+def hybrid_shape(arch: str, size: Size) -> dict[str, Any]:
+    """The part of a hybrid's configuration that says what mixes tokens."""
+    other, period = HYBRIDS[arch]
+    kinds = [
+        "full_attention" if index % period == period - 1 else other for index in range(size.layers)
+    ]
+    shape: dict[str, Any] = {"layer_types": kinds}
+    if arch == "lfm2":
+        shape["block_auto_adjust_ff_dim"] = False
+    else:
+        for part in ("key", "value"):
+            shape[f"linear_num_{part}_heads"] = size.heads
+            shape[f"linear_{part}_head_dim"] = size.hidden // size.heads
+    return shape
+
+
 def new_model(arch: str, size: Size, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     """A decoder of random weights with tied embeddings."""
     shape: dict[str, Any] = {
@@ -233,6 +254,8 @@ def new_model(arch: str, size: Size, tokenizer: PreTrainedTokenizerFast) -> PreT
             "sliding_window": 32,
             "query_pre_attn_scalar": size.hidden // size.heads,
         }
+    if arch in HYBRIDS:
+        shape |= hybrid_shape(arch, size)
     config = AutoConfig.for_model(arch, **shape)
     return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
 
@@ -465,7 +488,7 @@ def main() -> None:
     )
     parser.add_argument("--config", choices=SIZES, default="cpu")
     parser.add_argument(
-        "--arch", choices=("llama", "qwen3", "gpt2", "gemma3_text"), default="llama"
+        "--arch", choices=("llama", "qwen3", "gpt2", "gemma3_text", *HYBRIDS), default="llama"
     )
     parser.add_argument(
         "--tokenizer", help="use the tokenizer of this decoder instead of training one"
