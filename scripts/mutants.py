@@ -5,7 +5,7 @@
 Each mutant is one change in one function: a comparison, an operator, a number, a condition, a statement left out. The
 tests of the module (`COVERED`) run once unchanged, watched for the functions that each one calls. A mutant meets the
 tests that call its function, the quickest first, until one fails or they have computed for S seconds (4); all this in
-a copy of the tree. What no test notices is printed, a line each, unless docs/mutants.md lists it with a reason.
+a copy of the tree. What no test notices is printed, a line each. What docs/mutants.md lists with a reason is not run.
 
 Stopped, the same command goes on: fates are kept in .mutants/fates.jsonl. A mutant that a test has killed stays killed
 as long as its function is the same, and one that survived as long as the module's tests are the same too.
@@ -31,6 +31,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 import types
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -41,6 +42,7 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import psutil
 import pytest
 import torch
 
@@ -72,8 +74,8 @@ COVERED = {
 
 REWRITTEN = "ignore:Module already imported:pytest.PytestAssertRewriteWarning"
 
-WAIT_S = 900
-"""Longest time that a mutant may run for where it neither computes nor ends."""
+IDLE_S = 60
+"""How long a mutant may neither compute nor end: its threads wait for each other."""
 
 START_S = 10
 """Seconds that a mutant may compute for beside twice what its tests need: imports, and collecting the tests."""
@@ -145,11 +147,10 @@ def main() -> None:
         survivors = []
         for module in chosen.modules or COVERED:
             survivors += survivors_of(module, copied(Path(folder) / module), chosen)
-    listed = LISTED.read_text(encoding="utf8")
-    if new := [mutant for mutant in survivors if str(mutant) not in listed]:
+    if survivors:
         print(f"no test noticed, and {LISTED.relative_to(ROOT)} does not list:")
-        print("\n".join(f"- {mutant}" for mutant in new))
-    sys.exit(1 if new else 0)
+        print("\n".join(f"- {mutant}" for mutant in survivors))
+    sys.exit(1 if survivors else 0)
 
 
 def copied(place: Path) -> Path:
@@ -165,7 +166,8 @@ def survivors_of(module: str, tree: Path, chosen: argparse.Namespace) -> list[Mu
     """Run a module's mutants, and return those that passed every test."""
     file = tree / "src" / "llm2vec" / (module.replace(".", "/") + ".py")
     mutants = dict(mutants_of(module, ast.parse(file.read_text(encoding="utf8"))))
-    order = list(mutants)
+    listed = LISTED.read_text(encoding="utf8").splitlines()
+    order = [mutant for mutant in mutants if f"- {mutant}" not in listed]
     random.Random(chosen.seed).shuffle(order)
     order = order[: chosen.sample]
     tests = digest_of_tests(module, tree)
@@ -181,7 +183,7 @@ def survivors_of(module: str, tree: Path, chosen: argparse.Namespace) -> list[Mu
         fates = known_fates(tests)
     found = [mutant for mutant in order if fates[mutant] == "survived"]
     print(
-        f"{module}: {len(order)} of {len(mutants)} mutants, {len(found)} not noticed",
+        f"{module}: {len(order)} of {len(mutants)} mutants run, {len(found)} not noticed",
         flush=True,
     )
     return found
@@ -297,15 +299,27 @@ def fate_of(work: Callable[..., object], *arguments: object, most_s: float) -> t
     """`survived`, `killed` or `timed out`, and the seconds that the work in a process of its own computed."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     child = forked(limited, work, arguments, int(most_s))
-    child.join(WAIT_S)
-    if child.exitcode is None:
-        os.killpg(child.pid or 0, signal.SIGKILL)
-        child.join()
+    wait_for(child)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     if (child.exitcode or 0) < 0:
         return "timed out", seconds
     return ("killed" if child.exitcode else "survived"), seconds
+
+
+def wait_for(child: ForkProcess) -> None:
+    """Wait until a process ends, and end it with all that it started where it does nothing any more."""
+    process, computed, since = psutil.Process(child.pid), -1.0, time.monotonic()
+    while child.exitcode is None:
+        child.join(5)
+        with suppress(psutil.NoSuchProcess):
+            family = [process, *process.children(recursive=True)]
+            now = sum(sum(each.cpu_times()[:2]) for each in family)
+            if now != computed:
+                computed, since = now, time.monotonic()
+        if child.exitcode is None and time.monotonic() - since > IDLE_S:
+            os.killpg(process.pid, signal.SIGKILL)
+            child.join()
 
 
 def limited(work: Callable[..., object], arguments: Sequence[object], cpu_s: int) -> None:

@@ -9,15 +9,18 @@ import torch
 from conftest import DECODERS
 from safetensors.torch import load_file, save_file
 
+from llm2vec.backbone import proofs
 from llm2vec.backbone.loading import load_decoder
 from llm2vec.backbone.packed_attention import PACKED, packed_attention, register
 from llm2vec.backbone.proofs import (
     Proof,
     _attends_to_later_tokens,
     _ignores_padding,
+    _layers_see_both_ways,
     _LayersRead,
     _packed_lengths,
     _RandomTokens,
+    _read_layers,
     prove_bidirectional,
     prove_causal,
     prove_packing,
@@ -99,6 +102,14 @@ def test_broken_attention_is_refused_by_the_proofs_of_its_layers(change, layers,
     assert failed(model) == names
     with pytest.raises(NotConvertible, match=f"{names[0]} .*{said}"):
         make_bidirectional(model)
+
+
+def test_a_model_whose_layers_cannot_be_found_is_refused():
+    model = body()
+    model.config.num_hidden_layers = 7
+    proofs = prove_bidirectional(model)
+    assert [(proof.passed, proof.margin) for proof in proofs[:2]] == [(False, 0), (False, 0)]
+    assert "no plain list of layers" in proofs[0].detail
 
 
 def test_an_output_that_hides_what_the_layers_see_is_refused_by_the_proof_of_later_tokens():
@@ -202,6 +213,59 @@ def test_of_a_hybrid_some_layers_may_be_one_way(layers, may_be, passed, margin, 
     assert (proof.passed, proof.margin) == (passed, margin)
     assert proof.detail.startswith(said)
     assert f"of {len(layers)} layers attend to both sides!" in proof.name
+
+
+ALL = torch.ones(10, 10)
+EVERYTHING, ALONE = field(*ALL.tolist()), field(*torch.eye(10).tolist())
+EARLIER, LATER_ONES = field(*ALL.tril().tolist()), field(*ALL.triu().tolist())
+
+
+@pytest.fixture
+def tries(monkeypatch):
+    """What one layer is seen to read, try by try, the last for good; and a list of the sizes that were tried."""
+
+    def script(*given):
+        sizes = []
+
+        def seen(*_, strength, **__):
+            sizes.append(strength)
+            return [given[min(len(sizes), len(given)) - 1]]
+
+        monkeypatch.setattr(proofs, "layer_receptive_fields", seen)
+        return sizes
+
+    return script
+
+
+@pytest.mark.parametrize(
+    ("given", "count", "passed"),
+    [
+        ([EVERYTHING], 1, True),
+        ([EARLIER, LATER_ONES], 2, True),
+        ([EARLIER, EARLIER, EARLIER, LATER_ONES], 4, True),
+        ([ALONE, EVERYTHING], 2, True),
+        ([ALONE], 3, False),
+        ([EARLIER], 32, False),
+    ],
+)
+def test_a_layer_is_tried_until_it_is_seen_to_read_both_ways(given, count, passed, tries):
+    model, sizes = body(), tries(*given)
+    proof = _layers_see_both_ways(model, _RandomTokens(model), padded=0)
+    assert (len(sizes), proof.passed) == (count, passed)
+    assert sizes[:8] == [3.0, 0.3, 1.0, 10.0, 0.1, 3.0, 0.3, 1.0][:count]
+
+
+@pytest.mark.parametrize(
+    ("given", "may_be", "count"),
+    [([EVERYTHING], [], 3), ([EARLIER], [0], 3), ([EARLIER], [], 8), ([EARLIER] * 4, [1], 8)],
+)
+def test_layers_of_a_hybrid_are_tried_three_times_and_on_where_one_should_read_both_ways(
+    given, may_be, count, tries
+):
+    model, sizes = body(), tries(*given)
+    layers = _read_layers(model, _RandomTokens(model), padded=0, may_be_one_way=may_be)
+    assert len(sizes) == count
+    assert layers.fields[0].sees_TT.tolist() == given[0].sees_TT.tolist()
 
 
 def test_a_distance_is_relative_to_the_second_and_infinite_where_it_is_no_number():

@@ -23,6 +23,7 @@ from llm2vec.encoder.tokenization import (
     borders,
     encoder_tokens,
     forget_truncation,
+    is_token_prefix,
     pooled_part,
     separator_for,
     shortened,
@@ -88,6 +89,8 @@ def test_a_separator_keeps_prompt_and_text_in_tokens_of_their_own():
         "input_ids"
     ]
     assert joined[: len(alone)] == alone
+    assert is_token_prefix(TOKENIZER, "Find it:\n")
+    assert not is_token_prefix(TOKENIZER, "Find it: ")
     assert (separator, separator_for(TOKENIZER, [])) == ("\n", " ")
 
 
