@@ -567,6 +567,7 @@ ELSEWHERE = {
             "margin",
             "dimensions",
             "held_out",
+            "adapter",
             "eval_every",
             "patience",
             "corpus.layout",

@@ -199,3 +199,35 @@ def test_held_out_texts_are_ranked_as_by_hand(texts, kind, score, encoder, tmp_p
         right = [texts[row][1] == texts[int(near[row].argmax())][1] for row in range(3)]
         score = sum(right) / 3
     assert found["score"] == pytest.approx(score)
+
+
+def test_training_goes_on_with_the_adapter_of_simcse_on_what_was_there_before_it(corpus, tmp_path):
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [{"query": f"question {n}", "positive": f"answer {n}"} for n in range(8)]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    small = {"steps": 2, "batch_size": 4, "max_length": 24, "precision": "float32"}
+    still = {**small, "learning_rate": 1e-12, "warmup_steps": 0, "steps": 1}
+    data = {"corpus": {"data": [{"file": str(pairs)}]}}
+    recipe = {
+        "decoder": DECODER,
+        "corpus": {"source": str(corpus)},
+        "mntp": {"steps": 0},
+        "simcse": {**small, "learning_rate": 1e-2, "lora": {"r": 3}},
+        "supervised": {**still, **data, "adapter": "simcse"},
+    }
+    done = convert(Recipe.read(recipe), tmp_path / "out", keep_stages=True)
+    after_simcse = load_file(done.stages["2-simcse"] / "model.safetensors")
+    kept = load_file(tmp_path / "out" / "model.safetensors")
+    for name, weight in after_simcse.items():
+        torch.testing.assert_close(kept[name], weight, atol=1e-6, rtol=1e-5, msg=name)
+    trained = load_file(done.stages["3-supervised"] / "adapter" / "adapter_model.safetensors")
+    ranks = {weight.shape[0] for name, weight in trained.items() if "lora_A" in name}
+    assert ranks == {3}, "the adapter of SimCSE, not a fresh one of rank 16"
+
+
+def test_an_adapter_that_is_not_there_is_refused():
+    data = {"steps": 1, "corpus": {"source": "rows"}, "adapter": "simcse"}
+    with pytest.raises(UsageError, match="needs a SimCSE stage"):
+        Recipe.read({"simcse": {"steps": 0}, "supervised": data})
+    with pytest.raises(UsageError, match="leave out one of the two"):
+        Recipe.read({"supervised": {**data, "adapter": "folder", "method": "full"}})

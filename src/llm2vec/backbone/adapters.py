@@ -81,6 +81,36 @@ def merge_chain(model: PreTrainedModel, adapters: Sequence[Path]) -> PreTrainedM
     return merged
 
 
+def with_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
+    """Put an adapter on a body to train it further; the adapter says which layers it is on.
+
+    Args:
+        model: The body that the adapter was trained on.
+        adapter: Folder of the adapter.
+
+    Raises:
+        ModelError: The adapter cannot be read, does not fit the model, or was trained with the LM
+            head.
+    """
+    config, weights = _config_of(adapter), _weights_of(adapter)
+    if _with_head(weights, model.config):
+        raise ModelError(
+            f"the adapter {adapter} was trained on a language model, and only the body is trained "
+            "here; merge it first: `llm2vec import`"
+        )
+    heads = _without_task(config, model)
+    config.inference_mode = False
+    with _errors_while(
+        f"cannot put the adapter {adapter} on this model",
+        (OSError, ValueError, RuntimeError, LookupError, AttributeError),
+    ):
+        wrapped = PeftModel.from_pretrained(model, str(adapter), config=config, is_trainable=True)
+        loaded = wrapped.load_adapter(str(adapter), "default", is_trainable=True)
+    unexpected = {name.removeprefix(_PREFIX) for name in loaded.unexpected_keys}
+    _check_all_used(adapter, unexpected, weights, heads=heads)
+    return wrapped
+
+
 def tokenizer_with(
     tokenizer: PreTrainedTokenizerFast, adapters: Sequence[Path], *, rows: int
 ) -> PreTrainedTokenizerFast:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from llm2vec.backbone.adapters import with_adapter
 from llm2vec.backbone.forward import ForwardFailed, model_code
 from llm2vec.backbone.mode import evaluating
 from llm2vec.errors import UsageError, first_line
@@ -26,7 +28,11 @@ _PREFIX = "base_model.model."
 
 
 def add_adapters(
-    model: PreTrainedModel, recipe: StageRecipe, *, train_head: bool = False
+    model: PreTrainedModel,
+    recipe: StageRecipe,
+    *,
+    train_head: bool = False,
+    adapter: Path | None = None,
 ) -> PreTrainedModel | PeftModel:
     """Make trainable what the recipe trains: fresh LoRA adapters, or every weight but the LM head.
 
@@ -38,15 +44,19 @@ def add_adapters(
         model: A body or a language model.
         recipe: Recipe of the stage.
         train_head: Whether the LM head is trained too.
+        adapter: Folder of an adapter that training goes on with; None makes a fresh one.
 
     Raises:
         UsageError: No layer has one of the target names.
+        ModelError: The adapter does not fit the model.
     """
     if recipe.method == "full":
         _train_all(model, train_head=train_head)
         return model
     options = _adapter_options(model, recipe, train_head=train_head)
-    if recipe.lora.targets:
+    if adapter is not None:
+        adapted = with_adapter(model, adapter)
+    elif recipe.lora.targets:
         adapted = _adapt_named(model, recipe.lora.targets, options)
     else:
         adapted = _adapt_everything(model, options)

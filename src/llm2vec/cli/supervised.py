@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from llm2vec.cli.console import one_of
+from llm2vec.cli.console import one_of, people
 from llm2vec.cli.options import Json, KeepStages, RecipeFile, Sets, StartOver, TrustRemoteCode
-from llm2vec.cli.run_recipe import RunOptions, run_recipe
+from llm2vec.cli.run_recipe import RunOptions, is_first_process, run_recipe
 from llm2vec.cli.train import train_app
 from llm2vec.errors import UsageError
 from llm2vec.recipe.files import merged, read_settings, read_yaml
@@ -73,6 +73,12 @@ def supervised(
         str | None,
         typer.Option(help="lora trains adapters and merges them [default]; full every weight."),
     ] = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            help="Adapter on ENCODER to go on with, such as stages/2-simcse/adapter on 1-mntp."
+        ),
+    ] = None,
     learning_rate: Annotated[
         float | None, typer.Option(help="Peak learning rate: 2e-4 (lora) or 2e-5 (full).")
     ] = None,
@@ -98,6 +104,7 @@ def supervised(
         "steps": steps,
         "batch_size": batch_size,
         "method": method,
+        "adapter": adapter,
         "learning_rate": learning_rate,
         "scale": None if temperature is None else 1 / temperature,
         "corpus": _corpus(data or [], columns),
@@ -108,6 +115,8 @@ def supervised(
     file = {} if recipe_file is None else read_yaml(recipe_file)
     chosen = merged(file, given, read_settings(sets or []))
     recipe = _recipe(encoder, chosen, epochs, trust_remote_code=trust_remote_code)
+    if is_first_process():
+        _note_fresh_adapter(recipe)
     options = RunOptions(keep_stages=keep_stages, start_over=start_over, json=json)
     run_recipe(recipe, out, options)
 
@@ -156,6 +165,22 @@ def _recipe(
         "eval_every": max(1, steps // 10),
     }
     return Recipe.read(merged(base, {"supervised": defaults}, chosen))
+
+
+def _note_fresh_adapter(recipe: Recipe) -> None:
+    """Say that an adapter is fresh where the paper goes on with that of SimCSE."""
+    from llm2vec.backbone.source import Source
+    from llm2vec.conversion.start import last_stage
+
+    knobs = recipe.supervised
+    if knobs.method != "lora" or knobs.adapter is not None:
+        return
+    if last_stage(Source.of(recipe.decoder)) == "simcse":
+        people.print(
+            "a fresh adapter is trained on top of SimCSE's, which is merged here; the paper goes on "
+            "with SimCSE's own: start from the stage before it, with --adapter "
+            "OUT.stages/2-simcse/adapter (convert --keep-stages keeps both)"
+        )
 
 
 def _steps(recipe: Recipe, epochs: float) -> int:

@@ -29,11 +29,11 @@ from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.folder import PROVENANCE_FILE, about_template, model_card, read_settings
 from llm2vec.encoder.half_precision import exact_dtype
 from llm2vec.errors import RunError
-from llm2vec.recipe.knobs import Recipe
+from llm2vec.recipe.knobs import OF_SIMCSE, Recipe
 from llm2vec.runtime.files import PARTIAL, atomic_file, files_in, read_json, write_json
 from llm2vec.runtime.hardware import default_device, idle_gpus, versions
 from llm2vec.runtime.progress import Progress, Silent
-from llm2vec.training.stage import Stage, StageRun, run_stage
+from llm2vec.training.stage import ADAPTER, Stage, StageRun, run_stage
 from llm2vec.training.stages import STAGES
 
 
@@ -170,7 +170,7 @@ class _Run:
         write_own_texts(self.recipe, self.folder.own_texts, progress=self.progress)
 
     def _train_stage(self, stage: Stage[Any], folder: Path) -> None:
-        source = self._last_stage()
+        source, recipe = self._start(stage)
         settings = read_settings(source)
         if settings is None:
             raise RunError(
@@ -181,7 +181,7 @@ class _Run:
             pace = self.timetable.pace(stage.title, stage.knobs(self.recipe).steps)
         with scratch_beside(folder) as scratch:
             run = StageRun(
-                self.recipe,
+                recipe,
                 source,
                 settings,
                 scratch,
@@ -197,6 +197,19 @@ class _Run:
                 write_stage(folder, trained, settings, scratch, trust_remote_code=trust_remote_code)
 
             self.on_main_process(job)
+
+    def _start(self, stage: Stage[Any]) -> tuple[Source, Recipe]:
+        """The folder that a stage starts from, and its recipe.
+
+        To go on with SimCSE's adapter is to start from the folder before SimCSE.
+        """
+        knobs = self.recipe.supervised
+        if stage.name != "supervised" or knobs.adapter != OF_SIMCSE:
+            return self._last_stage(), self.recipe
+        before, simcse = self.folder.finished_stages[-2:]
+        changed = knobs.model_copy(update={"adapter": str(simcse / ADAPTER)})
+        recipe = self.recipe.model_copy(update={"supervised": changed})
+        return Source.of(before, trust_remote_code=self.recipe.trust_remote_code), recipe
 
     def _last_stage(self) -> Source:
         """The folder of the last finished stage, whose own code may run if the decoder's may."""

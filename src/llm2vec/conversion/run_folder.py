@@ -337,6 +337,8 @@ def _of_pairs(knobs: SupervisedRecipe) -> dict[str, str]:
     """The fingerprints of the files of pairs, by the part of the recipe that names them."""
     found = {}
     pairs, held_out = knobs.corpus, knobs.held_out
+    if knobs.adapter is not None and Path(knobs.adapter).is_dir():
+        found["supervised.adapter"] = fingerprint.of_path(Path(knobs.adapter))
     if held_out is not None:
         found["supervised.held_out"] = corpus_fingerprint(held_out.file, formats=TABLES)
     if pairs.source is not None:

@@ -1,5 +1,6 @@
 """The folders that a stage leaves: its encoder, and those of models kept during training."""
 
+import shutil
 from pathlib import Path
 
 from llm2vec.backbone.loading import load_decoder
@@ -9,7 +10,7 @@ from llm2vec.encoder.encoder import Encoder
 from llm2vec.encoder.folder import CHECKPOINTS
 from llm2vec.encoder.settings import Settings
 from llm2vec.runtime.files import atomic_folder
-from llm2vec.training.stage import Trained
+from llm2vec.training.stage import ADAPTER, Trained
 from llm2vec.training.trainer import KEPT
 
 
@@ -35,6 +36,8 @@ def write_stage(
         _write_kept(source, folder, trained, settings)
     with atomic_folder(folder) as partial:
         Encoder(trained.model, trained.tokenizer, settings=settings).write(partial)
+        if (scratch / ADAPTER).is_dir():
+            shutil.copytree(scratch / ADAPTER, partial / ADAPTER)
         write_stage_facts(partial, trained.facts)
 
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from llm2vec.backbone.source import UNI, Source
+from llm2vec.conversion.run_folder import STAGE_FILE
 from llm2vec.encoder.folder import PROVENANCE_FILE, SETTINGS_FILE, read_settings
 from llm2vec.encoder.settings import Settings
 from llm2vec.runtime.files import read_json
@@ -36,6 +37,17 @@ def kept_settings(name: str, *, trust_remote_code: bool) -> dict[str, Any]:
     if name.startswith(UNI):
         encoder["bidirectional"] = False
     return {"decoder": decoder, "trust_remote_code": trust_remote_code, "encoder": encoder}
+
+
+def last_stage(source: Source) -> str | None:
+    """The stage that an encoder was trained by last; None if its files do not say."""
+    for name in (STAGE_FILE, PROVENANCE_FILE):
+        path = source.find(name)
+        if path is not None and own_settings(source) is not None:
+            facts = read_json(path)
+            stages = facts.get("stages") or [facts]
+            return str(stages[-1].get("stage"))
+    return None
 
 
 def lineage(source: Source) -> dict[str, Any]:

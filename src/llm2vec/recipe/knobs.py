@@ -330,6 +330,10 @@ class PairsRecipe(Part):
         return [prompt for prompts in by_set for prompt in prompts]
 
 
+OF_SIMCSE = "simcse"
+"""What `supervised.adapter` calls the adapter of the SimCSE stage."""
+
+
 class SupervisedRecipe(ContrastiveRecipe):
     """Supervised contrastive learning with positives and hard negatives (paper, section 5)."""
 
@@ -378,6 +382,12 @@ class SupervisedRecipe(ContrastiveRecipe):
         source="arXiv 2205.13147",
     )
     corpus: PairsRecipe = PairsRecipe()
+    adapter: str | None = knob(
+        None,
+        "folder or hub id of an adapter of the encoder that training goes on with; `simcse`: that "
+        "of the stage before, on what was there before it; default: a fresh one",
+        source="paper, section 5",
+    )
     held_out: DataRecipe | None = knob(
         None, "a data set that is measured during training; the best weights are kept"
     )
@@ -395,6 +405,8 @@ class SupervisedRecipe(ContrastiveRecipe):
             raise ValueError(
                 f"{self.steps} steps need rows to learn from: set supervised.corpus.source"
             )
+        if self.steps and self.adapter is not None and self.method == "full":
+            raise ValueError("an adapter is trained with method=lora; leave out one of the two")
         return self
 
 
@@ -524,6 +536,16 @@ class Recipe(Part):
     def _mntp_is_bidirectional(self) -> Self:
         if self.mntp.steps and not self.encoder.bidirectional:
             raise ValueError("MNTP trains bidirectional models: set mntp.steps=0")
+        return self
+
+    @model_validator(mode="after")
+    def _has_an_adapter_of_simcse(self) -> Self:
+        asks = self.supervised.steps and self.supervised.adapter == OF_SIMCSE
+        if asks and not (self.simcse.steps and self.simcse.method == "lora"):
+            raise ValueError(
+                "supervised.adapter=simcse needs a SimCSE stage with method=lora in the same "
+                "recipe; name the folder of an adapter, or leave it out for a fresh one"
+            )
         return self
 
     @classmethod

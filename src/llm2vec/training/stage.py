@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from accelerate import PartialState
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llm2vec.backbone.loading import (
@@ -34,6 +35,9 @@ from llm2vec.training.trainer import Task, train
 
 CAUSAL: Mapping[str, Any] = {"proofs": [], "notes": ["the model stays causal"]}
 """What the provenance says of the switch of a model that stays causal."""
+
+ADAPTER = "adapter"
+"""Name of the folder, in that of a stage, with the adapter that was merged in the end."""
 
 Rows = TypeVar("Rows")
 """What a stage's task draws its samples from: a token store, a text store, or triples."""
@@ -209,7 +213,7 @@ def train_and_merge(
     model = model.to(dtype)  # type: ignore[arg-type]  # transformers narrows `to`
     if task.projection is not None:
         model.add_module(PROJECTION, task.projection.to(model.device))
-    trained = add_adapters(model, knobs, train_head=task.trains_head)
+    trained = add_adapters(model, knobs, train_head=task.trains_head, adapter=task.adapter)
     stopping = [] if task.patience is None else [EarlyStopping(folder, patience=task.patience)]
     log = train(
         trained,
@@ -224,7 +228,15 @@ def train_and_merge(
     for each in stopping:
         PartialState().wait_for_everyone()  # the first process writes the best weights
         each.restore(trained)
+    _keep_adapter(trained, task, folder)
     merged = merge(trained, dtype=dtype)
     if task.embedding_rows is not None and embedding_rows(merged) != task.embedding_rows:
         merged.resize_token_embeddings(task.embedding_rows)
     return merged.eval(), log
+
+
+def _keep_adapter(trained: PreTrainedModel | PeftModel, task: Task, folder: Path) -> None:
+    """Write a body's adapter, with which another stage may go on, before it is merged."""
+    is_plain = task.projection is None and task.embedding_rows is None and not task.trains_head
+    if isinstance(trained, PeftModel) and is_plain and PartialState().is_main_process:
+        trained.save_pretrained(str(folder / ADAPTER), save_embedding_layers=False)

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from llm2vec.backbone.adapter_chain import adapter_folder
+from llm2vec.backbone.source import Source
 from llm2vec.corpus.pairs import Kind
 from llm2vec.corpus.triples import DataSet, PairTokens, Triples, check_size, store_triples
 from llm2vec.encoder.batching import is_packed
@@ -172,6 +174,7 @@ def supervised_task(
         evaluate=evaluate,
         evaluate_every=knobs.eval_every,
         patience=None if held_out is None else knobs.patience,
+        adapter=None if knobs.adapter is None else adapter_folder(Source.of(knobs.adapter)),
     )
 
 

@@ -77,6 +77,7 @@ class Task:
         patience: Number of evaluations without a better `score` after which training stops; 0 never
             stops it. Either way the weights of the best one are kept. None keeps the last weights.
         trains_head: Whether the LM head is trained too.
+        adapter: Folder of an adapter that training goes on with; None makes a fresh one.
         embedding_rows: Number of rows of the embeddings when the stage is over; None leaves them as
             they are.
         projection: Linear layer that is trained with the model and left out of what is saved; None
@@ -92,6 +93,7 @@ class Task:
     evaluate_every: int = 0
     patience: int | None = None
     trains_head: bool = False
+    adapter: Path | None = None
     embedding_rows: int | None = None
     projection: nn.Linear | None = None
 
