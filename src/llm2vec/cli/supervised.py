@@ -177,8 +177,8 @@ def _note_fresh_adapter(recipe: Recipe) -> None:
         return
     if last_stage(Source.of(recipe.decoder)) == "simcse":
         people.print(
-            "a fresh adapter is trained on top of SimCSE's, which is merged here; the paper goes on "
-            "with SimCSE's own: start from the stage before it, with --adapter "
+            "a fresh adapter is trained on top of SimCSE's, which is merged here; the paper goes "
+            "on with SimCSE's own: start from the stage before it, with --adapter "
             "OUT.stages/2-simcse/adapter (convert --keep-stages keeps both)"
         )
 
