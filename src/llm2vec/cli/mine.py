@@ -54,8 +54,8 @@ def mine(
         int, typer.Option(min=0, help="Number of the nearest candidates to pass over.")
     ] = 0,
     depth: Annotated[
-        int | None, typer.Option(help="Number of the nearest candidates to look at.")
-    ] = None,
+        int, typer.Option(min=1, help="Number of the nearest candidates to look at.")
+    ] = 100,
     sampling: Annotated[
         str, typer.Option(help="top takes the nearest of what is left, random any of it.")
     ] = "top",

@@ -44,7 +44,7 @@ class Limits:
         max_score: Largest score of a negative; None is no limit.
         min_score: Smallest score of a negative; None is no limit.
         skip: Number of the nearest candidates that are passed over.
-        depth: Number of the nearest candidates that are looked at; None is ten for each negative.
+        depth: Number of the nearest candidates that are looked at.
         sampling: Whether the nearest of the candidates that are left are taken, or random ones.
     """
 
@@ -54,7 +54,7 @@ class Limits:
     max_score: float | None = None
     min_score: float | None = None
     skip: int = 0
-    depth: int | None = None
+    depth: int = 100
     sampling: Sampling = "top"
 
 
