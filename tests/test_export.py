@@ -111,6 +111,12 @@ def test_eight_bits_are_a_quarter_of_the_size_and_near(graph, source, tmp_path):
     assert [file.name for file in (tmp_path / "out" / "onnx").iterdir()] == ["model_qint8.onnx"]
 
 
+def test_weights_alone_in_eight_bits_are_smaller_and_nearer(graph, source, tmp_path):
+    quantised = export(source, "onnx", precision="int8_weights", out=tmp_path / "encoder-weights")
+    assert quantised.weights_bytes < 0.9 * graph[0].weights_bytes
+    assert 0.999 < quantised.agreement.least_cosine < 0.99999
+
+
 def test_an_export_with_other_vectors_leaves_nothing(source, tmp_path, monkeypatch):
     def write_damaged(encoder, folder, precision):
         with torch.no_grad():
