@@ -255,6 +255,15 @@ def test_the_rehearsal_sees_every_part_and_leaves_nothing(tmp_path):
     assert 0 <= speeds.evaluation_s < took_s
 
 
+def test_a_machine_too_busy_to_be_measured_is_told_at_once_and_leaves_nothing(corpus, tmp_path):
+    chosen = tiny(corpus, simcse={"steps": 0})
+    drafted = replace(plan(chosen, Budget(hours=0.02), TINY_SPEEDS), budget=Budget(hours=1e-6))
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(UsageError, match="more than 50% of the hours.*give more --hours"):
+        rehearse(chosen, drafted, tmp_path / "rehearsal")
+    assert set(tmp_path.rglob("*")) == before
+
+
 def test_estimates_offer_more_steps_for_more_hours():
     chosen = Recipe.read(preset("small"))
     plans = offered(chosen)

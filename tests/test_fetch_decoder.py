@@ -1,5 +1,6 @@
 """Real decoders are fetched whole and checked, or not at all."""
 
+import errno
 import hashlib
 import importlib.util
 import os
@@ -123,6 +124,19 @@ def test_a_model_that_does_not_work_is_not_kept(script, small, tmp_path, monkeyp
 
     put(script, monkeypatch, replace(small, check=does_not_speak))
     refused(script, tmp_path, "does not speak")
+
+
+def test_a_full_disk_while_weights_are_unpacked_leaves_nothing(
+    script, small, tmp_path, monkeypatch
+):
+    def unpack_until_the_disk_is_full(payload, folder):
+        script.unzip(payload, folder)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    put(script, monkeypatch, replace(small, unpack=unpack_until_the_disk_is_full))
+    with pytest.raises(RunError, match="no space left while writing .*small: free some space"):
+        script.fetch("small", cache=tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
 
 
 def test_what_a_killed_run_left_is_removed(script, small, tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ UNCLEAR = SwitchEffect("words", "part-of-speech", 0.8, 0.81, PairedDifference(0.
     ("effect", "verdict", "said"),
     [
         (HARMED, "harms", "sentences: the switch alone harms them, so they need MNTP"),
-        (HELPED, "helps", "words: the switch alone helps them"),
+        (HELPED, "helps", "not needed; a larger test may still find a loss"),
         (UNCLEAR, "no clear effect", "no clear effect on them in so small a test"),
     ],
 )

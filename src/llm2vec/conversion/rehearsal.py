@@ -4,6 +4,7 @@ Nothing is modelled that can be seen: loading, proofs, a few steps of each stage
 an evaluation, writing and reading back. What it makes is thrown away.
 """
 
+import math
 import shutil
 import time
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from accelerate import PartialState
 
 from llm2vec.conversion.budget import Plan, Speeds
 from llm2vec.conversion.convert import convert
+from llm2vec.errors import UsageError
 from llm2vec.recipe.files import merged
 from llm2vec.recipe.knobs import Recipe
 from llm2vec.runtime.progress import Silent
@@ -33,12 +35,21 @@ _WRITTEN_PART, _WRITTEN = 16, (64, 256)
 which the decoder writes at a time."""
 
 
-class _Clock(Silent):
-    """A listener that records when each task began and when it advanced."""
+_LARGEST_SHARE = 0.5
+"""Largest share of a budget's time that measuring may take; then the machine is too busy."""
 
-    def __init__(self) -> None:
+
+class _Clock(Silent):
+    """A listener that records when each task began and when it advanced.
+
+    Args:
+        until_s: Time at which measuring has taken too long.
+    """
+
+    def __init__(self, *, until_s: float) -> None:
         self.began_s: dict[str, float] = {}
         self.seen_s: dict[str, list[float]] = {}
+        self._until_s = until_s
         self._task = ""
 
     def start(self, task: str, *, total: int | None) -> None:
@@ -47,7 +58,13 @@ class _Clock(Silent):
         self.seen_s[task] = []
 
     def advance(self, count: int, /, **numbers: float) -> None:
-        self.seen_s[self._task].append(time.perf_counter())
+        now_s = time.perf_counter()
+        if now_s > self._until_s:
+            raise UsageError(
+                f"measuring this machine takes more than {_LARGEST_SHARE:.0%} of the hours: it is "
+                "too busy or too slow for them; give more --hours, or plan by --tokens"
+            )
+        self.seen_s[self._task].append(now_s)
 
     def whole_s(self, task: str) -> float:
         """Seconds from the beginning of a task to its last step; 0 for a task without steps."""
@@ -74,11 +91,12 @@ def rehearse(recipe: Recipe, draft: Plan, folder: Path) -> Speeds:
         folder: The folder to work in, which is made and removed.
 
     Raises:
+        UsageError: Measuring takes more than half of the budget's hours.
         LLM2VecError: Something is wrong with the decoder, the corpus or the recipe.
     """
     small = _in_miniature(recipe, draft)
-    clock = _Clock()
     began_s = time.perf_counter()
+    clock = _Clock(until_s=began_s + _LARGEST_SHARE * 3600 * (draft.budget.hours or math.inf))
     try:
         convert(small, folder / "encoder", progress=clock)
         whole_s = time.perf_counter() - began_s
