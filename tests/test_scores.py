@@ -8,6 +8,7 @@ import pytest
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import average_precision_score
 
+from llm2vec.evaluation import sentence_tasks
 from llm2vec.evaluation.sentence_tasks import classification, clustering, pairs, retrieval, sts
 
 pytest.importorskip("mteb")
@@ -158,6 +159,17 @@ def test_a_query_that_is_a_document_does_not_find_itself(tmp_path):
     found = retrieval(embed, beir(tmp_path / "data", **search))
     assert found.value == 1.0
     assert found.others == {"map@100": 1.0, "recall@100": 1.0, "mrr@10": 1.0}
+
+
+def test_it_does_not_matter_how_many_queries_and_documents_are_compared_at_once(
+    tmp_path, monkeypatch
+):
+    search = some_search(np.random.default_rng(5), queries_are_documents=True)
+    folder = beir(tmp_path / "data", **search)
+    whole = retrieval(embed, folder)
+    monkeypatch.setattr(sentence_tasks, "_QUERIES_AT_ONCE", 7)
+    monkeypatch.setattr(sentence_tasks, "_DOCUMENTS_AT_ONCE", 13)
+    assert retrieval(embed, folder) == whole
 
 
 @pytest.mark.parametrize(
