@@ -86,8 +86,31 @@ def _print_summary(provenance: Mapping[str, Any]) -> None:
         rows += _before_and_after(stage["stage"], stage["metrics"])
     if rows:
         table("", ["", "before", "after"], rows)
+    for stage in provenance["stages"]:
+        _print_data_sets(stage)
     for proof in [*provenance["stages"][-1]["switch"]["proofs"], provenance["read_back"]]:
         results.print(f"proved: {proof['name']} (margin {proof['margin']:.1e})")
+
+
+_DATA_SETS = {
+    "rows": "rows",
+    "negatives": "negatives",
+    "tokens": "tokens a text",
+    "longest": "longest text",
+    "skipped": "left out",
+    "repeated": "repeated",
+    "equal_positives": "positive = anchor",
+    "equal_negatives": "negative = positive",
+}
+"""What is printed of a data set of pairs: the keys of its facts, and their names."""
+
+
+def _print_data_sets(stage: Mapping[str, Any]) -> None:
+    """The data sets of pairs that a stage was trained on; nothing for other stages."""
+    data_sets = stage.get("corpus", {}).get("data_sets", ())
+    rows = [[each["name"], *(f"{each.get(key, 0):,}" for key in _DATA_SETS)] for each in data_sets]
+    if rows:
+        table("", ["data", *_DATA_SETS.values()], rows)
 
 
 def _before_and_after(stage: str, metrics: Sequence[Mapping[str, Any]]) -> list[list[str]]:
