@@ -13,7 +13,9 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from llm2vec import convert
+from llm2vec.backbone.source import Source
 from llm2vec.cli.main import app
+from llm2vec.conversion.start import last_stage, lineage
 from llm2vec.corpus.triples import store_triples
 from llm2vec.encoder.encoder import Encoder
 from llm2vec.errors import ModelError, UsageError
@@ -223,6 +225,11 @@ def test_training_goes_on_with_the_adapter_of_simcse_on_what_was_there_before_it
     trained = load_file(done.stages["3-supervised"] / "adapter" / "adapter_model.safetensors")
     ranks = {weight.shape[0] for name, weight in trained.items() if "lora_A" in name}
     assert ranks == {3}, "the adapter of SimCSE, not a fresh one of rank 16"
+    simcse, whole = Source.of(done.stages["2-simcse"]), Source.of(tmp_path / "out")
+    assert (last_stage(simcse), last_stage(whole)) == ("simcse", "supervised")
+    assert lineage(simcse)["parent"]["stages"][0]["stage"] == "simcse"
+    assert lineage(whole)["parent"]["recipe"] == done.provenance["recipe"]
+    assert lineage(Source.of(DECODER)) == {}
 
 
 def test_an_adapter_that_is_not_there_is_refused():

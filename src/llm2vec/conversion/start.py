@@ -1,5 +1,6 @@
 """What a recipe that goes on with an encoder keeps of it: its settings and its provenance."""
 
+from pathlib import Path
 from typing import Any
 
 from llm2vec.backbone.source import UNI, Source
@@ -52,9 +53,17 @@ def last_stage(source: Source) -> str | None:
 
 def lineage(source: Source) -> dict[str, Any]:
     """What the provenance says of the encoder that a training went on with; empty for a decoder."""
-    path = source.find(PROVENANCE_FILE)
-    if path is None or own_settings(source) is None:
+    if own_settings(source) is None:
         return {}
+    path = source.find(PROVENANCE_FILE)
+    if path is None:
+        stage = source.find(STAGE_FILE)
+        return {} if stage is None else {"parent": {"stages": [_stage_facts(stage)]}}
     before = read_json(path)
     kept = ("recipe", "decoder", "adapters", "corpora", "stages", "parent")
     return {"parent": {key: before[key] for key in kept if key in before}}
+
+
+def _stage_facts(path: Path) -> dict[str, Any]:
+    """What the file of a stage's folder says of it, without the list of files."""
+    return {key: value for key, value in read_json(path).items() if key != "files"}
