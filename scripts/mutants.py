@@ -59,6 +59,7 @@ COVERED = {
     "backbone.proofs": (
         "test_proofs.py",
         "test_partial.py",
+        "test_varlen.py",
         "test_positions.py::test_packing_is_proven_on_either_side_of_the_border",
         "test_simcse.py::test_dropout_is_off_in_a_loaded_decoder_and_live_where_the_stage_sets_it",
         "test_blame.py::test_states_too_large_for_their_type_are_blamed_on_the_type",
