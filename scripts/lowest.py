@@ -157,7 +157,9 @@ def install() -> None:
     pip(
         "--constraint", LOWEST, "torch"
     )  # alone, so that a build without CUDA that is there is kept
-    pip("--constraint", LOWEST, "--editable", f".[{EXTRA}]")
+    # all others are resolved already, which pip would do again, for many minutes
+    command = ["uv", "pip", "install", "--quiet", "--python", PYTHON, "--requirement", LOWEST]
+    subprocess.run([PYTHON, "-m", *command, "--editable", "."], cwd=ROOT, check=True)
     INSTALLED.write_text(LOWEST.read_text())
 
 
