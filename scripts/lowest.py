@@ -157,9 +157,9 @@ def install() -> None:
     pip(
         "--constraint", LOWEST, "torch"
     )  # alone, so that a build without CUDA that is there is kept
-    # all others are resolved already, which pip would do again, for many minutes
-    command = ["uv", "pip", "install", "--quiet", "--python", PYTHON, "--requirement", LOWEST]
-    subprocess.run([PYTHON, "-m", *command, "--editable", "."], cwd=ROOT, check=True)
+    # by uv, since pip takes many minutes to find what is resolved already
+    command = ["uv", "pip", "install", "--quiet", "--python", PYTHON, "--constraint", LOWEST]
+    subprocess.run([PYTHON, "-m", *command, "--editable", f".[{EXTRA}]"], cwd=ROOT, check=True)
     INSTALLED.write_text(LOWEST.read_text())
 
 
