@@ -32,9 +32,9 @@ def open_url(encoder):
         yield url
 
 
-def shown(word, url):
-    """The example of docs/serve.md that holds a word, for another address."""
-    page = (ROOT / "docs" / "serve.md").read_text()
+def shown(word, url, file="docs/serve.md"):
+    """The example of a page that holds a word, for another address."""
+    page = (ROOT / file).read_text()
     blocks = re.findall(r"```(?:python)?\n(.*?)```", page, re.DOTALL)
     (block,) = [each for each in blocks if word in each]
     return block.replace(ADDRESS, url)
@@ -129,8 +129,9 @@ def test_llama_index_by_teis_routes(open_url, encoder):
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
-def test_curl(open_url, encoder):
-    command = shlex.split(shown("curl ", open_url).replace("\\\n", " "))
+@pytest.mark.parametrize("file", ["README.md", "docs/serve.md"])
+def test_curl(open_url, encoder, file):
+    command = shlex.split(shown("curl ", open_url, file).replace("\\\n", " "))
     answer = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
     check([each["embedding"] for each in answer["data"]], encoder)
 
