@@ -34,7 +34,7 @@ _WARM_UP = 0.1
 def register(_: typer.Typer) -> None:
     """Add the command."""
     train_app.command(
-        epilog="Examples. The last one takes vectors that were made beforehand by `llm2vec encode`."
+        epilog="Examples. The last one takes vectors that `encode` made before."
         "\n\n`llm2vec train distill encoder --teacher sentence-transformers/all-MiniLM-L6-v2 "
         "--texts texts.txt --out student --batch-size 8 --steps 20`\n\n"
         "`llm2vec train distill encoder --teacher sentence-transformers/all-MiniLM-L6-v2 "
