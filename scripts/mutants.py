@@ -44,7 +44,6 @@ from typing import Any
 import hypothesis
 import psutil
 import pytest
-import torch
 
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / ".mutants" / "fates.jsonl"
@@ -147,7 +146,6 @@ def main() -> None:
     chosen = parser.parse_args()
     if unknown := set(chosen.modules) - set(COVERED):
         parser.error(f"no tests are named for {', '.join(unknown)}")
-    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         survivors = []
         for module in chosen.modules or COVERED:
