@@ -13,13 +13,17 @@ from llm2vec.backbone.receptive_field import decoder_layers
 from llm2vec.backbone.source import BUNDLED_FOLDER
 from llm2vec.backbone.switch import make_bidirectional
 from llm2vec.encoder.batching import (
+    batch_memory_checked,
+    flatten,
     is_packed,
     layer_states,
+    model_inputs,
     plan_batches,
+    plan_for,
     token_states,
 )
 from llm2vec.encoder.layers import reading_layer
-from llm2vec.errors import UsageError
+from llm2vec.errors import OutOfMemory, UsageError
 
 ROUNDING = 1e-5
 """float32 states of size 1 to 10 from matrix products of another shape, relative to their size."""
@@ -131,3 +135,41 @@ def test_a_layer_that_is_not_there_is_said_with_those_that_are(layer):
         reading_layer(model, layer=layer, pad_id=1),
     ):
         pass
+
+
+def test_a_text_that_breaks_the_budget_begins_the_next_batch():
+    assert plan_batches([3, 9, 0, 4], max_tokens=10, padded=False) == [[1], [3, 0]]
+
+
+def test_padding_counts_for_a_model_that_pads_alone():
+    causal = load_decoder(DECODERS / "qwen3", head=False)
+    assert plan_for(causal, [9, 1, 1], max_tokens=12) == [[0], [1, 2]]
+    make_bidirectional(causal)
+    assert plan_for(causal, [9, 1, 1], max_tokens=12) == [[0, 1, 2]]
+
+
+def test_a_packed_model_reads_one_row_and_another_one_a_row_for_each_text():
+    texts = [[5, 6, 7], [8]]
+    one_row, rows = (model_inputs(texts, packed=packed, pad_id=0) for packed in (True, False))
+    assert one_row["input_ids"].tolist() == [[5, 6, 7, 8]]
+    assert rows["input_ids"].tolist() == [[5, 6, 7], [8, 0, 0]]
+
+
+def test_flat_states_have_no_padding():
+    states_BTD = torch.arange(6.0).reshape(2, 3, 1)
+    assert flatten(states_BTD, [1, 3]).flatten().tolist() == [0, 3, 4, 5]
+    assert flatten(states_BTD, [3, 2]).flatten().tolist() == [0, 1, 2, 3, 4]
+
+
+def test_out_of_memory_says_what_the_batch_was():
+    model = load_decoder(DECODERS / "qwen3", head=False)
+
+    def said(*documents):
+        with pytest.raises(OutOfMemory) as raised, batch_memory_checked(model, documents):
+            raise MemoryError
+        return str(raised.value)
+
+    assert "2 texts of 6 tokens in a batch, the longest of 3" in said([5, 6, 7], [8])
+    assert "one text of 3 tokens" in said([5, 6, 7])
+    make_bidirectional(model)
+    assert "2 texts of 4 tokens in a batch, the longest of 3" in said([5, 6, 7], [8])

@@ -49,7 +49,9 @@ def test_dropout_is_off_in_a_loaded_decoder_and_live_where_the_stage_sets_it(nam
         DECODERS / name, head=False, config_overrides=without | dict.fromkeys(names, 0.3)
     )
     make_bidirectional(noisy)
-    margin = prove_dropout(noisy).margin
+    proof = prove_dropout(noisy)
+    margin = proof.margin
+    assert proof.passed
     assert margin > 1e-3
     torch.manual_seed(99)
     assert prove_dropout(noisy).margin == margin, "whatever was drawn before"

@@ -91,6 +91,7 @@ def test_a_separator_keeps_prompt_and_text_in_tokens_of_their_own():
     assert joined[: len(alone)] == alone
     assert is_token_prefix(TOKENIZER, "Find it:\n")
     assert not is_token_prefix(TOKENIZER, "Find it: ")
+    assert is_token_prefix(BORDERED, "Find it:\n"), "an end token is not the prompt's"
     assert (separator, separator_for(TOKENIZER, [])) == ("\n", " ")
 
 

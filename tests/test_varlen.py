@@ -40,6 +40,7 @@ class StandIn:
     one_token_wider: bool = False
     ignores_borders: bool = False
     gradient: float = 1.0
+    no_gradient: bool = False
     given: list = field(default_factory=list)
 
     def __call__(self, *rows_THK, border_N1, longest, scale, window, dropout, softcap):
@@ -52,6 +53,8 @@ class StandIn:
             window += 1
         parts = zip(*(row.split(lengths) for row in rows_THK), strict=True)
         output_THK = torch.cat([self.of_text(*part, scale, window) for part in parts])
+        if self.no_gradient and output_THK.requires_grad:
+            raise RuntimeError("no gradient")
         return output_THK * self.gradient + (output_THK * (1 - self.gradient)).detach()
 
     def of_text(self, query_LHK, key_LHK, value_LHK, scale, window):
@@ -110,6 +113,7 @@ def test_a_kernel_that_is_proven_is_called_once_a_layer_for_all_texts(name, monk
         ("gemma3", {"one_token_wider": True}, "it is not so that texts in one packed row"),
         ("qwen3", {"ignores_borders": True}, "largest relative difference to the text alone"),
         ("qwen3", {"gradient": 0.9}, "its outputs and gradients to the formula"),
+        ("qwen3", {"no_gradient": True}, "the kernel cannot: "),
     ],
 )
 def test_a_kernel_that_is_wrong_is_not_used_and_the_next_one_is(name, broken, said, monkeypatch):

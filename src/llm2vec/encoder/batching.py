@@ -209,7 +209,7 @@ def batch_memory_checked(
     Raises:
         OutOfMemory: There was not enough memory.
     """
-    longest = max(map(len, documents), default=0)
+    longest = max(map(len, documents))
     tokens = sum(map(len, documents)) if is_packed(model) else longest * len(documents)
     batch = f"{len(documents)} texts of {tokens:,} tokens in a batch, the longest of {longest:,}"
     less = "give a smaller batch_size (--batch-size) or fewer texts at once"
