@@ -76,6 +76,11 @@ def test_a_prompt_that_leaves_no_room_is_an_error():
         tokenize(TOKENIZER, ["text"], max_length=4, prompts=["a very long prompt that never ends "])
 
 
+def test_an_empty_text_behind_a_prompt_ends_where_the_prompt_does():
+    (row,) = tokenize(BORDERED, [""], max_length=64, prompts=["Find it: "])
+    assert row.first == row.end == len(row.ids) - 1
+
+
 def test_an_empty_text_has_no_tokens_of_its_own():
     assert [each.first == each.end for each in tokenize(TOKENIZER, ["", "a"], max_length=8)] == [
         True,
@@ -177,7 +182,8 @@ def test_prompts_and_special_tokens_are_pooled_as_the_settings_say(
 
 def test_a_border_by_prompts_stands_after_as_many_tokens_as_each_prompt_has_alone():
     prompts = ["Find it: ", "Look: ", "Find it: "]
-    rows = tokenize(BORDERED, ["a", "b", "c"], max_length=64, prompts=prompts, boundary="prompt")
+    texts = ["one two three", "four five six", "seven eight nine"]
+    rows = tokenize(BORDERED, texts, max_length=64, prompts=prompts, boundary="prompt")
     assert [row.first for row in rows] == [
         1 + len(TOKENIZER(prompt)["input_ids"]) for prompt in prompts
     ]
