@@ -68,6 +68,7 @@ COVERED = {
         "test_stage.py",
         "test_mntp.py::test_mask_tokens_leave_tokenizer_and_embeddings_as_they_were",
         "test_distill.py::test_a_student_comes_nearer_to_its_teacher_and_keeps_no_projection",
+        "test_train_supervised.py::test_training_goes_on_with_the_adapter_of_simcse_on_what_was_there_before_it",
         "test_train_supervised.py::test_a_decoder_can_stay_causal",
         "test_train_supervised.py::test_the_weights_of_the_best_evaluation_are_kept",
         "test_train_supervised.py::test_training_stops_when_the_held_out_score_no_longer_rises",
