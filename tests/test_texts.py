@@ -96,6 +96,17 @@ def test_a_first_line_that_is_a_row_is_not_taken_for_names(tmp_path):
     assert texts(tmp_path / "b.csv") == ["hello"]
 
 
+@pytest.mark.parametrize("first", ["Hello big world.", "a dog runs through the field"])
+def test_a_first_line_that_is_a_sentence_is_not_taken_for_the_name_of_the_only_column(
+    first, tmp_path
+):
+    (tmp_path / "a.csv").write_text(f"{first}\nAnother line here.\n")
+    with pytest.raises(CorpusError, match=f"named '{first}', which looks like a row"):
+        list(read_texts(CorpusRecipe(source=str(tmp_path / "a.csv"))))
+    named = CorpusRecipe(source=str(tmp_path / "a.csv"), column=first)
+    assert list(read_texts(named)) == ["Another line here."]
+
+
 def test_the_column_is_decided_once_for_a_file(tmp_path):
     """Row by row, a row without a body gave its address to the training."""
     rows = [{"url": "http://a", "body": "A"}, {"url": "http://b", "body": None}]

@@ -26,6 +26,9 @@ SELF = "self"
 _NUMBER = re.compile(r"\s*[-+]?\d+([.,]\d+)?\s*")
 """A cell that names no column."""
 
+_SENTENCE = re.compile(r"\s*(\S+\s+){4,}\S+\s*|.*[.!?]\s*", re.DOTALL)
+"""A cell that hardly names a column: five words or more, or the end of a sentence."""
+
 _MOST_REPLACED = 0.01
 """Share of rows that are not Unicode, above which a corpus is taken to be in another encoding."""
 
@@ -273,7 +276,8 @@ def _only_column(table: Table, *, words: bool) -> str:
     """
     kinds = table.columns
     numbers = [name for name in kinds if _NUMBER.fullmatch(name)]
-    if 0 < len(numbers) < len(kinds):
+    has_sentences = any(map(_SENTENCE.fullmatch, kinds))
+    if 0 < len(numbers) < len(kinds) or has_sentences:
         raise CorpusError(
             f"{table.name}: the columns are named {', '.join(map(repr, kinds))}, which looks like "
             "a row: write a first line with the names of the columns, or say --column NAME"
