@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import DECODERS
 from safetensors.torch import load_file, save_file
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from llm2vec import LLM2Vec, Recipe, convert
 from llm2vec.backbone import packed_attention, proofs
@@ -326,6 +327,8 @@ def described(folder, values):
 
 @pytest.mark.parametrize("values", [PHI_4_MINI, MINICPM_3])
 def test_models_that_scale_their_rotations_by_lists_are_tried_on_a_small_copy(values, tmp_path):
+    if values["model_type"] not in CONFIG_MAPPING:
+        pytest.skip(f"this version of transformers has no {values['model_type']}")
     assert described(tmp_path / "model", values).convertible is True
 
 
