@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 
 from llm2vec import Encoder, Recipe, convert
 from llm2vec.backbone.lora import PROJECTION
+from llm2vec.cli.distill import _recipe
 from llm2vec.errors import CorpusError, ModelError, RunError, UsageError
 from llm2vec.runtime.progress import Recorder, Silent
 from llm2vec.training import teacher as teachers
@@ -237,3 +238,14 @@ def test_teachers_that_do_not_fit_are_refused_by_name(folder, tmp_path):
             Recipe.read({"distill": {"steps": 1, **knobs}})
     with pytest.raises(CorpusError, match="batch_size is 500, but the corpus has only 120"):
         convert(recipe(folder, batch_size=500), tmp_path / "out")
+
+
+def test_a_recipe_says_what_the_options_of_the_command_leave_open():
+    decoder = str(DECODERS / "qwen3")
+    named = {"teacher": "t", "method": "full", "cosine": 0.0, "mse": 2.0, "steps": 40}
+    found = _recipe(decoder, {"distill": named}, trust_remote_code=False).distill
+    assert (found.method, found.cosine, found.mse, found.scores) == ("full", 0.0, 2.0, 1.0)
+    assert (found.steps, found.warmup_steps, found.learning_rate) == (40, 4, 5e-5)
+    bare = {"distill": {"teacher": "t"}}
+    found = _recipe(decoder, bare, trust_remote_code=False).distill
+    assert (found.steps, found.method, found.learning_rate) == (500, "lora", 5e-4)

@@ -134,7 +134,7 @@ def test_vectors_that_are_there_are_not_made_again(tiny, pairs, tmp_path, monkey
 
 def test_limits_that_leave_nothing_or_contradict_each_other_are_refused(tiny, pairs, tmp_path):
     out = tmp_path / "mined.jsonl"
-    with pytest.raises(CorpusError, match="none of the 62 pairs has 1 negatives within"):
+    with pytest.raises(CorpusError, match="none of 62 pairs has enough negatives \\(1\\)"):
         mine(tiny, str(pairs), out, limits=Limits(max_score=-0.99))
     with pytest.raises(UsageError, match="do not go together"):
         mine(tiny, str(pairs), out, limits=Limits(skip=5, depth=3))
@@ -142,3 +142,18 @@ def test_limits_that_leave_nothing_or_contradict_each_other_are_refused(tiny, pa
     (tmp_path / "labels.jsonl").write_text(json.dumps({"text": "a", "label": "b"}) + "\n")
     with pytest.raises(CorpusError, match="texts with labels"):
         mine(tiny, str(tmp_path / "labels.jsonl"), tmp_path / "l.jsonl")
+
+
+def test_nothing_that_is_read_is_written_over(tiny, pairs, tmp_path):
+    before = pairs.read_bytes()
+    with pytest.raises(UsageError, match="this file is read"):
+        mine(tiny, str(pairs), pairs)
+    texts = tmp_path / "texts.txt"
+    texts.write_text("A text.\n")
+    with pytest.raises(UsageError, match="this file is read"):
+        mine(tiny, str(pairs), texts, corpus=CorpusRecipe(source=str(tmp_path / "*.txt")))
+    with pytest.raises(UsageError, match="this is a folder"):
+        mine(tiny, str(pairs), tmp_path)
+    assert pairs.read_bytes() == before
+    assert texts.read_text() == "A text.\n"
+    assert not list(tmp_path.glob("*.vectors"))

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from llm2vec import LLM2Vec, Recipe, convert
 from llm2vec.backbone.adapter_chain import find_chain
 from llm2vec.backbone.source import BUNDLED_FOLDER, Source
+from llm2vec.cli.vector_files import check_target
 from llm2vec.conversion.run_folder import RunFolder
 from llm2vec.corpus.tagged import TaggedSentence
 from llm2vec.errors import LLM2VecError, ModelError, RunError, UsageError
@@ -452,3 +453,14 @@ def test_a_link_to_a_file_stays_a_link(tmp_path):
     assert (tmp_path / "link.json").is_symlink()
     assert files.read_json(tmp_path / "real.json") == [1]
     assert names_in(tmp_path) == ["link.json", "real.json"]
+
+
+def test_a_file_that_is_read_is_not_written_over(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "hello"}\n')
+    (tmp_path / "link.jsonl").symlink_to(rows)
+    for read in (rows, tmp_path, tmp_path / "*.jsonl"):
+        with pytest.raises(UsageError, match="this file is read"):
+            check_target(tmp_path / "link.jsonl", str(read))
+    for read in (None, "s3://bucket/rows.jsonl", "hub:NAME", str(tmp_path / "other.jsonl")):
+        check_target(rows, read)

@@ -1,11 +1,13 @@
 """The command `train distill`: an encoder learns from the vectors of a teacher."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from llm2vec.cli.console import one_of
+from llm2vec.cli.one_stage import METHODS, defaults_for, kept_recipe
 from llm2vec.cli.options import (
     Json,
     KeepStages,
@@ -21,14 +23,11 @@ from llm2vec.errors import UsageError
 from llm2vec.recipe.files import merged, read_settings, read_yaml
 from llm2vec.recipe.knobs import Recipe
 
-_METHODS = ("lora", "full")
 _LOSSES = ("cosine", "mse", "relational", "scores")
 _LEARNING_RATES = {"lora": 5e-4, "full": 5e-5}
 """Peak learning rate of adapters and of all weights, where nothing names one."""
 
 _STEPS = 500
-_WARM_UP = 0.1
-"""Share of the steps in which the learning rate rises, where nothing names a number."""
 
 
 def register(_: typer.Typer) -> None:
@@ -67,20 +66,22 @@ def distill(
         typer.Option(help="Rows with `anchor` and `positive` to learn on, instead of --texts."),
     ] = None,
     loss: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Losses with commas between: cosine and mse of vectors, relational (all "
-            "similarities), scores (contrastive, with the teacher's scores as labels)."
+            "similarities), scores (contrastive, with the teacher's scores as labels) "
+            "[cosine,scores]."
         ),
-    ] = "cosine,scores",
+    ] = None,
     recipe_file: RecipeFile = None,
-    steps: Annotated[int, typer.Option(help="Number of steps.")] = _STEPS,
+    steps: Annotated[int | None, typer.Option(help=f"Number of steps [{_STEPS}].")] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Texts or pairs in a step, in each process [128].")
     ] = None,
     method: Annotated[
-        str, typer.Option(help="lora trains adapters and merges them; full every weight.")
-    ] = "lora",
+        str | None,
+        typer.Option(help="lora trains adapters and merges them [default]; full every weight."),
+    ] = None,
     learning_rate: Annotated[
         float | None, typer.Option(help="Peak learning rate: 5e-4 (lora) or 5e-5 (full).")
     ] = None,
@@ -95,7 +96,8 @@ def distill(
     The teacher's vectors are computed once, before training. Stopped, the same command goes on from
     the last checkpoint.
     """
-    one_of("--method", method, _METHODS)
+    if method is not None:
+        one_of("--method", method, METHODS)
     if (texts is None) == (pairs is None):
         raise UsageError("say what to learn on: --texts or --pairs, and only one of the two")
     named: dict[str, Any] = {
@@ -106,20 +108,23 @@ def distill(
         "steps": steps,
         "batch_size": batch_size,
         "method": method,
-        "learning_rate": learning_rate or _LEARNING_RATES[method],
-        "warmup_steps": round(steps * _WARM_UP),
-        "log_every": min(10, max(1, steps // 20)),
-        **_weights(loss),
+        "learning_rate": learning_rate,
+        **({} if loss is None else _weights(loss)),
     }
     given = {"distill": {key: value for key, value in named.items() if value is not None}}
     file = {} if recipe_file is None else read_yaml(recipe_file)
-    from llm2vec.conversion.start import kept_settings
-
-    kept = kept_settings(encoder, trust_remote_code=trust_remote_code)
-    base = merged(kept, {"mntp": {"steps": 0}, "simcse": {"steps": 0}})
-    recipe = Recipe.read(merged(base, file, given, read_settings(sets or [])))
+    chosen = merged(file, given, read_settings(sets or []))
+    recipe = _recipe(encoder, chosen, trust_remote_code=trust_remote_code)
     options = RunOptions(keep_stages=keep_stages, start_over=start_over, json=json)
     run_recipe(recipe, out, options)
+
+
+def _recipe(encoder: str, chosen: Mapping[str, Any], *, trust_remote_code: bool) -> Recipe:
+    """The recipe of one distillation, from an encoder whose settings are kept."""
+    base = kept_recipe(encoder, trust_remote_code=trust_remote_code)
+    stage = Recipe.read(merged(base, {"distill": {"steps": _STEPS}}, chosen)).distill
+    defaults = {**defaults_for(stage.steps), "learning_rate": _LEARNING_RATES[stage.method]}
+    return Recipe.read(merged(base, {"distill": defaults}, chosen))
 
 
 def _corpus(texts: str | None, column: str | None) -> dict[str, str] | None:

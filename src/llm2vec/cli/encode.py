@@ -138,7 +138,7 @@ def _encode_file(
 ) -> None:
     """Encode texts that fit into memory, to one file or to standard output."""
     if out is not None:
-        check_target(out)
+        check_target(out, source.file)
     given = given_texts(texts, source, stdin=sys.stdin)
     from llm2vec.encoder.encoder import Encoder
 

@@ -107,6 +107,6 @@ def mine(
         answer(asdict(mined))
         return
     people.print(
-        f"{mined.out}: {mined.rows:,} of {mined.pairs:,} pairs have {negatives} negatives, from "
-        f"{mined.candidates:,} texts; the vectors are in {mined.vectors}"
+        f"{mined.out}: {mined.rows:,} of {mined.pairs:,} pairs, negatives of each: {negatives}, "
+        f"from {mined.candidates:,} texts; the vectors are in {mined.vectors}"
     )

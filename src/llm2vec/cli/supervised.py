@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from llm2vec.cli.console import one_of, people
+from llm2vec.cli.one_stage import METHODS, defaults_for, kept_recipe
 from llm2vec.cli.options import Json, KeepStages, RecipeFile, Sets, StartOver, TrustRemoteCode
 from llm2vec.cli.run_recipe import RunOptions, is_first_process, run_recipe
 from llm2vec.cli.train import train_app
@@ -16,12 +17,8 @@ from llm2vec.recipe.files import merged, read_settings, read_yaml
 from llm2vec.recipe.knobs import Recipe
 
 _COLUMNS = ("anchor", "positive", "negatives", "score", "label", "id")
-_METHODS = ("lora", "full")
 _LEARNING_RATES = {"lora": 2e-4, "full": 2e-5}
 """Peak learning rate of adapters and of all weights, where nothing names one."""
-
-_WARM_UP = 0.1
-"""Share of the steps in which the learning rate rises, where nothing names a number."""
 
 
 def register(_: typer.Typer) -> None:
@@ -99,7 +96,7 @@ def supervised(
     if epochs is not None and steps is not None:
         raise UsageError("--epochs and --steps are two lengths of one training; give one of them")
     if method is not None:
-        one_of("--method", method, _METHODS)
+        one_of("--method", method, METHODS)
     named = {
         "steps": steps,
         "batch_size": batch_size,
@@ -147,10 +144,7 @@ def _recipe(
     encoder: str, chosen: Mapping[str, Any], epochs: float | None, *, trust_remote_code: bool
 ) -> Recipe:
     """The recipe of one supervised stage, from an encoder whose settings are kept."""
-    from llm2vec.conversion.start import kept_settings
-
-    kept = kept_settings(encoder, trust_remote_code=trust_remote_code)
-    base = merged(kept, {"mntp": {"steps": 0}, "simcse": {"steps": 0}})
+    base = kept_recipe(encoder, trust_remote_code=trust_remote_code)
     whole = merged(base, {"supervised": {"steps": 1}}, chosen)
     stage = Recipe.read(whole).supervised
     asked = chosen.get("supervised", {})
@@ -158,10 +152,8 @@ def _recipe(
     if "steps" not in asked:
         steps = _steps(Recipe.read(whole), epochs or 1.0)
     defaults = {
-        "steps": steps,
+        **defaults_for(steps),
         "learning_rate": _LEARNING_RATES[stage.method],
-        "warmup_steps": round(steps * _WARM_UP),
-        "log_every": min(10, max(1, steps // 20)),
         "eval_every": max(1, steps // 10),
     }
     return Recipe.read(merged(base, {"supervised": defaults}, chosen))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from llm2vec.cli.console import one_line
+from llm2vec.corpus.data_files import refuse_input
 from llm2vec.errors import UsageError
 from llm2vec.runtime.files import atomic_file, resolved_folder
 
@@ -15,16 +16,21 @@ FORMATS = (".npy", ".jsonl", ".parquet")
 """Endings of files of vectors."""
 
 
-def check_target(out: Path) -> None:
-    """Refuse a file that cannot be written, before any work is done.
+def check_target(out: Path, source: str | None) -> None:
+    """Refuse a file that cannot be written or is read, before any work is done.
+
+    Args:
+        out: The file to write.
+        source: The file, folder or glob of the texts; None if they come from elsewhere.
 
     Raises:
-        UsageError: The file's ending is not a known format, or its path is a folder.
+        UsageError: The file's ending is not a known format, its path is a folder, or it is read.
     """
     if out.suffix not in FORMATS:
         raise UsageError(f"--out {out}: the ending says the format; there are {', '.join(FORMATS)}")
     if out.is_dir():
         raise UsageError(f"--out {out}: this is a folder; name a file")
+    refuse_input(out, source)
     resolved_folder(out.parent, option="the folder of --out")
 
 

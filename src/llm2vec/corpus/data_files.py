@@ -177,6 +177,22 @@ def find_files(
     raise CorpusError(f"{source} does not exist{hint}")
 
 
+def refuse_input(out: Path, source: str | None) -> None:
+    """Refuse to write over a file that is read.
+
+    Args:
+        out: The file to write, which may exist already.
+        source: What is read: a path, folder or glob. None and addresses hold no such file.
+
+    Raises:
+        UsageError: `out` is one of the files of `source`.
+    """
+    if source is None or is_address(source) or not out.is_file():
+        return
+    if any(out.samefile(name) for name in _listed(source).names):
+        raise UsageError(f"--out {out}: this file is read; name another one")
+
+
 def is_address(source: str) -> bool:
     """Whether a source is remote, such as `s3://bucket/texts.jsonl`."""
     return "://" in source

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from llm2vec.bulk.run import encode_to_folder
 from llm2vec.bulk.shards import shard_files
+from llm2vec.corpus.data_files import refuse_input
 from llm2vec.corpus.pairs import plain_pairs
 from llm2vec.corpus.texts import read_texts
 from llm2vec.errors import CorpusError, UsageError, first_line
@@ -105,9 +106,11 @@ def mine(
     Raises:
         CorpusError: The pairs or the corpus cannot be read, or no pair has enough negatives.
         UsageError: The limits contradict each other.
+        UsageError: `out` is a folder or a file that is read.
         RunError: The folder of vectors was made from something else.
     """
     limits, out = limits or Limits(), Path(out)
+    _check_target(out, pairs, corpus)
     rows = _different_pairs(pairs)
     texts = [] if corpus is None else list(read_texts(corpus))
     folder = out.with_name(out.name + ".vectors")
@@ -121,10 +124,19 @@ def mine(
     written = _write(_mined(rows, vectors, texts, limits), vectors, out)
     if not written:
         raise CorpusError(
-            f"none of the {len(rows)} pairs has {limits.negatives} negatives within these limits; "
+            f"none of {len(rows)} pairs has enough negatives ({limits.negatives}) in these limits; "
             "allow higher scores, look deeper, or give a corpus"
         )
     return Mined(str(out), str(folder), len(rows), written, len(candidates))
+
+
+def _check_target(out: Path, pairs: str, corpus: CorpusRecipe | None) -> None:
+    """Refuse a file that cannot be written or is read, before any work is done."""
+    if out.is_dir():
+        raise UsageError(f"--out {out}: this is a folder; name a file")
+    refuse_input(out, pairs)
+    if corpus is not None:
+        refuse_input(out, corpus.source)
 
 
 def _different_pairs(source: str) -> list[tuple[str, str]]:
