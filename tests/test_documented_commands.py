@@ -149,7 +149,6 @@ def write_data(folder):
     (folder / "nli.jsonl").write_text("".join(json.dumps(row) + "\n" for row in nli))
     for name in ("pairs.tsv", "stsb.test.tsv"):
         (folder / name).write_text("".join(pairs))
-    (folder / "scored.tsv").write_text("".join(["score\tanchor\tpositive\n", *pairs]))
 
 
 def write_configs(folder):

@@ -75,6 +75,8 @@ def test_negatives_are_any_number_in_a_list_or_in_numbered_columns(tmp_path):
     ("name", "text", "kind", "score", "group"),
     [
         ("sts.tsv", "4.5\tone\ttwo\n1\tthree\tfour\n", "scored", 4.5, None),
+        ("same.tsv", "5\tone\tone\n1\tthree\tfour\n", "scored", 5.0, None),
+        ("named.tsv", "score\ttext1\ttext2\n4.5\tone\ttwo\n", "scored", 4.5, None),
         ("sts.csv", "sentence1,sentence2,score\none,two,4.5\n", "scored", 4.5, None),
         ("twins.csv", "text1,text2,label\none,two,1\n", "scored", 1.0, None),
         ("topics.csv", "text,label\none,3\n", "labelled", 0.0, "3"),

@@ -26,7 +26,7 @@ def register(_: typer.Typer) -> None:
     train_app.command(
         epilog="Examples:\n\n"
         "`llm2vec train supervised encoder --data nli.jsonl --out better`\n\n"
-        "`llm2vec train supervised encoder --data scored.tsv --batch-size 4 --dev scored.tsv "
+        "`llm2vec train supervised encoder --data pairs.tsv --batch-size 4 --dev pairs.tsv "
         "--patience 3 --out scored`\n\n"
         "`llm2vec train supervised uni:decoder --data nli.jsonl --steps 1 "
         "--method full --out causal`"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from llm2vec.corpus.data_files import HUB, TABLES, DataFile, find_files
+from llm2vec.corpus.lines import read_lines
 from llm2vec.corpus.row import Row, Table
 from llm2vec.corpus.rows import open_table, read_tab_rows
 from llm2vec.corpus.texts import Tally
@@ -210,11 +211,16 @@ def _table(data: DataRecipe, file: DataFile | None) -> Table:
     """The data set as a table; a tab-separated file without a heading has scores and two texts."""
     if file is None:
         return open_table(data.file, config=data.config, split=data.split)
-    table = open_table(file)
-    first = next(iter(table.columns), "")
-    if file.format == "tsv" and len(table.columns) == len(_SCORED) and _is_number(first):
+    if file.format == "tsv" and _begins_with_a_score(file):
         return Table(file.name, dict.fromkeys(_SCORED, "text"), lambda _: _scored_rows(file))
-    return table
+    return open_table(file)
+
+
+def _begins_with_a_score(file: DataFile) -> bool:
+    """Whether the first line is a row already. Its two texts may be equal, as no names are."""
+    first = next(read_lines(file), None)
+    cells = [] if first is None else first.text.split("\t")
+    return len(cells) == len(_SCORED) and _is_number(cells[0])
 
 
 def _scored_rows(file: DataFile) -> Iterator[Row]:
