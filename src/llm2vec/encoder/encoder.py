@@ -530,6 +530,9 @@ class Encoder(nn.Module):
         Adapters that `model` was given since it was loaded are merged into the written weights;
         `model` itself stays as it is.
 
+        Weights are written in the data type that `model` computes in. Where `dtype="auto"` chose
+        bfloat16, load with the type that the folder should have.
+
         Args:
             folder: The folder to make or to write into.
 
